@@ -1,0 +1,49 @@
+# `make demo` and `make test` need Python, make and git; what they install is in constraints.txt.
+# After the first run neither asks the network for anything until pyproject.toml or constraints.txt changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= $(shell $(BIN)/python -c "import os; print(min(4, max(2, os.cpu_count() or 2)))")
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CODE := src tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs clean
+
+help:  ## Say what each target does.
+	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed  ## Set up .venv and tune the built-in model: two minutes.
+	@$(BIN)/tunesmith train quickstart
+
+test: $(VENV)/installed-test lint  ## Run everything that CI runs.
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+lint: $(VENV)/installed-test  ## Check format, style and types.
+	@$(BIN)/ruff format --check --quiet $(CODE)
+	@$(BIN)/ruff check --quiet $(CODE)
+	@$(BIN)/mypy
+
+docs: $(VENV)/installed  ## Write the pages that the program generates.
+	@$(BIN)/tunesmith options --markdown > docs/reference/options.md.new
+	@mv docs/reference/options.md.new docs/reference/options.md
+
+clean:  ## Remove .venv and every cache. Runs stay.
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Editable, so that a changed source needs no second installation.
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV); the first time takes a few minutes."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV), with what the tests need; the first time takes a few minutes."
+	@$(PIP) --editable '.[test]'
+	@touch $(VENV)/installed $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tunesmith needs Python 3.11 or newer. Name one: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,20 @@
+"""tunesmith: fine-tuning of language models that is correct, fast and pleasant."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunesmith.recipe import Data, Eval, Model, Recipe, Source, Train
+    from tunesmith.run import Run, train
+
+__version__ = "0.1.0"
+
+_HOMES = {name: "tunesmith.recipe" for name in ("Data", "Eval", "Model", "Recipe", "Source", "Train")}
+_HOMES |= {"Run": "tunesmith.run", "train": "tunesmith.run"}
+__all__ = ["Data", "Eval", "Model", "Recipe", "Run", "Source", "Train", "__version__", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,49 @@
+"""Train some of the model's own weights and leave the others as they are."""
+
+import re
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from tunesmith.errors import RecipeError
+from tunesmith.seams import Adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Freeze(Adapter):
+    """The last or first layers, or the parameters whose names match."""
+
+    learning_rate: ClassVar[float] = 2e-5
+    beside: ClassVar[bool] = False
+
+    num_layers: int = 2
+    """Decoder layers to train: the last n when positive, the first n when negative, none when 0."""
+    train_matching: Annotated[str, Field(min_length=1)] | None = None
+    """Regular expression; parameters whose name contains a match are trained too: norm|lm_head."""
+
+    @model_validator(mode="after")
+    def _valid_pattern(self) -> "Freeze":
+        try:
+            re.compile(self.train_matching or "")
+        except re.error as error:
+            raise ValueError(f"train_matching is not a regular expression: {error}") from None
+        return self
+
+    def apply(self, model: "PreTrainedModel") -> "PreTrainedModel":
+        """The model with only the chosen parameters requiring gradients. Raises RecipeError when there are none."""
+        depth = model.config.get_text_config().num_hidden_layers
+        if abs(self.num_layers) > depth:
+            raise RecipeError(f"adapter.num_layers: the model has {depth} layers (it was {self.num_layers})")
+        first, last = (depth - self.num_layers, depth) if self.num_layers >= 0 else (0, -self.num_layers)
+        pattern = re.compile(self.train_matching) if self.train_matching else None
+        for name, parameter in model.named_parameters():
+            number = re.search(r"\.(\d+)\.", name)
+            in_layers = number is not None and first <= int(number[1]) < last
+            parameter.requires_grad_(in_layers or (pattern is not None and pattern.search(name) is not None))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise RecipeError(
+                "adapter: nothing is trained. Set num_layers, or train_matching to a parameter's name"
+            )
+        return model

@@ -1,0 +1,49 @@
+"""Low-rank updates beside frozen weights (arXiv 2106.09685), by peft."""
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from tunesmith.seams import Adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LoRA(Adapter):
+    """peft's LoRA. The options have peft's names and meaning."""
+
+    learning_rate: ClassVar[float] = 2e-4
+    beside: ClassVar[bool] = True
+
+    r: Annotated[int, Field(gt=0)] = 16
+    """Rank of each update."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32
+    """Scale of the update: lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the update's inputs that are zeroed in training."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Layers to adapt: names, a regular expression, or all-linear (every linear layer but the head)."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained and saved whole beside the updates."""
+
+    def apply(self, model: "PreTrainedModel") -> Any:
+        """The model wrapped by peft, with only the updates requiring gradients."""
+        from peft import LoraConfig, get_peft_model
+
+        from tunesmith.errors import RecipeError
+
+        config = LoraConfig(
+            r=self.r,
+            lora_alpha=self.lora_alpha,  # type: ignore[arg-type]  # a float works and is what peft divides
+            lora_dropout=self.lora_dropout,
+            target_modules=self.target_modules
+            if isinstance(self.target_modules, str)
+            else list(self.target_modules),
+            modules_to_save=list(self.modules_to_save) or None,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise RecipeError(f"adapter.target_modules: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,148 @@
+"""The command line: find the verb, run it, and say what went wrong in one clear line and an exit code.
+
+Nothing heavy is imported here, and a verb's module only when that verb is called, so that `--help` is quick.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from typing import Any, NoReturn
+
+from tunesmith import __version__
+from tunesmith.errors import TunesmithError, near
+
+VERBS = {
+    "train": "Train a model as a recipe says, or go on with a run folder.",
+    "preview": "Show the rows as the model will see them, and count what is trained.",
+    "chat": "Talk with a model or with what a run made.",
+    "export": "Make a folder that other tools load of a finished run, and verify it.",
+    "options": "Explain every option of a recipe.",
+    "recipes": "List the shipped recipes, or copy one.",
+    "doctor": "Say what works on this machine, and how to get what is missing.",
+}
+
+INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + the signal's number, as a shell reports them
+
+HELP = """usage: tunesmith [-h] [--version] [-v] COMMAND ...
+
+Fine-tune language models: correct, fast and pleasant.
+
+commands:
+{commands}
+
+options:
+  -h, --help     this text; `tunesmith COMMAND --help` explains one command
+  --version      the version
+  -v, --verbose  show the traceback of an error
+
+Begin with `tunesmith train quickstart`."""
+
+
+class UsageError(TunesmithError):
+    """The command line itself is wrong."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line for an error, and a near match for a wrong option."""
+
+    def __init__(self, verb: str) -> None:
+        super().__init__(f"tunesmith {verb}", description=VERBS[verb], allow_abbrev=False)
+        self.add_argument("-v", "--verbose", action="store_true", help="show the traceback of an error")
+
+    def read(self, words: list[str]) -> argparse.Namespace:
+        """The arguments, options and positionals in any order. Raises UsageError."""
+        arguments, unknown = self.parse_known_intermixed_args(words)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            if "." in word and "=" in unknown[0]:
+                self.error(f"a recipe's option is said without dashes: {unknown[0].lstrip('-')}")
+            if not word.startswith("-"):
+                self.error(f"{word!r} is one word too many")
+            self.error(f"there is no option {word}. {near(word, self._option_string_actions)}")
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `main` prints."""
+        hint = "" if message.endswith("?") else f". See: {self.prog} --help"
+        raise UsageError(message.rstrip(".") + hint)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0 (it was {text!r})")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns 0, 1 (an error), 2 (a wrong command line) or 130 (Ctrl-C)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbose = bool({"-v", "--verbose"} & set(words))
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has seen enough, as in `tunesmith options | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  # the only place where a bug is told in one line, not a page
+        if verbose:
+            import traceback
+
+            traceback.print_exc()
+        for line in _told(error, verbose).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _run(words: list[str]) -> int:
+    at = next((place for place, word in enumerate(words) if not word.startswith("-")), len(words))
+    before, after = words[:at], words[at:]
+    for word in before:
+        if word == "--version":
+            print(f"tunesmith {__version__}")
+            return 0
+        if word in ("-h", "--help"):
+            print(_help())
+            return 0
+        if word not in ("-v", "--verbose"):
+            known = ["--version", "--help", "--verbose"]
+            raise UsageError(f"there is no option {word}. {near(word, known)} See: tunesmith --help")
+    if not after:
+        print(_help(), file=sys.stderr)
+        return 2
+    return _run_verb(after[0], after[1:])
+
+
+def _run_verb(verb: str, words: list[str]) -> int:
+    if verb not in VERBS:
+        if verb.endswith((".yaml", ".yml")):
+            raise UsageError(f"there is no command {verb!r}. Did you mean 'tunesmith train {verb}'?")
+        raise UsageError(f"there is no command {verb!r}. {near(verb, VERBS)} See: tunesmith --help")
+    module: Any = importlib.import_module(f"tunesmith.cli.{verb}")
+    parser = Parser(verb)
+    module.add(parser)
+    try:
+        arguments = parser.read(words)
+    except SystemExit:  # argparse has printed the help
+        return 0
+    return module.run(arguments)
+
+
+def _help() -> str:
+    return HELP.format(commands="\n".join(f"  {verb:9}{summary}" for verb, summary in VERBS.items()))
+
+
+def _told(error: Exception, verbose: bool) -> str:
+    """The lines that a person reads of an error."""
+    if isinstance(error, TunesmithError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
+    first = next(iter(str(error).splitlines()), "")
+    hint = "" if verbose else " (unexpected; -v shows the traceback)"
+    return f"{type(error).__name__}: {first}{hint}"

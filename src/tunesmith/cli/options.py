@@ -1,0 +1,38 @@
+"""`tunesmith options`: every option with its type, bound, default and help, read from its declaration."""
+
+import argparse
+import json
+import sys
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "section",
+        nargs="?",
+        default="",
+        metavar="SECTION",
+        help="train, adapter, lora, train.max_steps ...; or all",
+    )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--schema", action="store_true", help="print the JSON Schema of a recipe, for editors")
+    kind.add_argument("--markdown", action="store_true", help="print the reference page")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print. Raises RecipeError when there is no such section or option."""
+    from tunesmith import schema
+    from tunesmith.recipe import Recipe
+    from tunesmith.seams import Export
+
+    if arguments.schema:
+        print(json.dumps(schema.json_schema(Recipe), indent=2))
+        return 0
+    found = schema.choose(schema.groups(Recipe, export=Export), arguments.section)
+    if arguments.markdown:
+        print("\n".join(schema.as_markdown(found)))
+    elif sys.stdout.isatty():
+        schema.show(found)
+    else:
+        print("\n".join(schema.as_lines(found)))
+    return 0

@@ -1,0 +1,1 @@
+"""From files to packed rows: the same path for every objective."""

@@ -1,0 +1,77 @@
+"""Everything between a recipe's sources and the trainer: rendered, split, packed, and accounted for."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tunesmith.data.batch import PackedRows, evaluation_rows, hold_out, training_rows
+from tunesmith.data.prepare import cache_key, prepare, prepare_rows
+from tunesmith.data.store import Store
+from tunesmith.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END_SAMPLES = 100  # samples looked at for the tokens that end an answer
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a run trains and evaluates on."""
+
+    train: PackedRows
+    held_out: PackedRows | None
+    ledger: dict[str, Any]
+    fingerprint: str | None  # of everything that decides the tokens; None for rows of an iterable
+    end_tokens: tuple[int, ...]  # what ends an answer in these rows
+    lines: tuple[str, ...]  # the account in words
+
+
+def load_rows(
+    recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Mapping[str, Any]] | None = None
+) -> Rows:
+    """The packed rows of a resolved recipe; `rows` stand for the files of data.train. The tokenizer is prepared."""
+    data = recipe.data
+    if rows is None:
+        store = prepare(recipe, data.train, tokenizer)
+        fingerprint: str | None = cache_key(recipe, data.train, tokenizer)
+    else:
+        store, fingerprint = prepare_rows(recipe, rows, tokenizer), None
+    lines = [f"data: {line}" for line in (*store.notes, *store.ledger.lines())]
+    samples, held_out, other = np.arange(len(store)), None, None
+    if isinstance(data.eval, tuple):
+        other = prepare(recipe, data.eval, tokenizer)
+        held_out = evaluation_rows(recipe, other, np.arange(len(other)))
+        lines += [f"held out: {line}" for line in (*other.notes, *other.ledger.lines())]
+        fingerprint = fingerprint and f"{fingerprint}+{cache_key(recipe, data.eval, tokenizer)}"
+    elif data.eval:
+        samples, held = hold_out(recipe, len(store))
+        held_out = evaluation_rows(recipe, store, held)
+        lines.append(f"held out: {len(held):,} of {len(store):,} samples (data.seed {data.seed})")
+    train = training_rows(recipe, store, samples)
+    assert recipe.train.row_tokens is not None, "resolved before the run"
+    lines.append(f"packed: rows of {recipe.train.row_tokens:,} tokens, {train.fill:.1%} full, no padding")
+    ledger: dict[str, Any] = {"train": store.ledger.as_dict() | _packing(recipe, train)}
+    ledger["train"]["samples_trained"] = len(samples)
+    if held_out is not None:
+        ledger["eval"] = (
+            other.ledger.as_dict() if other else {"samples": len(store) - len(samples)}
+        ) | _packing(recipe, held_out)
+    return Rows(train, held_out, ledger, fingerprint, end_tokens(store), tuple(lines))
+
+
+def _packing(recipe: Recipe, rows: PackedRows) -> dict[str, Any]:
+    return {"packed_rows": len(rows), "row_tokens": recipe.train.row_tokens, "fill": round(rows.fill, 4)}
+
+
+def end_tokens(store: Store) -> tuple[int, ...]:
+    """The ids that end the last trained span of the first samples."""
+    found = set()
+    for sample in range(min(END_SAMPLES, len(store))):
+        for tokens in store.branches(sample):
+            trained = tokens.weight.nonzero()[0]
+            if len(trained):
+                found.add(int(tokens.ids[trained[-1]]))
+    return tuple(sorted(found))

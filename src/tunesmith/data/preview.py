@@ -1,0 +1,198 @@
+"""Rows as the model will see them: the text of every token, what is trained of it, and how much.
+
+The first token of a sequence is never learned, as nothing stands before it, and is shown as not trained.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.data.ledger import Ledger
+from tunesmith.data.render import Rendered, rendered
+from tunesmith.types import Tokens
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+    from transformers import PreTrainedTokenizerBase
+
+    from tunesmith.recipe import Recipe
+
+LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
+
+INVISIBLE = (*range(0x80, 0xA0), 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF)
+TURNING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # change the direction of the text after them
+VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "\u2421"}  # control pictures
+VISIBLE |= {code: f"<U+{code:04X}>" for code in (*INVISIBLE, *TURNING)}
+VISIBLE |= {ord("\n"): "\u21b5\n", ord("\t"): "\u21e5\t"}
+
+TRAINED = ("#ecfdf5 on #14532d", "#ecfdf5 on #166a3a")  # two shades, so that the ends of tokens are seen
+WEIGHTED = ("#fffbeb on #78350f", "#fffbeb on #92480e")
+UNTRAINED = ("grey50", "grey62")
+SPECIAL = "bold #a78bfa"
+SPECIAL_TRAINED = "bold #ddd6fe"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The samples to show, and the ledger of those that were read: all of them, or only those shown."""
+
+    recipe: "Recipe"
+    tokenizer: "PreTrainedTokenizerBase"  # prepared by the recipe's template
+    rows: int | None = None  # samples to show; None is all
+    everything: bool = False  # whether the ledger counts those that are not shown too
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def __iter__(self) -> Iterator[Rendered]:
+        """The samples to show, in file order; after the last one the ledger is complete."""
+        for number, one in enumerate(rendered(self.recipe, self.tokenizer)):
+            beyond = self.rows is not None and number >= self.rows
+            if beyond and not self.everything:
+                return
+            self.ledger.add(one)
+            if not beyond:
+                yield one
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """What the objective calls the branches of a sample."""
+        return type(self.recipe.objective).branches
+
+    @property
+    def extent(self) -> str:
+        """What the ledger counts, in words."""
+        if self.rows is None or self.everything:
+            return "every row of data.train"
+        return f"the first {self.rows} samples of data.train (--all counts every row)"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some tokens that are whole characters together, mostly one token."""
+
+    text: str
+    ids: tuple[int, ...]
+    weight: float
+    special: bool
+
+
+def pieces(tokens: Tokens, tokenizer: "PreTrainedTokenizerBase") -> list[Piece]:
+    """The tokens of a sequence with their text.
+
+    A token alone decodes wrongly when a character is spread over several, or when the tokenizer drops the space
+    that a text begins with; so tokens are decoded behind the piece before, and grouped until a character ends.
+    """
+    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    ids, weights = tokens.ids.tolist(), [0.0, *tokens.weight[1:].tolist()]
+    found: list[Piece] = []
+    before = start = 0  # the piece before is ids[before:start]
+    for end in range(1, len(ids) + 1):
+        text = decode(ids[before:end], tokenizer)
+        whole = not text.endswith("\ufffd") or end - start >= LONGEST_CHARACTER
+        if whole or end == len(ids) or ids[end] in special:
+            head = len(decode(ids[before:start], tokenizer))
+            found.append(Piece(text[head:], tuple(ids[start:end]), weights[start], ids[start] in special))
+            before, start = start, end
+    return found
+
+
+def decode(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The exact text of some tokens, special ones included."""
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def visible(text: str) -> str:
+    """Text with its line ends, tabs, control characters and changes of direction to be seen."""
+    return text.translate(VISIBLE)
+
+
+def runs(found: list[Piece]) -> Iterator[tuple[float, list[Piece]]]:
+    """Neighbouring pieces of one weight together."""
+    for weight, run in groupby(found, key=lambda piece: piece.weight):
+        yield weight, list(run)
+
+
+def trained_tokens(one: Rendered) -> int:
+    """The number of a sample's tokens that are learned."""
+    return sum(int((tokens.weight[1:] != 0).sum()) for tokens in one.branches)
+
+
+def headline(one: Rendered) -> str:
+    """What is said above a sample."""
+    if one.dropped is not None:
+        return f"dropped: {one.dropped}"
+    number, trained = sum(map(len, one.branches)), trained_tokens(one)
+    label = "" if one.label is None else f", label {one.label:g}"
+    cut = ", truncated" if one.truncated else f", part {one.part + 1}" if one.part else ""
+    return f"{number:,} tokens, {trained:,} trained ({trained / number:.0%}){label}{cut}"
+
+
+def as_json(preview: Preview) -> Iterator[dict[str, Any]]:
+    """One object a sample, in file order, and the ledger last."""
+    for one in preview:
+        branches = [
+            {
+                "ids": tokens.ids.tolist(),
+                "weight": [round(weight, 6) for weight in tokens.weight.tolist()],
+                "text": decode(tokens.ids.tolist(), preview.tokenizer),
+            }
+            for tokens in one.branches
+        ]
+        yield {"where": one.where, "branches": branches, "label": one.label, "dropped": one.dropped}
+    yield {"ledger": preview.ledger.as_dict()}
+
+
+def show(preview: Preview, console: "Console | None" = None) -> None:
+    """Print the samples and the ledger, trained tokens coloured, or between marks where there is no colour."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.rule import Rule
+    from rich.text import Text
+
+    console = console or Console(file=sys.stdout, highlight=False, emoji=False)
+    colour = console.color_system is not None and not console.no_color
+
+    def rule(title: Text) -> Rule:
+        return Rule(title, align="left", style="dim", characters="\u2500" if colour else "-")
+
+    console.print(_legend(colour))
+    for one in preview:
+        console.print(rule(Text.assemble((visible(one.where), "bold"), "  ", headline(one))))
+        for name, tokens in zip(preview.branches, one.branches, strict=False):
+            if len(preview.branches) > 1:
+                console.print(Text(f"{name}: {len(tokens):,} tokens", "italic"))
+            text = _coloured(tokens, preview.tokenizer, colour)
+            console.print(Padding(text, (0, 0, 1, 2)) if colour else text, soft_wrap=not colour)
+    console.print(rule(Text(preview.extent, "bold")))
+    for line in preview.ledger.lines():
+        console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def _legend(colour: bool) -> "Text":
+    from rich.text import Text
+
+    if not colour:
+        return Text("\u27e6trained\u27e7 not trained \u27e6\u00d70.5 trained with weight 0.5\u27e7")
+    marked = ((" trained ", TRAINED[0]), "  ", (" \u00d70.5 trained with weight 0.5 ", WEIGHTED[0]))
+    return Text.assemble(*marked, "  ", ("not trained", UNTRAINED[0]), "  ", ("<special>", SPECIAL))
+
+
+def _coloured(tokens: Tokens, tokenizer: "PreTrainedTokenizerBase", colour: bool) -> "Text":
+    from rich.text import Text
+
+    text = Text(overflow="fold")
+    for weight, run in runs(pieces(tokens, tokenizer)):
+        styles = UNTRAINED if weight == 0 else TRAINED if weight == 1 else WEIGHTED
+        text.append("\u27e6" if weight and not colour else "")
+        text.append("" if weight in (0, 1) else f"\u00d7{weight:g} ", f"bold {styles[0]}")
+        for number, piece in enumerate(run):
+            style = styles[number % 2]
+            if piece.special:
+                style = f"{SPECIAL_TRAINED} on {style.partition(' on ')[2]}" if weight else SPECIAL
+            text.append(visible(piece.text), style)
+        text.append("\u27e7" if weight and not colour else "")
+    return text

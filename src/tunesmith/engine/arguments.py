@@ -1,0 +1,52 @@
+"""The only place where an option of ours becomes an option of transformers."""
+
+from pathlib import Path
+
+import transformers
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import Recipe
+
+
+def arguments(
+    recipe: Recipe, folder: Path, max_steps: int, evaluates: bool
+) -> transformers.TrainingArguments:
+    """TrainingArguments of a resolved recipe. The rows of the whole run are one epoch, taken in order.
+
+    Raises:
+        RecipeError: transformers refuses a value (of `train.transformers`, mostly).
+    """
+    train = recipe.train
+    try:
+        return transformers.TrainingArguments(
+            output_dir=str(folder),
+            max_steps=max_steps,
+            per_device_train_batch_size=train.per_device_train_batch_size,
+            per_device_eval_batch_size=recipe.eval.per_device_eval_batch_size,
+            gradient_accumulation_steps=train.gradient_accumulation_steps,
+            learning_rate=getattr(recipe.optimizer, "learning_rate", None) or 0.0,
+            lr_scheduler_type=train.lr_scheduler_type,
+            warmup_steps=train.warmup_steps,
+            max_grad_norm=train.max_grad_norm,
+            activation_checkpointing=train.activation_checkpointing,
+            bf16=bool(train.bf16),
+            fp16=train.fp16,
+            use_cpu=train.device == "cpu",
+            seed=train.seed,
+            logging_strategy="steps",
+            logging_steps=train.logging_steps,
+            save_strategy="steps",
+            save_steps=train.save_steps,
+            eval_strategy="steps" if evaluates else "no",
+            eval_steps=recipe.eval.eval_steps or max_steps,
+            metric_for_best_model="eval_loss" if evaluates else None,
+            greater_is_better=False,
+            report_to=list(train.report_to) or "none",
+            train_sampling_strategy="sequential",  # the rows come shuffled
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            logging_nan_inf_filter=False,
+            **train.transformers,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,100 @@
+"""What a run does between steps: stop on a signal, keep the best weights, stop early, answer questions."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tunesmith.engine.metrics import MetricsFile
+
+Answer = Callable[[Any, str], str]  # a model and a question to its answer
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM or Ctrl-C ends the step, saves and stops; a second one stops at once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.received: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals in this block (in the main thread, where Python delivers them)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        kinds = (signal.SIGTERM, signal.SIGINT)
+        before = {kind: signal.signal(kind, self._receive) for kind in kinds}
+        try:
+            yield
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        self.say(f"{signal.Signals(number).name}: saving after this step (once more: stop at once)")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a checkpoint and the end of training."""
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+
+
+class LastLine(TrainerCallback):
+    """Logs the last step even when `logging_steps` does not divide it."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a line of metrics."""
+        control.should_log = control.should_log or state.global_step >= state.max_steps
+
+
+class KeepBest(TrainerCallback):
+    """Saves where eval_loss is lowest so far, and stops after `patience` evaluations without a lower one.
+
+    It reads the history in the trainer's state, so that a resumed run decides as an uninterrupted one.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a checkpoint or the end."""
+        losses = [line["eval_loss"] for line in state.log_history if "eval_loss" in line and line["step"] > 0]
+        if not losses:
+            return
+        best = losses.index(min(losses))
+        if best == len(losses) - 1:
+            control.should_save = True
+        if self.patience is not None and len(losses) - 1 - best >= self.patience:
+            control.should_training_stop = control.should_save = True
+
+
+class AnswerQuestions(TrainerCallback):
+    """Answers the recipe's questions at every evaluation, into samples.jsonl."""
+
+    def __init__(self, folder: Path, questions: Sequence[str], answer: Answer) -> None:
+        self.file, self.questions, self.answer = MetricsFile(folder / "samples.jsonl"), questions, answer
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write one line a question: step, prompt, answer."""
+        if not state.is_world_process_zero:
+            return
+        for question in self.questions:
+            text = self.answer(kwargs["model"], question)
+            self.file.append({"step": state.global_step, "prompt": question, "answer": text})

@@ -1,0 +1,212 @@
+"""Checkpoints: written whole or not at all, verified on load, and without pickle.
+
+A checkpoint is a folder: the weights (the adapter's alone where only an adapter is trained), `optimizer.safetensors`,
+`state.json` (optimizer, scheduler, scaler, random generators, counters), transformers' `trainer_state.json`, and
+`manifest.json` with the size and SHA-256 of each file. It is written beside its place and renamed when it is on disk.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from tunesmith.engine.model import without_progress_bar
+from tunesmith.errors import RunError
+
+FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
+RANDOM = "random.safetensors"
+
+
+@contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill, that appears under its name complete, on disk and with a manifest, or not at all."""
+    work = final.parent / f".{final.name}.partial"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield work
+        files = sorted(path for path in work.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(work)): [path.stat().st_size, _digest(path)] for path in files}
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in [*files, work / MANIFEST, work]:
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(work, final)
+        _flush(final.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint: a missing or changed file by name, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{folder} has no readable {MANIFEST}"
+    for name, (size, digest) in manifest.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size or _digest(path) != digest:
+            return f"{path} is {'damaged' if path.is_file() else 'missing'}"
+    return None
+
+
+def steps(run: Path) -> list[int]:
+    """The steps of a run's checkpoints, oldest first."""
+    names = [path.name for path in (run / FOLDER).glob("step-*") if path.name[5:].isdigit()]
+    return sorted(int(name.removeprefix("step-")) for name in names)
+
+
+def place(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / FOLDER / f"step-{step}"
+
+
+def newest(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, and what is wrong with any newer one.
+
+    Raises:
+        RunError: there are checkpoints, and every one is damaged.
+    """
+    problems = []
+    for step in reversed(steps(run)):
+        problem = damage(place(run, step))
+        if problem is None:
+            return place(run, step), problems
+        problems.append(problem)
+    if problems:
+        raise RunError(
+            f"no checkpoint of {run} is whole: {problems[0]}. Remove the run folder and train again"
+        )
+    return None, []
+
+
+def keep(run: Path, limit: int, best: int | None) -> None:
+    """Remove the oldest checkpoints over the limit, never the best one."""
+    found = [step for step in steps(run) if step != best]
+    for step in found[: max(0, len(found) - limit)]:
+        shutil.rmtree(place(run, step))
+
+
+def save_state(
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    scaler: Any | None,
+    counters: Mapping[str, Any],
+) -> None:
+    """Write everything but the weights that a step depends on."""
+    found = optimizer.state_dict()
+    tensors: dict[str, torch.Tensor] = {}
+    values: dict[str, Any] = {}
+    for index, state in found["state"].items():
+        for name, value in state.items():
+            (tensors if isinstance(value, torch.Tensor) else values)[f"{index}.{name}"] = value
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / OPTIMIZER)
+    save_file(_random_tensors(), folder / RANDOM)
+    state = {
+        "optimizer": {"values": values, "param_groups": found["param_groups"]},
+        "scheduler": scheduler.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "python_random": random.getstate(),
+        "numpy_random": np.random.get_state()[0],
+        "numpy_random_place": list(np.random.get_state()[2:]),
+        "counters": counters,
+    }
+    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    """Restore the optimizer and the scheduler."""
+    saved = read_state(folder)
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*load_file(folder / OPTIMIZER).items(), *saved["optimizer"]["values"].items()]:
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    groups = saved["optimizer"]["param_groups"]
+    for group in groups:
+        group.update({name: tuple(value) for name, value in group.items() if name == "betas"})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    scheduler.load_state_dict(saved["scheduler"])
+
+
+def load_random(folder: Path) -> None:
+    """Restore every random generator."""
+    saved, tensors = read_state(folder), load_file(folder / RANDOM)
+    version, numbers, gauss = saved["python_random"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state((saved["numpy_random"], tensors["numpy"].numpy(), *saved["numpy_random_place"]))
+    torch.set_rng_state(tensors["cpu"])
+    for kind in ("cuda", "xpu"):
+        module = getattr(torch, kind)
+        if kind in tensors and module.is_available():
+            module.set_rng_state(tensors[kind])
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The part of a checkpoint that is JSON."""
+    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+
+
+def _random_tensors() -> dict[str, torch.Tensor]:
+    tensors = {"cpu": torch.get_rng_state(), "numpy": torch.from_numpy(np.random.get_state()[1].copy())}
+    for kind in ("cuda", "xpu"):
+        module = getattr(torch, kind)
+        if module.is_available():
+            tensors[kind] = module.get_rng_state()
+    return tensors
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Write the trained weights: a plain peft adapter, or a plain transformers model."""
+    base = model.get_base_model() if is_adapted(model) else model
+    base.config.use_cache = True  # the trainer turned it off for training
+    try:
+        if is_adapted(model):
+            model.save_pretrained(folder, save_embedding_layers=False)
+        else:
+            with without_progress_bar():
+                model.save_pretrained(folder)
+    finally:
+        base.config.use_cache = False
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put a checkpoint's weights into a model of the same shape."""
+    if is_adapted(model):
+        from peft import set_peft_model_state_dict
+
+        result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        assert not result.unexpected_keys, result.unexpected_keys
+        return
+    stored = type(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(stored.state_dict())
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether a model is wrapped by peft."""
+    return hasattr(model, "peft_config")

@@ -1,0 +1,54 @@
+"""Which device a run uses, and what it can do."""
+
+import platform
+
+import torch
+
+from tunesmith.defaults import Device
+from tunesmith.errors import RecipeError
+
+
+def present() -> list[str]:
+    """The device types of this machine, best first."""
+    found = []
+    if torch.cuda.is_available():
+        found.append("cuda")
+    if torch.xpu.is_available():
+        found.append("xpu")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return [*found, "cpu"]
+
+
+def choose(word: str) -> Device:
+    """The device that `train.device` says. Raises RecipeError when this machine has none."""
+    available = present()
+    kind = available[0] if word == "auto" else word
+    if kind not in available:
+        raise RecipeError(f"train.device: there is no {kind} here. This machine has: {', '.join(available)}")
+    if kind == "cuda":
+        return Device(
+            kind, torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+    if kind == "xpu":
+        return Device(kind, torch.xpu.get_device_name(), True)
+    if kind == "mps":
+        return Device(kind, f"Apple {platform.machine()}", False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    has_bf16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return Device(kind, f"{platform.machine()}, {torch.get_num_threads()} threads", has_bf16)
+
+
+def peak_memory_bytes(kind: str) -> int:
+    """The most memory this process has held: allocated on the device, or resident on a CPU."""
+    if kind == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if kind == "xpu":
+        return torch.xpu.max_memory_allocated()
+    if kind == "mps":
+        return torch.mps.driver_allocated_memory()
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024  # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

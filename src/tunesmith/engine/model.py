@@ -1,0 +1,96 @@
+"""Loading a model and its tokenizer; the only `from_pretrained` of weights in the package."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import ModelError, near
+from tunesmith.recipe import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILTIN = "builtin:"
+
+
+def resolve_path(path: str) -> str:
+    """The folder or hub id that a model's path says; `builtin:tiny` is a folder of the package.
+
+    Raises:
+        ModelError: there is no such built-in model, or a path that looks local does not exist.
+    """
+    if path.startswith(BUILTIN):
+        folder = Path(__file__).parent.parent / "builtin"
+        known = sorted(item.parent.name for item in folder.glob("*/config.json"))
+        name = path.removeprefix(BUILTIN)
+        if name not in known:
+            raise ModelError(f"there is no built-in model {path!r}. {near(name, known)}")
+        return str(folder / name)
+    local = Path(path).expanduser()
+    if local.exists():
+        if not (local / "config.json").is_file():
+            raise ModelError(f"{path} is not a model folder: it has no config.json")
+        return str(local)
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ModelError(f"there is no model folder {path}")
+    return path
+
+
+def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model. Raises ModelError when it cannot be had or is not a fast one (offsets are needed)."""
+    from transformers import AutoTokenizer
+
+    place = model.tokenizer or resolve_path(model.path)
+    with _explained(place):
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=model.revision)
+    if not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of {place} has no fast version, and token offsets come from that")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {place} has no eos_token: set one in its tokenizer_config.json")
+    return tokenizer
+
+
+def load_model(model: Model, device: str, attention: str | None = None) -> "PreTrainedModel":
+    """The causal language model on a device, in `model.dtype` (auto is as stored).
+
+    `attention` names an attention implementation; None leaves the choice to transformers. Raises ModelError.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    place = resolve_path(model.path)
+    dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
+    with _explained(place), without_progress_bar():
+        if model.from_scratch:
+            config = AutoConfig.from_pretrained(place, revision=model.revision)
+            float_type = torch.float32 if dtype == "auto" else dtype
+            made = AutoModelForCausalLM.from_config(config, dtype=float_type, attn_implementation=attention)
+            return made.to(device)
+        return AutoModelForCausalLM.from_pretrained(
+            place, revision=model.revision, dtype=dtype, attn_implementation=attention
+        ).to(device)
+
+
+@contextlib.contextmanager
+def _explained(place: str) -> Iterator[None]:
+    """Turn what transformers raises for a missing or broken model into one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        first = next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())
+        raise ModelError(f"{place} cannot be loaded: {first}") from error
+
+
+@contextlib.contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Keep transformers' bars for reading and writing shards off the screen."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,221 @@
+"""The one trainer. It knows nothing of any method: an objective sums, and the trainer divides.
+
+transformers' Trainer has the loop, devices, mixed precision and distribution. What is overridden here, and why:
+
+- `create_optimizer`: the recipe's optimizer component builds it.
+- `_get_num_items_in_batch`: units (tokens, pairs) of the whole optimizer step, over micro-batches and ranks.
+- `compute_loss`: the objective's sum over those units.
+- `evaluate`: a sum divided once, so that it does not depend on the batch size.
+- `log`: the loss over all units since the last line, token counts, and a stop when it is not finite.
+- `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_rng_state`, `_load_scaler`:
+  checkpoints that are atomic, verified and free of pickle.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from tunesmith.data.batch import PackedRows, join
+from tunesmith.engine import checkpoint
+from tunesmith.engine.device import peak_memory_bytes
+from tunesmith.engine.metrics import MetricsFile
+from tunesmith.engine.scores import Scorer
+from tunesmith.errors import RunError
+from tunesmith.recipe import Recipe
+from tunesmith.types import Batch, LossSum, Scores
+
+Metric = Callable[[Scores, Batch], tuple[Any, Any]]  # what a user's own metric gives: a sum and a count
+
+TRAINED = ("loss", "learning_rate", "grad_norm")
+
+
+class Trainer(transformers.Trainer):
+    """Trains a model on packed rows with an objective.
+
+    `metrics` are the user's own, as (sum, count) of a batch by name; they are reported beside the objective's.
+    """
+
+    loss_is_scaled_for_ga = True  # the sum is divided by the count of the whole step
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Any,
+        scorer: Scorer,
+        args: transformers.TrainingArguments,
+        rows: PackedRows,
+        held_out: PackedRows | None,
+        callbacks: Sequence[transformers.TrainerCallback],
+        metrics: Mapping[str, Metric],
+    ) -> None:
+        self.recipe, self.scorer, self.metrics = recipe, scorer, metrics
+        self.sums: dict[str, list[float]] = {}  # since the last line of metrics: name to sum and count
+        self.tokens = self.trained_tokens = 0
+        self.seconds_before = 0.0  # of the runs that this one continues
+        self.started = time.monotonic()
+        self.metrics_file = MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl")
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=rows,  # type: ignore[arg-type]  # a map-style dataset without the base class
+            eval_dataset=held_out,  # type: ignore[arg-type]
+            data_collator=join,  # type: ignore[arg-type]
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(transformers.PrinterCallback)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The recipe's optimizer."""
+        self.optimizer = self.recipe.optimizer.build(self.model if model is None else model)
+        return self.optimizer
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        objective = self.recipe.objective
+        counts = [
+            torch.as_tensor(objective.count(Batch(**one)), dtype=torch.float32) for one in batch_samples
+        ]
+        return self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The summed loss of a micro-batch over the units of the step; times the ranks, whose gradients are averaged."""
+        batch = Batch(**inputs)
+        summed, scores = self.summed_loss(model, batch)
+        self._remember("loss", summed.total.detach(), self.recipe.objective.count(batch))
+        for name, (total, count) in summed.metrics.items():
+            self._remember(name, total, count)
+        for name, metric in self.metrics.items():
+            self._remember(name, *metric(scores, batch))
+        self._remember("tokens", batch.input_ids.numel(), 1)
+        self._remember("trained_tokens", (batch.weight != 0).sum(), 1)
+        loss = summed.total / num_items_in_batch * self.accelerator.num_processes
+        return (loss, scores) if return_outputs else loss
+
+    def summed_loss(self, model: Any, batch: Batch) -> tuple[LossSum, Scores]:
+        """The objective's sum on a batch, and the scores it was made from."""
+        with self.accelerator.autocast():
+            scores = self.scorer(model, batch)
+            return self.recipe.objective.loss(scores, batch), scores
+
+    def _remember(self, name: str, total: Any, count: Any) -> None:
+        old = self.sums.get(name, [0.0, 0.0])
+        self.sums[name] = [old[0] + total, old[1] + count]
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The loss and the metrics over the whole held-out set."""
+        sums: dict[str, list[Any]] = {}
+        self.model.eval()
+        for inputs in self.get_eval_dataloader(eval_dataset):
+            batch = Batch(**self._prepare_inputs(inputs))
+            summed, scores = self.summed_loss(self.model, batch)
+            found: dict[str, tuple[Any, Any]] = {"loss": (summed.total, self.recipe.objective.count(batch))}
+            found |= summed.metrics
+            found |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
+            for name, pair in found.items():
+                old = sums.setdefault(name, [0.0, 0.0])
+                for place in (0, 1):
+                    old[place] = old[place] + torch.as_tensor(
+                        pair[place], dtype=torch.float64, device=self.args.device
+                    )
+        self.model.train()
+        metrics = {f"{metric_key_prefix}_{name}": self._ratio(*pair) for name, pair in sums.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _ratio(self, total: Any, count: Any) -> float:
+        pair = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in (total, count)])
+        total, count = self.accelerator.reduce(pair.to(self.args.device), "sum").tolist()
+        return total / count if count else 0.0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write a line of metrics, and hand it to the callbacks.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
+        if "train_runtime" in logs:  # transformers' closing summary: run.py writes its own
+            return
+        step = self.state.global_step
+        if "loss" in logs:
+            logs = {name: value for name, value in logs.items() if name in TRAINED} | self._drained()
+            if not math.isfinite(logs["loss"]):
+                raise RunError(
+                    f"the loss is {logs['loss']} at step {step}: lower optimizer.learning_rate (it is "
+                    f"{logs['learning_rate']:.1e} here), or compute in float32 (model.dtype)"
+                )
+            logs |= {
+                "tokens": self.tokens,
+                "trained_tokens": self.trained_tokens,
+                "seconds": round(self.seconds(), 3),
+            }
+        if self.is_world_process_zero():
+            self.metrics_file.append({"step": step, **logs})
+        if "loss" in logs:
+            logs |= {"memory_gb": peak_memory_bytes(self.args.device.type) / 1e9}
+        super().log(logs, start_time)
+
+    def _drained(self) -> dict[str, float]:
+        """The means since the last line; the token counts join the totals."""
+        sums, self.sums = self.sums, {}
+        for name in ("tokens", "trained_tokens"):
+            total, _ = sums.pop(name)
+            total = self.accelerator.reduce(torch.as_tensor(total, device=self.args.device), "sum")
+            setattr(self, name, getattr(self, name) + int(total))
+        return {name: self._ratio(*pair) for name, pair in sums.items()}
+
+    def seconds(self) -> float:
+        """Time spent training, the runs that this one continues included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not self.args.should_save:
+            return
+        run = Path(str(self.args.output_dir))
+        counters = {
+            "tokens": self.tokens,
+            "trained_tokens": self.trained_tokens,
+            "seconds": self.seconds(),
+            "sums": {name: [float(part) for part in pair] for name, pair in self.sums.items()},
+        }
+        final = checkpoint.place(run, self.state.global_step)
+        with checkpoint.atomic_folder(final) as folder:
+            checkpoint.save_weights(self.accelerator.unwrap_model(model), folder)
+            checkpoint.save_state(
+                folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters
+            )
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+        checkpoint.keep(run, self.recipe.train.save_total_limit, self.state.best_global_step)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        checkpoint.load_weights(self.model if model is None else model, folder)
+        counters = checkpoint.read_state(folder)["counters"]
+        self.tokens, self.trained_tokens = counters["tokens"], counters["trained_tokens"]
+        self.seconds_before, self.started = counters["seconds"], time.monotonic()
+        self.sums = counters["sums"]
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is not None:
+            checkpoint.load_optimizer(Path(checkpoint_folder), self.optimizer, self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is not None:
+            checkpoint.load_random(Path(checkpoint_folder))
+
+    def _load_scaler(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.read_state(Path(checkpoint_folder))["scaler"])

@@ -1,0 +1,179 @@
+"""What is wrong with a recipe, one line a problem: where, what it was, what is allowed, and near names."""
+
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from tunesmith.component import Component, Section, pick
+from tunesmith.errors import RecipeError, near
+from tunesmith.schema import options, section_of
+
+KINDS = {  # what pydantic calls a value of the wrong kind: what it must be instead
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+LENGTHS = {  # of a list: said only when nothing is wrong with its items
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
+}
+PLAIN = {
+    "missing": "is required and missing",
+    "string_pattern_mismatch": "must match the regular expression {pattern}",
+    "finite_number": "must be a finite number",
+}
+OUR_WORDS = {"Input should be": "must be", "String should": "must", "Value error, ": ""}
+LONGEST_VALUE = 80  # characters of a value that are repeated in a message
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    where: tuple[str, ...]
+    type: str  # pydantic's name of the error
+    text: str
+    value: str  # "(it was ...)", or empty
+    hint: str = ""
+
+    def line(self) -> str:
+        return f"{'.'.join(self.where) or 'recipe'}: {self.text}{self.value}{self.hint}"
+
+
+def explain(error: ValidationError, section: type[Section]) -> str:
+    """One line for each problem of a section's options."""
+    return "\n".join(
+        dict.fromkeys(one.line() for one in _settled(list(_problems(error, section, (), section))))
+    )
+
+
+def choose(base: type[Component], value: Any) -> Component:
+    """A component as `pick` makes it. Raises RecipeError, one line for each problem."""
+    try:
+        return pick(base, value)
+    except PydanticCustomError as error:
+        context = error.context or {}
+        if "error" in context:
+            raise RecipeError(explain(context["error"], context["kind"])) from None
+        raise RecipeError(f"{base.__name__.lower()}: {error}") from None
+
+
+def _problems(
+    error: ValidationError, section: type[Section], prefix: tuple[str, ...], root: type[Section]
+) -> Iterator[_Problem]:
+    for item in error.errors(include_url=False):
+        inside = _said(item, section)
+        where = (*prefix, *inside)
+        context = item.get("ctx", {})
+        if item["type"] == "component_options":
+            yield from _problems(context["error"], context["kind"], where, root)
+        elif item["type"] == "component":
+            yield _Problem(where, item["type"], item["msg"], "")
+        elif item["type"] == "extra_forbidden":
+            yield _Problem(where, item["type"], f"no such option. {_known(section, inside, where, root)}", "")
+        elif item["type"] == "missing":
+            yield _Problem(where, item["type"], PLAIN["missing"], "")
+        else:
+            text, value = _text(item), item["input"]
+            if isinstance(value, dict):  # options that do not go together: the value of the one named first
+                value = value.get(text.partition(" ")[0], value)
+            yield _Problem(where, item["type"], text, _value(value), _hint(item))
+
+
+def _settled(found: list[_Problem]) -> Iterator[_Problem]:
+    """The problems to tell: where a value may be of several kinds, those of the kind that was meant."""
+    for one in found:
+        same = [other for other in found if other.where == one.where]
+        deeper = any(
+            other.where[: len(one.where)] == one.where and other.where != one.where for other in found
+        )
+        if one.type in KINDS:
+            meant = deeper or any(other.type not in KINDS for other in same)
+            kinds = " or ".join(dict.fromkeys(KINDS[other.type] for other in same if other.type in KINDS))
+            if not meant:
+                yield _Problem(one.where, one.type, f"must be {kinds}", one.value, one.hint)
+        elif not (one.type in LENGTHS and deeper):
+            yield one
+
+
+def _text(item: ErrorDetails) -> str:
+    """The message without the value."""
+    plain = (PLAIN | LENGTHS).get(item["type"])
+    if plain is not None:
+        return plain.format(**item.get("ctx", {})).replace("1 items", "1 item")
+    message = item["msg"]
+    for theirs, ours in OUR_WORDS.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return " (it was a mapping)" if not value else ""
+    if isinstance(value, Section):
+        return ""
+    shown = repr(list(value) if isinstance(value, tuple) else value)
+    return f" (it was {shown if len(shown) <= LONGEST_VALUE else shown[:LONGEST_VALUE] + '...'})"
+
+
+def _hint(item: ErrorDetails) -> str:
+    value = item["input"]
+    if item["type"] == "literal_error" and isinstance(value, str):
+        choices = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        hint = near(value, choices)
+        return f". {hint}" if hint.startswith("Did") else ""
+    if isinstance(value, str) and value.lower() == "none":
+        return ". YAML's word for none is null"
+    return ""
+
+
+def _said(item: ErrorDetails, section: type[Section]) -> tuple[str, ...]:
+    """The part of an error's location that the user wrote: names of union branches and of validators go."""
+    said: list[str] = []
+    place: type[Section] | None = section
+    kind: Any = None  # the annotation of the option we are in
+    for part in item["loc"]:
+        if isinstance(part, int):
+            said.append(str(part))
+        elif place is not None and part in place.model_fields:
+            said.append(part)
+            kind = place.model_fields[part].annotation
+            place = section_of(kind)
+        elif typing.get_origin(kind) is dict:
+            said.append(part)
+    return (*said, str(item["loc"][-1])) if item["type"] == "extra_forbidden" else tuple(said)
+
+
+def _known(
+    section: type[Section], inside: tuple[str, ...], where: tuple[str, ...], root: type[Section]
+) -> str:
+    """A hint for an unknown option: where an option of that name stands, or near names in its section."""
+    place = section
+    for part in inside[:-1]:
+        if not part.isdigit():
+            place = section_of(place.model_fields[part].annotation) or place
+    wrong = where[-1]
+    written = ".".join(part for part in where if not part.isdigit())
+    called = [option for option in options(root) if option.word.rpartition(".")[2] == wrong]
+    if any(option.word == written for option in called):
+        return "It is an option of " + " or ".join(option.path for option in called if option.word == written)
+    if called:
+        words = dict.fromkeys(option.word for option in called)
+        return "Did you mean " + " or ".join(map(repr, list(words)[:3])) + "?"
+    if not place.model_fields:
+        return f"{place.__name__} has no options"
+    hint = near(wrong, place.model_fields)
+    if "transformers" in place.model_fields and not hint.startswith("Did"):
+        hint += " Other fields of TrainingArguments go in train.transformers"
+    return hint

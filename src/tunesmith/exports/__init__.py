@@ -1,0 +1,1 @@
+"""One file an export target; each is compared with the run it came from."""

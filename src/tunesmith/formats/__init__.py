@@ -1,0 +1,1 @@
+"""One file a row shape; the file's name is the format's name."""

@@ -1,0 +1,99 @@
+"""The fields of a row, taken with a check: what is missing or of a wrong type is an error that names it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.errors import DataError
+
+MOST_NAMES = 12  # names that a message lists
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The columns of a row, or the keys of an object in it."""
+
+    values: Mapping[str, Any]
+    place: str = ""  # such as `messages[2]`; empty for the row itself
+
+    def text(self, key: str) -> str:
+        """A text that must be there; it may be empty. Raises DataError."""
+        if key not in self.values:
+            raise self.wrong(key, "is missing")
+        value = self.values[key]
+        if not isinstance(value, str):
+            raise self.wrong(key, f"must be text and is {described(value)}")
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise self.wrong(key, f"has half a character ({value[error.start]!r})") from None
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        """A text, or None when the field is missing or null. Raises DataError."""
+        return None if self.values.get(key) is None else self.text(key)
+
+    def items(self, key: str) -> list[Any]:
+        """A list that must be there, or the JSON text of one. Raises DataError."""
+        if key not in self.values:
+            raise self.wrong(key, "is missing")
+        value = from_json(self.values[key])
+        if not isinstance(value, list | tuple):
+            raise self.wrong(key, f"must be a list (or its JSON text) and is {described(value)}")
+        return list(value)
+
+    def optional_items(self, key: str) -> list[Any]:
+        """A list or its JSON text; empty when the field is missing, null or empty text. Raises DataError."""
+        return [] if self.values.get(key) in (None, "") else self.items(key)
+
+    def objects(self, key: str) -> list["Fields"]:
+        """The objects of a list that must be there. Raises DataError."""
+        return [self._object(key, number, item) for number, item in enumerate(self.items(key))]
+
+    def optional_objects(self, key: str) -> list["Fields"]:
+        """The objects of a list; none when the field is missing, null or an empty text. Raises DataError."""
+        return [self._object(key, number, item) for number, item in enumerate(self.optional_items(key))]
+
+    def _object(self, key: str, number: int, item: Any) -> "Fields":
+        place = f"{self.place}.{key}[{number}]" if self.place else f"{key}[{number}]"
+        if not isinstance(item, Mapping):
+            raise DataError(f"{place} must be an object and is {described(item)}")
+        return Fields(item, place)
+
+    def wrong(self, key: str, said: str) -> DataError:
+        """The error that says what is wrong with a field, and which fields there are."""
+        names = ", ".join(map(str, list(self.values)[:MOST_NAMES])) or "none"
+        more = ", ..." if len(self.values) > MOST_NAMES else ""
+        if self.place:
+            return DataError(f"{self.place}.{key} {said}; {self.place} has the keys {names}{more}")
+        rename = f" (`columns: {{{key}: NAME}}` says which one holds it)" if said == "is missing" else ""
+        return DataError(f"column {key!r} {said}; the row has the columns {names}{more}{rename}")
+
+
+def from_json(value: Any) -> Any:
+    """What a JSON text holds; a value that is no JSON text is itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def described(value: Any) -> str:
+    """A value's type and beginning in words, for messages."""
+    if value is None:
+        return "null"
+    kinds = {
+        str: "text",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
+    kind = kinds.get(type(value), f"a {type(value).__name__}")
+    shown = repr(value)
+    return f"{kind} ({shown[:40] + '...' if len(shown) > 40 else shown})"

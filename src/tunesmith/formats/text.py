@@ -1,0 +1,23 @@
+"""Rows of plain text."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from tunesmith.formats._fields import Fields
+from tunesmith.seams import Format
+from tunesmith.types import Message, Sample
+
+
+class Text(Format):
+    """A document, which no template wraps, in `text`; a line of a txt file is such a row.
+
+    ```yaml
+    text: The heron stands still. When a fish comes near, it does not.
+    ```
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("text",)
+
+    def read(self, row: Mapping[str, Any]) -> Sample:
+        """The sample of one row. Raises DataError."""
+        return Sample(((Message("text", Fields(row).text("text")),),))

@@ -1,0 +1,137 @@
+"""From what a person names (a run, checkpoint, adapter or model) to a model and tokenizer ready to answer."""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunesmith.engine.device import choose
+from tunesmith.engine.model import load_model, load_tokenizer, resolve_path
+from tunesmith.errors import ModelError, RunError, near
+from tunesmith.recipe import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER, MODEL, RECIPE = "adapter_config.json", "config.json", "recipe.yaml"
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def locate(path: str) -> str:
+    """The folder of weights that a path says, or the hub id that it is.
+
+    A run folder means its `final/`; a checkpoint, adapter or model folder is itself.
+
+    Raises:
+        RunError: the run has no final weights yet.
+        ModelError: there is nothing, or nothing with weights, at the path.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if folder.parent != Path() and not folder.exists() and _has_runs(folder.parent):
+            raise RunError(f"there is no run {path}. {near(folder.name, _runs(folder.parent))}")
+        return resolve_path(path)
+    if has_weights(folder):
+        return str(folder)
+    if (folder / RECIPE).is_file():
+        if has_weights(folder / "final"):
+            return str(folder / "final")
+        raise RunError(f"{path} has no final/ yet: its run has not ended. {_way_on(folder)}")
+    raise ModelError(
+        f"{path} is no run, checkpoint, adapter or model: it has neither {RECIPE} nor {ADAPTER} nor {MODEL}"
+    )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder is that of an adapter or of a model."""
+    return (folder / ADAPTER).is_file() or (folder / MODEL).is_file()
+
+
+def is_adapter(place: str) -> bool:
+    """Whether what `locate` found is an adapter, which needs its base model."""
+    return (Path(place) / ADAPTER).is_file()
+
+
+def _runs(folder: Path) -> list[str]:
+    return [item.name for item in folder.iterdir() if (item / RECIPE).is_file()]
+
+
+def _has_runs(folder: Path) -> bool:
+    return folder.is_dir() and bool(_runs(folder))
+
+
+def _way_on(run: Path) -> str:
+    checkpoints = sorted(
+        (item for item in (run / "checkpoints").glob("step-*") if has_weights(item)),
+        key=lambda item: int(item.name.removeprefix("step-")),
+    )
+    newest = f", or take its newest checkpoint: {checkpoints[-1]}" if checkpoints else ""
+    return f"Go on with: tunesmith train {run}{newest}"
+
+
+def load(
+    path: str, device: str = "auto", dtype: Dtype | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model (a peft model where the path is an adapter's) in evaluation mode, and its tokenizer.
+
+    `device` is a word of `train.device`; `dtype` None is the stored one, or float32 where the device has no
+    bfloat16 arithmetic.
+
+    Raises:
+        RunError, ModelError: see `locate`; or a part cannot be loaded.
+        RecipeError: this machine has no such device.
+    """
+    place = locate(path)
+    chosen = choose(device)
+    precision: Dtype = dtype or ("auto" if chosen.has_bf16 else "float32")
+    if is_adapter(place):
+        base = base_of(place)
+        model = _adapted(Path(place), base.model_copy(update={"dtype": precision}), chosen.type)
+    else:
+        base = Model(path=place)
+        model = load_model(Model(path=place, dtype=precision), chosen.type)
+    with_tokenizer = (Path(place) / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(Model(path=place, tokenizer=place) if with_tokenizer else base)
+    return model.eval(), tokenizer
+
+
+def base_of(adapter: str) -> Model:
+    """The model that an adapter folder's weights belong to."""
+    config = json.loads((Path(adapter) / ADAPTER).read_text(encoding="utf-8"))
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise ModelError(f"{adapter}/{ADAPTER} names no base model: set its base_model_name_or_path")
+    return Model(path=name, revision=config.get("revision"))
+
+
+def _adapted(folder: Path, base: Model, device: str) -> Any:
+    """An adapter folder's base model with the adapter beside its weights."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+    from transformers import GenerationConfig
+
+    try:
+        model = load_model(base, device)
+    except ModelError as error:
+        raise ModelError(f"the adapter {folder} needs its base model {base.path!r}: {error}") from error
+    try:
+        with peft_warnings():
+            adapted = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(f"the adapter {folder} cannot be put on {base.path!r}: {first}") from error
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    return adapted
+
+
+@contextlib.contextmanager
+def peft_warnings() -> Iterator[None]:
+    """Raise what peft only warns of when weights are missing; hide its use of an old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*missing adapter keys")
+        # peft 0.21 asks transformers 5.23 by an old name (PeftModel.__init__); goes when it uses the new one
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield

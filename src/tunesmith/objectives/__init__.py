@@ -1,0 +1,1 @@
+"""One file a loss: maths on log-probabilities."""

@@ -1,0 +1,23 @@
+"""Pre-training, from scratch or continued: likelihood of every token of every document or conversation."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from tunesmith.seams import Objective
+from tunesmith.types import Batch, LossSum, Scores
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Pretrain(Objective):
+    """Minimise -sum(log p(token | everything before it in its row)). Documents end with EOS and fill every row."""
+
+    documents: ClassVar[bool] = True
+
+    def count(self, batch: Batch) -> "torch.Tensor":
+        """The number of trained tokens."""
+        return batch.weight.sum()
+
+    def loss(self, scores: Scores, batch: Batch) -> LossSum:
+        """The negative log-likelihood."""
+        return LossSum(-(batch.weight * scores.logps).sum())

@@ -1,0 +1,347 @@
+"""The recipe: its sections, and how a YAML file and `a.b=c` words become one.
+
+An option is declared here or on a component, once: type, default, bounds and help together. `None` as a default means
+that the value follows from what the user said (`defaults.py` says how); it is printed at start and recorded.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tunesmith.component import Component, Section, find
+from tunesmith.errors import RecipeError, near
+from tunesmith.passthrough import problem
+from tunesmith.seams import Adapter, Format, Objective, Optimizer, Template
+
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
+]  # fmt: skip
+
+
+def default(base: type[Component]) -> Any:
+    """A seam's default component, found when a recipe is built and not when this module is imported."""
+    return Field(
+        default_factory=lambda: find(base, base.default)(), json_schema_extra={"default": base.default}
+    )
+
+
+class Model(Section):
+    """The model to start from."""
+
+    path: str
+    """Folder, hub id, or `builtin:tiny`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer, when it is not beside the model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision the weights are loaded in. auto: float32 when the model's own weights are trained or the device has
+    no bfloat16 arithmetic, else bfloat16."""
+    from_scratch: bool = False
+    """Start from random weights of the shape in config.json, not from the stored ones."""
+
+
+class Source(Section):
+    """Where rows come from. A bare path is a source of its own."""
+
+    path: str
+    """File, glob, hub id, or `builtin:identity`; json, jsonl, csv, parquet, xlsx and txt, each also with .gz."""
+    format: Format = default(Format)
+    """How a row is read."""
+    columns: dict[str, str] = {}
+    """Names a format expects, mapped to the columns that hold them: {instruction: Question}."""
+    name: str | None = None
+    """Configuration of a hub dataset, or sheet of a workbook."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    num_samples: Annotated[int, Field(gt=0)] | None = None
+    """Use only the first rows, this many."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+Sources = tuple[Source, ...]
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict | Source) else value
+
+
+class Data(Section):
+    """Rows, and how they become tokens."""
+
+    train: Annotated[Sources, Field(min_length=1)]
+    """Sources to train on."""
+    eval: Annotated[float, Field(ge=0)] | Sources = 0.0
+    """Held-out samples: a fraction of the samples (below 1), a count, or a list of sources."""
+    template: Template = default(Template)
+    """How a conversation is written as tokens."""
+    max_tokens: Annotated[int, Field(gt=1, le=10_000_000)] = 2048
+    """Longest sample, in tokens."""
+    overlong: Literal["drop", "truncate", "split"] = "drop"
+    """What happens to a longer one. drop: counted and left out. truncate: later turns go, then prompts are shortened;
+    an answer is never cut. split: divided at turns, the system message repeated."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Decides the held-out samples and the order of the others."""
+    shuffle: bool = True
+    """Whether the order changes with every epoch; false keeps the order of the files."""
+    window_samples: Annotated[int, Field(gt=0)] = 4096
+    """Samples of the shuffled stream that are packed into rows together."""
+    num_processes: Annotated[int, Field(gt=0, le=1024)] | None = None
+    """Processes that render. None: one, or one per processor when the files exceed 64 MB."""
+    cache_dir: str | None = None
+    """Where rendered rows are kept. None: tunesmith's folder in the user's cache."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _train_list(cls, value: Any) -> Any:
+        return _listed(value)
+
+    @field_validator("eval", mode="before")
+    @classmethod
+    def _eval_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                return [value]
+        return _listed(value)
+
+    @field_validator("eval", mode="after")
+    @classmethod
+    def _eval_whole(cls, value: float | Sources) -> float | Sources:
+        if isinstance(value, float) and value >= 1 and value != int(value):
+            raise ValueError("must be a fraction below 1, a whole count or a list of sources")
+        return value
+
+
+class Train(Section):
+    """The run."""
+
+    output_dir: str | None = None
+    """Run folder; must be new or empty. None: a new numbered folder under runs/."""
+    num_train_epochs: Annotated[float, Field(gt=0, le=100_000)] = 3.0
+    """Passes over the data; not used when max_steps is given."""
+    max_steps: Annotated[int, Field(gt=0)] | None = None
+    """Optimizer steps."""
+    row_tokens: Annotated[int, Field(gt=1, le=100_000_000)] | None = None
+    """Tokens in a packed row. None: data.max_tokens."""
+    per_device_train_batch_size: Annotated[int, Field(gt=0)] = 1
+    """Packed rows in one forward pass on one device."""
+    gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 1
+    """Forward passes per optimizer step."""
+    lr_scheduler_type: Scheduler = "cosine"
+    """Course of the learning rate."""
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.03
+    """Steps in which the learning rate rises; below 1, a fraction of all steps."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this norm; 0 is never."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    bf16: bool | None = None
+    """Compute in bfloat16 (autocast) over float32 weights. None: on a device with bfloat16 arithmetic but a CPU."""
+    fp16: bool = False
+    """Compute in float16 (autocast) with loss scaling; needs float32 weights."""
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    """Device to train on. auto: the first present of cuda, xpu, mps, cpu."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Decides new weights and dropout."""
+    logging_steps: Annotated[int, Field(gt=0)] = 1
+    """Steps between two lines of metrics."""
+    save_steps: Annotated[int, Field(gt=0)] = 500
+    """Steps between two checkpoints; one is always written at the end."""
+    save_total_limit: Annotated[int, Field(gt=0)] = 2
+    """Checkpoints kept beside the best one."""
+    report_to: tuple[str, ...] = ()
+    """Experiment trackers of transformers: tensorboard, wandb, mlflow ..."""
+    transformers: dict[str, Any] = {}
+    """Any other field of transformers' TrainingArguments."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _report_list(cls, value: Any) -> Any:
+        return () if value == "none" else (value,) if isinstance(value, str) else value
+
+    @field_validator("transformers", mode="after")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        found = problem(value)
+        if found is not None:
+            raise ValueError(found)
+        return value
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> "Train":
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 cannot both be true: choose one")
+        return self
+
+
+class Eval(Section):
+    """Evaluation during the run; its rows are data.eval."""
+
+    eval_steps: Annotated[int, Field(gt=0)] | None = None
+    """Steps between two evaluations. None: only before the first step and after the last."""
+    per_device_eval_batch_size: Annotated[int, Field(gt=0)] = 1
+    """Packed rows in one forward pass."""
+    load_best_model_at_end: bool = False
+    """Whether the run ends with the weights of the lowest eval_loss; needs eval_steps."""
+    early_stopping_patience: Annotated[int, Field(gt=0)] | None = None
+    """Evaluations without a lower eval_loss after which the run stops; needs eval_steps."""
+    prompts: tuple[str, ...] = ()
+    """Questions answered at every evaluation, written to samples.jsonl."""
+    max_new_tokens: Annotated[int, Field(gt=0)] = 64
+    """Longest answer to them, in tokens."""
+
+    @model_validator(mode="after")
+    def _needs_steps(self) -> "Eval":
+        for option in ("load_best_model_at_end", "early_stopping_patience"):
+            if getattr(self, option) and self.eval_steps is None:
+                raise ValueError(f"{option} needs eval.eval_steps")
+        return self
+
+
+class Recipe(Section):
+    """Everything a run is made from. Only `model` and `data` are required."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
+    """Name of the run's folder. None: the recipe file's name, or the model and the objective."""
+    model: Model
+    data: Data
+    objective: Objective = default(Objective)
+    """What is minimised."""
+    adapter: Adapter = default(Adapter)
+    """Which weights are trained."""
+    optimizer: Optimizer = default(Optimizer)
+    """How they are updated."""
+    train: Train = Train()
+    eval: Eval = Eval()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _evaluates_on_something(self) -> "Recipe":
+        if self.eval.eval_steps is not None and not self.data.eval:
+            raise ValueError("eval.eval_steps is set but data.eval is 0: say which rows are held out")
+        return self
+
+    def __init__(self, **options: Any) -> None:
+        from pydantic import ValidationError
+
+        from tunesmith.explain import explain
+
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise RecipeError(explain(error, Recipe)) from None
+
+    @classmethod
+    def load(cls, path: str, words: Sequence[str] = ()) -> "Recipe":
+        """The recipe in a YAML file (or a shipped one by name) with `section.option=value` words applied, in order.
+
+        Raises:
+            RecipeError: the file is missing or is not YAML, or an option is unknown or has a bad value; one line for
+                each problem, with its place, value, bound and the nearest known name.
+        """
+        file = recipe_file(path)
+        tree = parse(file.read_text(encoding="utf-8"), str(path))
+        read_words(tree, words)
+        tree.setdefault("name", file.stem)
+        return cls(**tree)
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes lie."""
+    return Path(__file__).parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes, without their suffix."""
+    return sorted(
+        str(path.relative_to(recipe_folder()).with_suffix("")) for path in recipe_folder().rglob("*.yaml")
+    )
+
+
+def recipe_file(path: str) -> Path:
+    """The file that a path or a shipped recipe's name says."""
+    if Path(path).is_file():
+        return Path(path)
+    if path in recipe_names():
+        return recipe_folder() / f"{path}.yaml"
+    if Path(path).is_dir():
+        raise RecipeError(f"{path} is a folder, and neither a recipe nor a run (it has no recipe.yaml)")
+    raise RecipeError(f"there is no file or shipped recipe {path!r}. {near(path, recipe_names())}")
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """The mapping that YAML text says."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise RecipeError(f"{place} is not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{where} must be a mapping with `model` and `data`, and is {type(tree).__name__}")
+    return tree
+
+
+def read_words(tree: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """The tree with `section.option=value` words set in it, in order. Raises RecipeError."""
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"{word!r} is not `section.option=value`")
+        set_in(tree, key, parse_value(text))
+    return tree
+
+
+def parse_value(text: str) -> Any:
+    """The value of an `option=value` word, read as YAML."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def set_in(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b.c` in a recipe's tree. `train` in `data.train.0.path` is a list; `objective: dpo` becomes a mapping."""
+    *parents, last = key.split(".")
+    node: Any = tree
+    for depth, name in enumerate(parents):
+        place = int(name) if isinstance(node, list) and name.isdigit() else name
+        try:
+            child = node[place] if isinstance(node, list) else node.get(place)
+        except (IndexError, TypeError):
+            raise RecipeError(f"{key}: {'.'.join(parents[:depth])} has no item {name}") from None
+        if isinstance(child, str):  # a bare name or path, then one of its options
+            child = (
+                {"path": child}
+                if name in ("model", "train", "eval") or isinstance(place, int)
+                else {"type": child}
+            )
+        elif child is None:
+            child = {}
+        elif not isinstance(child, dict | list):
+            raise RecipeError(f"{key}: {'.'.join(parents[: depth + 1])} is {child!r} and has no options")
+        node[place] = child
+        node = child
+    if isinstance(node, list):
+        if not last.isdigit() or int(last) >= len(node):
+            raise RecipeError(f"{key}: {'.'.join(parents)} has no item {last}")
+        node[int(last)] = value
+    else:
+        node[last] = value

@@ -1,0 +1,258 @@
+"""One walk over the declarations gives the help, the reference page, the JSON Schema and the list of options."""
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from tunesmith.component import Component, Section, all_of
+from tunesmith.errors import RecipeError, near
+
+WORDS = {
+    "integer": "integer",
+    "number": "number",
+    "string": "text",
+    "boolean": "true or false",
+    "object": "mapping",
+    "array": "list",
+}
+BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option, in words. Its path has `[lora]` where a component is chosen and `[]` where a list is."""
+
+    path: str
+    type: str
+    bound: str  # empty when every value of the type is allowed
+    default: str  # "required" when there is none
+    help: str
+
+    @property
+    def word(self) -> str:
+        """The path as it is said on the command line and in a recipe."""
+        return re.sub(r"\[.*?\]", "", self.path)
+
+    @property
+    def allowed(self) -> str:
+        """Type and bound together."""
+        return f"{self.type} {self.bound}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A section or a component with its options."""
+
+    path: str  # "recipe" for the recipe itself, empty for options picked out of their sections
+    help: str
+    options: tuple[Option, ...]
+
+
+def groups(root: type[Section], **seams: type[Component]) -> list[Group]:
+    """The recipe's own options, every section and every shipped component; then those of other `seams`."""
+    found = list(_walk(root, "", set()))
+    for path, base in seams.items():
+        text = _first_paragraph(base)
+        found.append(Group(path, text, (_component_option(path, base, text),)))
+        found += _components(path, base, set())
+    return found
+
+
+def options(root: type[Section], **seams: type[Component]) -> list[Option]:
+    """Every option, in the order of `groups`."""
+    return [option for group in groups(root, **seams) for option in group.options]
+
+
+def _walk(section: type[Section], path: str, seen: set[type[Section]]) -> Iterator[Group]:
+    shapes = section.model_json_schema()["properties"] if section.model_fields else {}
+    prefix = f"{path}." if path else ""
+    own: list[Option] = []
+    inside: list[Group] = []
+    for name, field in section.model_fields.items():
+        here, inner, text = prefix + name, section_of(field.annotation), one_line(field.description or "")
+        if inner is not None and issubclass(inner, Component):
+            own.append(_component_option(here, inner, text))
+            if inner not in seen:
+                seen.add(inner)
+                inside += _components(here, inner, seen)
+        elif inner is field.annotation and inner is not None:
+            inside += _walk(inner, here, seen)
+        else:
+            own.append(Option(here, said(shapes[name]), bound(shapes[name]), _default(field), text))
+            if inner is not None and inner not in seen:
+                seen.add(inner)
+                inside += _walk(inner, f"{here}[]", seen)
+    yield Group(path or "recipe", _first_paragraph(section), tuple(own))
+    yield from inside
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The Section in a type such as `Section`, `Section | None`, `tuple[Section, ...]` or `Annotated[...]`."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, Section) else None
+    found = (section_of(inner) for inner in typing.get_args(annotation))
+    return next((inner for inner in found if inner is not None), None)
+
+
+def _components(path: str, base: type[Component], seen: set[type[Section]]) -> Iterator[Group]:
+    for name, kind in all_of(base).items():
+        yield from _walk(kind, f"{path}[{name}]", seen)
+
+
+def _component_option(path: str, base: type[Component], text: str) -> Option:
+    return Option(path, " | ".join(all_of(base)) + " | a file or module", "", base.default, text)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default()
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _first_paragraph(kind: type[Section]) -> str:
+    return one_line((kind.__doc__ or "").partition("\n\n")[0])
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks."""
+    return " ".join(text.split())
+
+
+def said(shape: dict[str, Any]) -> str:
+    """The type in a JSON Schema, in plain words."""
+    if "enum" in shape:
+        return " | ".join(map(str, shape["enum"]))
+    if "anyOf" in shape:
+        return " or ".join(said(one) for one in shape["anyOf"] if one.get("type") != "null")
+    if "$ref" in shape:
+        return shape["$ref"].rpartition("/")[2].lower()
+    if "prefixItems" in shape:
+        return f"list of {len(shape['prefixItems'])} {_plural(said(shape['prefixItems'][0]))}"
+    if "items" in shape:
+        least = f"{shape['minItems']} or more " if "minItems" in shape else ""
+        return f"list of {least}{_plural(said(shape['items']))}"
+    return WORDS[shape["type"]]
+
+
+def _plural(word: str) -> str:
+    return word if word == "text" else word + "s"
+
+
+def bound(shape: dict[str, Any]) -> str:
+    """The bounds in a JSON Schema, as in `> 0 and <= 10`."""
+    for inner in (*shape.get("anyOf", ()), *shape.get("prefixItems", ())[:1]):
+        if bound(inner):
+            return ("each " if "prefixItems" in shape else "") + bound(inner)
+    found = [f"{sign} {shape[key]}" for key, sign in BOUNDS.items() if key in shape]
+    if "pattern" in shape:
+        found.append(f"matching {shape['pattern']}")
+    return " and ".join(found)
+
+
+def choose(found: list[Group], query: str) -> list[Group]:
+    """The groups and options that `train`, `adapter`, `lora`, `train.max_steps` or `max_steps` means.
+
+    Raises:
+        RecipeError: there is no such section, component or option; with near names.
+    """
+    if not query:
+        return found
+    whole = [one for one in found if query in _names(one.path)]
+    if whole:
+        paths = tuple(one.path + mark for one in whole for mark in (".", "["))
+        own = [one for group in found for one in group.options if one.word == query]
+        head = [Group("", "", tuple(own))] if own else []
+        return head + [one for one in found if one in whole or one.path.startswith(paths)]
+    matching = [option for group in found for option in group.options if query in _names(option.path)]
+    if matching:
+        inner = [group for group in found if group.path.startswith(tuple(one.path + "[" for one in matching))]
+        return [Group("", "", tuple(matching)), *inner]
+    known = {name for group in found for path in _paths(group) for name in _names(path)}
+    raise RecipeError(f"there is no section or option {query!r}. {near(query, known)}")
+
+
+def _paths(group: Group) -> list[str]:
+    return [group.path, *(option.path for option in group.options)]
+
+
+def _names(path: str) -> set[str]:
+    """What a section, component or option is called: its path, also without brackets, and its last word."""
+    word = re.sub(r"\[.*?\]", "", path)
+    return {path, word if not path.endswith("]") else path, re.split(r"[.\[]", path.rstrip("]"))[-1]} - {""}
+
+
+def as_lines(found: Iterable[Group]) -> Iterator[str]:
+    """Plain text, one line an option."""
+    rows = [group for group in found if group.options or group.help]
+    width = max((len(one.path) for group in rows for one in group.options), default=0)
+    for number, group in enumerate(rows):
+        if number:
+            yield ""
+        if group.path:
+            yield f"{group.path}: {group.help}" + ("" if group.options else " (no options)")
+        for one in group.options:
+            yield f"  {one.path:{width}}  {one.help} ({one.allowed}; {_spoken_default(one)})"
+
+
+def _spoken_default(option: Option) -> str:
+    return option.default if option.default == "required" else f"default {option.default}"
+
+
+def show(found: Iterable[Group]) -> None:
+    """The same for a terminal: two lines an option, in colour and wrapped."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for group in found:
+        if group.path:
+            console.print(Text.assemble("\n", (group.path, "bold underline"), "  ", (group.help, "italic")))
+        for one in group.options:
+            facts = f"{one.allowed}; {_spoken_default(one)}"
+            console.print(Padding(Text.assemble((one.path, "bold cyan"), "  ", (facts, "dim")), (0, 0, 0, 2)))
+            console.print(Padding(one.help, (0, 0, 0, 6)), markup=False)
+
+
+def as_markdown(found: Iterable[Group]) -> Iterator[str]:
+    """The reference page."""
+    yield "# Options"
+    yield ""
+    yield "Written by `tunesmith options --markdown`; a test compares the two."
+    yield ""
+    yield "`train.max_steps` is `max_steps` in a recipe's section `train`, and the word `train.max_steps=100` on the"
+    yield "command line. `adapter[lora].r` is `adapter.r` where `adapter` is `lora`; `data.train[].path` belongs to"
+    yield "every source of the list, the first of which is `data.train.0.path` on the command line."
+    for group in found:
+        if group.path:
+            yield f"\n## {group.path}\n\n{group.help}"
+        if group.options:
+            yield "\n| option | is | default | |\n|---|---|---|---|"
+        for one in group.options:
+            cells = (f"`{one.path}`", one.allowed, f"`{one.default}`", one.help)
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def json_schema(root: type[Section]) -> dict[str, Any]:
+    """The JSON Schema of a recipe, with its short forms: a bare path, and one source in place of a list."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **root.model_json_schema()}
+    for name, shape in schema["$defs"].items():
+        if "path" in shape.get("required", ()):
+            schema["$defs"][name] = {
+                "anyOf": [{"type": "string"}, shape],
+                "description": shape["description"],
+            }
+        for name, option in shape.get("properties", {}).items():
+            kinds = option.get("anyOf", [option])
+            listed = [one["items"] for one in kinds if "$ref" in one.get("items", {})]
+            if listed:
+                about = {key: option[key] for key in ("title", "description", "default") if key in option}
+                shape["properties"][name] = {**about, "anyOf": [*kinds, *listed]}
+    return schema

@@ -1,0 +1,125 @@
+"""What a user can add, and the one method each must have."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tunesmith.component import Component
+from tunesmith.types import Batch, LossSum, Message, Sample, Scores
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Format(Component):
+    """Reads one row of a dataset."""
+
+    seam: ClassVar[str] = "formats"
+    default: ClassVar[str] = "auto"
+    required: ClassVar[tuple[str, ...]] = ()  # columns without which a row is not of this format
+
+    @abstractmethod
+    def read(self, row: Mapping[str, Any]) -> Sample:
+        """The sample that a row holds. Raises DataError that names the missing or wrong column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A conversation as text, and what of it is trained: spans of characters (start, end, weight), in order."""
+
+    text: str
+    spans: tuple[tuple[int, int, float], ...]
+
+
+class Template(Component):
+    """Writes a conversation as text, and says which of it is trained.
+
+    Tokenising the text once and placing the spans on the tokens is done in one place for all (`data/render.py`).
+    """
+
+    seam: ClassVar[str] = "templates"
+    default: ClassVar[str] = "jinja"
+
+    @abstractmethod
+    def prepare(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+        """The tokenizer that writes as this template does, so that chat and serving do the same."""
+
+    @abstractmethod
+    def write(
+        self,
+        messages: tuple[Message, ...],
+        tools: tuple[Mapping[str, Any], ...],
+        tokenizer: "PreTrainedTokenizerBase",
+    ) -> Written:
+        """One conversation as the prepared tokenizer's own chat template writes it. Raises TemplateError."""
+
+
+class Objective(Component):
+    """What is minimised: maths on log-probabilities. A loss is a sum; the trainer divides by the count of the step."""
+
+    seam: ClassVar[str] = "objectives"
+    default: ClassVar[str] = "sft"
+    branches: ClassVar[tuple[str, ...]] = ("answer",)  # what a sample's branches are to this objective
+    documents: ClassVar[bool] = False  # trains on every token, and may split a long sample over rows
+
+    @abstractmethod
+    def count(self, batch: Batch) -> "torch.Tensor":
+        """The number of units (tokens, pairs) that `loss` sums over: a scalar."""
+
+    @abstractmethod
+    def loss(self, scores: Scores, batch: Batch) -> LossSum:
+        """The summed loss of a batch, and metrics as (sum, count) pairs."""
+
+
+class Adapter(Component):
+    """Which weights are trained."""
+
+    seam: ClassVar[str] = "adapters"
+    default: ClassVar[str] = "lora"
+    learning_rate: ClassVar[float]  # what optimizer.learning_rate is when the recipe does not say
+    beside: ClassVar[bool]  # whether new weights are trained beside a frozen model, and saved alone
+
+    @abstractmethod
+    def apply(self, model: "PreTrainedModel") -> Any:
+        """The model with exactly the trained weights requiring gradients."""
+
+
+class Optimizer(Component):
+    """How the trained weights are updated."""
+
+    seam: ClassVar[str] = "optimizers"
+    default: ClassVar[str] = "adamw"
+
+    @abstractmethod
+    def build(self, model: "torch.nn.Module") -> "torch.optim.Optimizer":
+        """An optimizer with every trainable parameter in exactly one group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an export wrote and how it compares with the checkpoint it came from."""
+
+    path: Path
+    same_greedy_tokens: bool
+    prompts: int
+    largest_logit_difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the export writes the same greedy tokens within the tolerance."""
+        return self.same_greedy_tokens and self.largest_logit_difference <= self.tolerance
+
+
+class Export(Component):
+    """What is made of a finished run."""
+
+    seam: ClassVar[str] = "exports"
+    default: ClassVar[str] = "merged"
+
+    @abstractmethod
+    def write(self, run: Path, out: Path) -> Report:
+        """Write the export of a run folder to `out`, compare it with the run's own weights, and report."""

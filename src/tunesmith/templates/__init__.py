@@ -1,0 +1,1 @@
+"""One file a way to write a conversation as tokens."""

@@ -1,0 +1,117 @@
+"""The values that flow from a file to the loss. Each is immutable and knows nothing of where it came from.
+
+Letters used for shapes in this package: T tokens in a micro-batch, N asked tokens, S sequences, V vocabulary,
+D hidden size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    `role` is `system`, `user`, `assistant`, `tool`, or `text` for a plain document (which no template wraps).
+    `train` overrides the rule that assistant turns are trained and others are not; a float is a weight.
+    """
+
+    role: str
+    content: str | tuple[Mapping[str, Any], ...]
+    train: bool | float | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    @property
+    def weight(self) -> float:
+        """How much to learn this turn: 0 is not at all."""
+        if self.train is None:
+            return 1.0 if self.role in ("assistant", "text") else 0.0
+        return float(self.train)
+
+    def spoken(self) -> dict[str, Any]:
+        """The mapping that a tokenizer's chat template reads."""
+        content = self.content if isinstance(self.content, str) else [dict(part) for part in self.content]
+        turn: dict[str, Any] = {"role": self.role, "content": content}
+        if self.reasoning is not None:
+            turn["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            turn["tool_calls"] = [dict(call) for call in self.tool_calls]
+        for key in ("tool_call_id", "name"):
+            if getattr(self, key) is not None:
+                turn[key] = getattr(self, key)
+        return turn
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One example: one conversation, or alternatives to compare, and an optional label for the whole."""
+
+    branches: tuple[tuple[Message, ...], ...]
+    label: float | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def is_document(self) -> bool:
+        """Whether this is plain text rather than a conversation."""
+        return len(self.branches) == 1 and [turn.role for turn in self.branches[0]] == ["text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One rendered conversation.
+
+    `weight[i]` is how much the model should learn to predict `ids[i]` from `ids[:i]`; 0 is not at all.
+    """
+
+    ids: np.ndarray  # [T] int32
+    weight: np.ndarray  # [T] float32
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A flat micro-batch: sequences laid end to end, told apart by `seq`, with positions that restart at 0.
+
+    Everything of shape [1, T] is aligned: position t is given `input_ids[t]` and asked for `target[t]`, the token
+    after it in the same sequence, with `weight[t]`. Where nothing is asked, `weight` is 0.
+    """
+
+    input_ids: "torch.Tensor"  # [1, T] int64
+    position_ids: "torch.Tensor"  # [1, T] int64
+    target: "torch.Tensor"  # [1, T] int64
+    weight: "torch.Tensor"  # [1, T] float32
+    seq: "torch.Tensor"  # [1, T] int64: which sequence, 0..S-1
+    label: "torch.Tensor"  # [S] float32, NaN where the dataset has none
+    offsets: "torch.Tensor"  # [S+1] int32: sequence s is tokens offsets[s]..offsets[s+1]
+    longest: int  # tokens of the longest sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the model says of a batch.
+
+    `logps[t]` is the log-probability of `target[t]`, float32, and 0 where nothing is asked. `extra` holds the model's
+    own auxiliary sums (a router's balance loss), by name.
+    """
+
+    logps: "torch.Tensor"  # [1, T] float32
+    extra: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LossSum:
+    """A loss before normalisation: a sum over units, and metrics as (sum, count) pairs. The trainer divides."""
+
+    total: "torch.Tensor"  # []
+    metrics: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)

@@ -1,0 +1,77 @@
+"""Packed attention equals attention of each sequence alone, and sees nothing of its neighbours."""
+
+import pytest
+import torch
+from fixtures_models import tiny_model
+from numerics.packed import alone, packed_batch
+
+from tunesmith.engine import attention, kernels
+from tunesmith.engine.scores import Scorer
+
+
+def reference(query, key, value, lengths, scaling, window):
+    """Softmax over an explicit T×T mask in float64: [1, T, H, D]."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.double().repeat_interleave(groups, 1) for states in (key, value))
+    place = torch.arange(sum(lengths))
+    seq = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    seen = (place[:, None] >= place) & (seq[:, None] == seq)
+    if window is not None:
+        seen &= place[:, None] - place < window
+    scores = (query.double() @ key.transpose(2, 3)) * scaling
+    return (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("window", [None, 3, 1000])
+def test_equal_to_an_explicit_mask(heads, window):
+    lengths = (5, 1, 9)
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (
+        torch.randn(1, number, sum(lengths), 8, generator=generator) for number in (heads[0], heads[1], heads[1])
+    )
+    offsets = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
+    module = torch.nn.Module()
+    found, _ = attention.packed_attention(
+        module, query, key, value, None, scaling=0.3, sliding_window=window, **attention.layout(offsets, 9)
+    )
+    torch.testing.assert_close(
+        found.double(), reference(query, key, value, lengths, 0.3, window), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("arch", ["mistral", "qwen2", "qwen3"])
+def test_a_sliding_window_is_kept(arch):
+    changes = {"sliding_window": 4} | ({"use_sliding_window": True, "max_window_layers": 0} if arch != "mistral" else {})
+    model = tiny_model(arch=arch, **changes)
+    batch = packed_batch((13, 6), model.config.vocab_size)
+    expected = alone(model, batch)
+    wide = alone(tiny_model(arch=arch), batch)
+    assert (expected - wide).abs().max() > 1e-3  # the window matters here
+    chosen = kernels.choose(model)
+    assert chosen.scorer.packed
+    torch.testing.assert_close(chosen.scorer(model, batch).logps, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sequence_does_not_see_its_neighbour():
+    model = tiny_model()
+    chosen = kernels.choose(model)
+    one, other = packed_batch((6, 5), 300, seed=1), packed_batch((6, 5), 300, seed=1)
+    other.input_ids[0, :6] = (other.input_ids[0, :6] + 1) % 300
+    first, second = (chosen.scorer(model, batch).logps for batch in (one, other))
+    assert torch.equal(first[0, 6:], second[0, 6:])
+    assert not torch.equal(first[0, :6], second[0, :6])
+
+
+def test_no_mask_is_built(monkeypatch):
+    import transformers.masking_utils as masks
+
+    model = tiny_model()
+    kernels.choose(model)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a mask was built")
+
+    for name in ("sdpa", "eager"):
+        monkeypatch.setitem(masks.AttentionMaskInterface._global_mapping, name, refuse)
+    Scorer.of(model)(model, packed_batch((6, 5), 300))

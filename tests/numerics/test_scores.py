@@ -1,0 +1,123 @@
+"""Log-probabilities without logits equal log_softmax of the whole model, values and gradients."""
+
+import copy
+
+import pytest
+import torch
+from fixtures_models import ARCHITECTURES, tiny_lora, tiny_model, tiny_tokenizer
+from numerics.packed import alone, gradients, packed_batch
+
+from tunesmith.engine import kernels
+from tunesmith.engine.scores import LogProbabilities, Scorer, Shaping
+
+LENGTHS = (7, 1, 12, 4)
+MORE = {"granite": {"logits_scaling": 3.0}, "cohere": {"logit_scale": 0.25, "use_qk_norm": False}}
+
+
+def compare(model, batch, scorer, tolerance=2e-5):
+    """Values, and gradients of a loss that weighs every token differently, in float64 and as scored."""
+    exact = copy.deepcopy(model).double()
+    exact.set_attn_implementation("eager")
+    expected = alone(exact, batch)
+    found = scorer(model, batch).logps
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=tolerance)
+    (found * batch.weight).sum().backward()
+    (expected * batch.weight).sum().backward()
+    theirs, ours = gradients(exact), gradients(model)
+    assert theirs.keys() == ours.keys() and ours
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name].double(), gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, *MORE])
+def test_equal_to_log_softmax(arch):
+    model = tiny_model(arch=arch, **MORE.get(arch, {}))
+    batch = packed_batch(LENGTHS, model.config.vocab_size)
+    chosen = kernels.choose(model)
+    assert chosen.scorer.fused, chosen.notes
+    assert chosen.scorer.packed == (arch != "gemma2"), chosen.notes  # Gemma 2 caps its attention scores
+    compare(model, batch, chosen.scorer)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk_tokens", [1, 5, 1000])
+def test_chunks_and_tied_heads_change_nothing(tied, chunk_tokens):
+    model = tiny_model(tied=tied)
+    kernels.choose(model)
+    base = Scorer.of(model)
+    scorer = Scorer(base.head, base.shaping, fused=True, selects=True, packed=True, chunk_tokens=chunk_tokens)
+    compare(model, packed_batch(LENGTHS, model.config.vocab_size), scorer)
+
+
+def test_the_unfused_head_gives_the_same():
+    model = tiny_model()
+    kernels.choose(model)
+    compare(model, packed_batch(LENGTHS, model.config.vocab_size), Scorer.of(model, fused=False))
+
+
+def test_an_adapted_head_falls_back_and_says_so():
+    model = tiny_lora(tiny_model(tied=False), target_modules=["q_proj", "lm_head"])
+    chosen = kernels.choose(model)
+    assert not chosen.scorer.fused
+    assert any("the head is adapted" in note for note in chosen.notes)
+
+
+@pytest.mark.parametrize("shaping", [Shaping(), Shaping(0.5), Shaping(2.0, 3.0)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients_of_hidden_weight_and_bias_in_float64(shaping, with_bias):
+    generator = torch.Generator().manual_seed(3)
+
+    def leaf(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    hidden, weight, bias = leaf(9, 4), leaf(11, 4), leaf(11) if with_bias else None
+    target = torch.randint(0, 11, (9,), generator=generator)
+    gradient = torch.randn(9, generator=generator, dtype=torch.float64)
+    inputs = [one for one in (hidden, weight, bias) if one is not None]
+
+    raw = torch.nn.functional.linear(hidden, weight, bias) * shaping.scale
+    shaped = raw if shaping.cap is None else shaping.cap * torch.tanh(raw / shaping.cap)
+    expected = shaped.log_softmax(-1).gather(-1, target[:, None])[:, 0]
+    by_hand = torch.autograd.grad(expected, inputs, gradient)
+
+    found = LogProbabilities.apply(hidden, weight, bias, target, shaping, 4)
+    ours = torch.autograd.grad(found, inputs, gradient.float())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+    for one, other in zip(ours, by_hand, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_head_costs_no_gradient_of_its_own():
+    model = tiny_lora(tiny_model(tied=False))
+    chosen = kernels.choose(model)
+    batch = packed_batch(LENGTHS, model.get_base_model().config.vocab_size)
+    chosen.scorer(model, batch).logps.sum().backward()
+    assert chosen.scorer.head.weight.grad is None
+    assert all("lora" in name for name in gradients(model))
+
+
+def test_nothing_asked_gives_zeros_and_a_backward_pass():
+    model = tiny_model()
+    kernels.choose(model)
+    batch = packed_batch((4, 3), model.config.vocab_size, asked=0.0)
+    logps = Scorer.of(model)(model, batch).logps
+    assert not logps.any()
+    logps.sum().backward()
+
+
+def test_the_head_is_never_given_a_position(monkeypatch):
+    model = tiny_model(tied=False)
+    kernels.choose(model)
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    Scorer.of(model)(model, packed_batch(LENGTHS, len(tiny_tokenizer())))
+    assert seen == [(1, 0, model.config.vocab_size)]
+
+
+def test_a_model_whose_logits_are_shaped_unknown_to_us_falls_back(monkeypatch):
+    model = tiny_model(arch="granite", logits_scaling=3.0)
+    monkeypatch.setattr(Shaping, "of", classmethod(lambda cls, config: Shaping()))
+    chosen = kernels.choose(model)
+    assert not chosen.scorer.fused
+    assert any("log-probabilities differ" in note for note in chosen.notes)

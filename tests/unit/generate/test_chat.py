@@ -1,0 +1,216 @@
+"""The chat as a program (a pipe, a terminal with Ctrl-C) and its commands one by one."""
+
+import io
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+import fixtures_models
+from tunesmith.errors import RunError
+from tunesmith.generate.chat import Chat, chat, save
+from tunesmith.generate.engine import Generator
+
+TURNS = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Grüße 🙂"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return fixtures_models.save_model(tmp_path_factory.mktemp("chat") / "model")
+
+
+@pytest.fixture
+def session():
+    generator = Generator(fixtures_models.tiny_model(), fixtures_models.tiny_tokenizer())
+    out = Console(file=io.StringIO(), force_terminal=False)
+    notes = Console(file=io.StringIO(), force_terminal=False, width=200)
+    return Chat(generator, out, notes, max_new_tokens=8)
+
+
+def said(session):
+    """What the program has told since the last call."""
+    text = session.notes.file.getvalue()
+    session.notes.file.seek(0)
+    session.notes.file.truncate()
+    return text
+
+
+def test_a_pipe_gets_the_answers_alone(folder):
+    command = [sys.executable, "-m", "tunesmith", "chat", str(folder), "--max-new-tokens", "12"]
+    done = subprocess.run(
+        command,
+        input="Hello, how are you?\n\nWhat is two and three?\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    generator = Generator.open(str(folder))
+    first = [{"role": "user", "content": "Hello, how are you?"}]
+    one = generator.complete(first, max_new_tokens=12)
+    both = [
+        *first,
+        {"role": "assistant", "content": one},
+        {"role": "user", "content": "What is two and three?"},
+    ]
+    assert one and done.stdout == f"{one}\n{generator.complete(both, max_new_tokens=12)}\n"
+    assert str(folder) in done.stderr and "M parameters" in done.stderr and "/help" in done.stderr
+
+
+def test_missing_model_is_one_line_and_not_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "tunesmith", "chat", str(tmp_path / "none")]
+    done = subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and str(tmp_path / "none") in done.stderr
+
+
+def test_chat_reads_lines_until_quit(folder):
+    out, notes = io.StringIO(), io.StringIO()
+    lines = io.StringIO("/system Be kind.\nHello?\n/quit\nnot read\n")
+    chat(str(folder), max_new_tokens=6, console=Console(file=out), notes=Console(file=notes), lines=lines)
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]
+    assert out.getvalue() == Generator.open(str(folder)).complete(messages, max_new_tokens=6) + "\n"
+    assert lines.readline() == "not read\n"
+
+
+def test_history_system_and_reset(session):
+    session.take("Hello?")
+    session.take("/system Speak of the sea.")
+    assert "Speak of the sea." in said(session)
+    session.take("And now?")
+    assert [turn["role"] for turn in session.messages] == ["system", "user", "assistant", "user", "assistant"]
+    session.take("/reset")
+    assert session.messages == [{"role": "system", "content": "Speak of the sea."}]
+    session.take("/system")
+    assert "Speak of the sea." in said(session)
+
+
+def test_wrong_command_has_a_near_match_and_is_not_sent(session):
+    session.take("/sytem x")
+    assert "no command /sytem. Did you mean '/system'?" in said(session)
+    assert session.turns == [] and session.out.file.getvalue() == ""
+    session.take(" /etc/hosts is a file?")
+    assert session.turns[0]["content"] == "/etc/hosts is a file?"
+    session.take("   ")
+    assert len(session.turns) == 2
+
+
+def test_help_names_every_command(session):
+    session.take("/help")
+    text = said(session)
+    assert all(command in text for command in session.commands)
+
+
+def test_cut_and_refused_answers_are_told(session):
+    session.take("Hello?")
+    assert "cut at 8 tokens" in said(session)
+    session.take("water " * 300)
+    assert "not sent: the last message makes a prompt of" in said(session)
+    assert len(session.turns) == 2
+    session.turns = [dict(TURNS[place % 2]) for place in range(60)]
+    session.take("And now?")
+    assert "turns no longer fit" in said(session)
+    assert len(session.turns) == 62
+
+
+def test_control_characters_do_not_reach_a_terminal(session, monkeypatch):
+    evil = "a\x1b[2Jb\x9b2Jc\td\n\x07"
+    ids = session.generator.tokenizer(evil)["input_ids"]
+    monkeypatch.setattr("tunesmith.generate.engine.continue_ids", lambda *_: (token for token in ids))
+    session.out = Console(file=io.StringIO(), force_terminal=True, color_system=None)
+    session.take("Hello?")
+    assert session.out.file.getvalue() == "a[2Jb2Jc\td\n\n"
+    assert session.turns[1]["content"] == evil
+    session.out = Console(file=io.StringIO(), force_terminal=False)
+    session.take("Hello?")
+    assert session.out.file.getvalue() == evil + "\n"  # a file gets what the model wrote
+
+
+def test_save_writes_a_dataset_row_once(session, tmp_path):
+    session.take("/save")
+    assert "nothing to save" in said(session)
+    session.turns, session.system = list(TURNS), "Be kind."
+    session.take("/save")
+    assert "/save FILE" in said(session)
+    file = tmp_path / "a talk.json"
+    session.take(f"/save {file}")
+    assert "saved 3 messages" in said(session)
+    row = {"messages": [{"role": "system", "content": "Be kind."}, *TURNS]}
+    assert json.loads(file.read_text(encoding="utf-8")) == [row]
+    session.turns = []
+    session.turns = list(TURNS[:1])
+    session.take(f"/save {file}")
+    assert "not saved" in (text := said(session)) and "exists" in text
+    session.take(f"/save {tmp_path}/none/talk.json")
+    assert "not saved" in said(session)
+    assert json.loads(file.read_text(encoding="utf-8")) == [row]
+    assert [item.name for item in tmp_path.iterdir()] == ["a talk.json"]
+
+
+def test_saved_jsonl_is_one_line(tmp_path):
+    save(tmp_path / "talk.jsonl", TURNS)
+    lines = (tmp_path / "talk.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [{"messages": TURNS}]
+    with pytest.raises(RunError, match="talk.jsonl exists"):
+        save(tmp_path / "talk.jsonl", TURNS)
+
+
+class Terminal:
+    """The chat on a terminal of its own, typed into and read as a person would."""
+
+    def __init__(self, folder):
+        self.screen, inside = os.openpty()
+        self.seen = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tunesmith", "chat", str(folder), "--max-new-tokens", "90000"],
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+            env={**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"},
+        )
+        os.close(inside)
+
+    def read(self, enough):
+        """Read until `enough(text since the last call)`."""
+        self.seen = ""
+        end = time.monotonic() + 60
+        while not enough(self.seen):
+            assert time.monotonic() < end, self.seen
+            if select.select([self.screen], [], [], 0.2)[0]:
+                self.seen += os.read(self.screen, 4096).decode(errors="replace")
+        return self.seen
+
+    def type(self, text):
+        os.write(self.screen, text.encode())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path):
+    model = fixtures_models.tiny_model(max_position_embeddings=100_000)
+    tokenizer = fixtures_models.tiny_tokenizer()
+    model.generation_config.eos_token_id = None
+    folder = fixtures_models.save_model(tmp_path / "talkative", model, tokenizer)
+    terminal = Terminal(folder)
+    try:
+        terminal.read(lambda text: "> " in text)
+        terminal.type("Hello?\n")
+        terminal.read(lambda text: len(text) > 200)
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.read(lambda text: " ..." in text and "tokens," in text and text.endswith("> "))
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.read(lambda text: "Ctrl-D or /quit leaves" in text and text.endswith("> "))
+        terminal.type("/system\n")
+        terminal.read(lambda text: "system message: none" in text and text.endswith("> "))
+        terminal.type("\x04")
+        assert terminal.process.wait(30) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.screen)
