@@ -7,18 +7,19 @@ BIN := $(VENV)/bin
 WORKERS ?= $(shell $(BIN)/python -c "import os; print(min(4, max(2, os.cpu_count() or 2)))")
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CODE := src tests
+TESTS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs clean
 
 help:  ## Say what each target does.
-	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed  ## Set up .venv and tune the built-in model: two minutes.
 	@$(BIN)/tunesmith train quickstart
 
 test: $(VENV)/installed-test lint  ## Run everything that CI runs.
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 lint: $(VENV)/installed-test  ## Check format, style and types.
 	@$(BIN)/ruff format --check --quiet $(CODE)
@@ -26,8 +27,8 @@ lint: $(VENV)/installed-test  ## Check format, style and types.
 	@$(BIN)/mypy
 
 docs: $(VENV)/installed  ## Write the pages that the program generates.
-	@$(BIN)/tunesmith options --markdown > docs/reference/options.md.new
-	@mv docs/reference/options.md.new docs/reference/options.md
+	@$(BIN)/tunesmith options --markdown > $(VENV)/options.md
+	@mv $(VENV)/options.md docs/reference/options.md
 
 clean:  ## Remove .venv and every cache. Runs stay.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
 
@@ -24,9 +25,11 @@ class Resolved:
 
 
 def resolve(recipe: Recipe, device: Device) -> Resolved:
-    """Fill every value that the recipe leaves open."""
+    """Fill every value that the recipe leaves open. Raises RecipeError for what the device cannot do."""
     train, model = recipe.train, recipe.model
     beside = type(recipe.adapter).beside
+    if train.fp16 and device.type == "cpu":
+        raise RecipeError(f"train.fp16: there is no float16 training on {device.type}: leave it out, or set train.bf16")
     low_precision = "bfloat16" if device.has_bf16 else "float32"
     dtype = (
         model.dtype if model.dtype != "auto" else (low_precision if beside and not train.fp16 else "float32")

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from tunesmith import passthrough
 from tunesmith.component import Component, Section, pick
 from tunesmith.errors import RecipeError, near
 from tunesmith.schema import options, section_of
@@ -53,9 +54,7 @@ class _Problem:
 
 def explain(error: ValidationError, section: type[Section]) -> str:
     """One line for each problem of a section's options."""
-    return "\n".join(
-        dict.fromkeys(one.line() for one in _settled(list(_problems(error, section, (), section))))
-    )
+    return "\n".join(dict.fromkeys(one.line() for one in _settled(list(_problems(error, section, (), section)))))
 
 
 def choose(base: type[Component], value: Any) -> Component:
@@ -88,16 +87,15 @@ def _problems(
             text, value = _text(item), item["input"]
             if isinstance(value, dict):  # options that do not go together: the value of the one named first
                 value = value.get(text.partition(" ")[0], value)
-            yield _Problem(where, item["type"], text, _value(value), _hint(item))
+            told = " (it was a mapping)" if item["type"] in KINDS and value is item["input"] else ""
+            yield _Problem(where, item["type"], text, _value(value) or told, _hint(item))
 
 
 def _settled(found: list[_Problem]) -> Iterator[_Problem]:
     """The problems to tell: where a value may be of several kinds, those of the kind that was meant."""
     for one in found:
         same = [other for other in found if other.where == one.where]
-        deeper = any(
-            other.where[: len(one.where)] == one.where and other.where != one.where for other in found
-        )
+        deeper = any(other.where[: len(one.where)] == one.where and other.where != one.where for other in found)
         if one.type in KINDS:
             meant = deeper or any(other.type not in KINDS for other in same)
             kinds = " or ".join(dict.fromkeys(KINDS[other.type] for other in same if other.type in KINDS))
@@ -119,11 +117,9 @@ def _text(item: ErrorDetails) -> str:
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return " (it was a mapping)" if not value else ""
-    if isinstance(value, Section):
+    if isinstance(value, dict | Section):
         return ""
-    shown = repr(list(value) if isinstance(value, tuple) else value)
+    shown = "null" if value is None else repr(list(value) if isinstance(value, tuple) else value)
     return f" (it was {shown if len(shown) <= LONGEST_VALUE else shown[:LONGEST_VALUE] + '...'})"
 
 
@@ -133,6 +129,8 @@ def _hint(item: ErrorDetails) -> str:
         choices = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         hint = near(value, choices)
         return f". {hint}" if hint.startswith("Did") else ""
+    if value is None:
+        return ". Leave it out, or give it a value"
     if isinstance(value, str) and value.lower() == "none":
         return ". YAML's word for none is null"
     return ""
@@ -155,9 +153,7 @@ def _said(item: ErrorDetails, section: type[Section]) -> tuple[str, ...]:
     return (*said, str(item["loc"][-1])) if item["type"] == "extra_forbidden" else tuple(said)
 
 
-def _known(
-    section: type[Section], inside: tuple[str, ...], where: tuple[str, ...], root: type[Section]
-) -> str:
+def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ...], root: type[Section]) -> str:
     """A hint for an unknown option: where an option of that name stands, or near names in its section."""
     place = section
     for part in inside[:-1]:
@@ -171,9 +167,10 @@ def _known(
     if called:
         words = dict.fromkeys(option.word for option in called)
         return "Did you mean " + " or ".join(map(repr, list(words)[:3])) + "?"
+    if wrong in passthrough.OWNED:
+        return f"Did you mean {passthrough.OWNED[wrong]!r}?"
     if not place.model_fields:
         return f"{place.__name__} has no options"
-    hint = near(wrong, place.model_fields)
-    if "transformers" in place.model_fields and not hint.startswith("Did"):
-        hint += " Other fields of TrainingArguments go in train.transformers"
-    return hint
+    if "transformers" in place.model_fields and passthrough.problem({wrong: None}) is None:
+        return f"Did you mean 'train.transformers.{wrong}'?"
+    return near(wrong, place.model_fields)

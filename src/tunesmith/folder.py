@@ -1,5 +1,8 @@
 """Run folders: where a new one goes, and what is refused before anything heavy is imported."""
 
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from tunesmith.data import source
@@ -32,8 +35,23 @@ def refuse_full(output_dir: str | None) -> None:
         raise RunError(f"train.output_dir: {folder} is not empty. Choose another folder{go_on}")
 
 
-def new_folder(recipe: Recipe) -> Path:
-    """Make the folder of a new run: as the recipe says, or the next free one of its name under runs/."""
+def new_folder(recipe: Recipe, files: Mapping[str, bytes]) -> Path:
+    """Make the folder of a new run: as the recipe says, or the next free one of its name under runs/.
+
+    It appears with its first files, or empty if the program is killed here: never with some of them.
+    """
+    folder = _claimed(recipe)
+    work = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    for name, content in files.items():
+        (work / name).write_bytes(content)
+    os.replace(work, folder)
+    return folder
+
+
+def _claimed(recipe: Recipe) -> Path:
+    """An empty folder of our own."""
     if recipe.train.output_dir is not None:
         refuse_full(recipe.train.output_dir)
         folder = Path(recipe.train.output_dir)

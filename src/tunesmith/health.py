@@ -9,32 +9,60 @@ from importlib import metadata
 from typing import Any
 
 from tunesmith import __version__
-from tunesmith.errors import TunesmithError
 
-FEATURES = {  # what is not needed by every run: its package, and the command that installs it
+EVERY = "every run"
+USES = {  # what a needed package gives, when it is not every run that stops without it
+    "datasets": "hub datasets, parquet files",
+    "matplotlib": "loss picture",
+    "openpyxl": "xlsx files",
+    "psutil": "this report, peak memory",
+    "rich": "live progress, coloured previews",
+}
+EXTRAS = {  # what a person may want: its package, and the command that installs it
     "report_to: tensorboard": ("tensorboard", "pip install tensorboard"),
     "report_to: wandb": ("wandb", "pip install wandb"),
     "report_to: mlflow": ("mlflow", "pip install mlflow"),
     "the test suite": ("pytest", "pip install 'tunesmith[test]'"),
 }
-GIGABYTE = 1e9
 
 
 def examine() -> dict[str, Any]:
-    """Versions, device, resources and features, as JSON can hold them. Imports torch and nothing else heavy."""
-    import psutil
-
+    """Versions, device, resources and features, as JSON can hold them. Imports torch."""
     needed = [_needed(line) for line in metadata.requires("tunesmith") or () if "extra ==" not in line]
+    extras = [_feature(name, package, version(package), how) for name, (package, how) in EXTRAS.items()]
+    device = _device()
     return {
         "versions": {"tunesmith": __version__, "python": platform.python_version()}
-        | {one["feature"]: one["version"] for one in needed},
+        | {one["package"]: one["version"] for one in needed},
         "platform": platform.platform(),
-        "device": _device(),
-        "cores": len(psutil.Process().cpu_affinity()) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_free_bytes": psutil.virtual_memory().available,
+        "device": device,
+        "cores": os.cpu_count(),
+        "memory_free_bytes": _free_memory_bytes(),
         "disk_free_bytes": shutil.disk_usage(".").free,
-        "features": [*needed, _gpu(), *(_optional(name, *how) for name, how in FEATURES.items())],
+        "features": [*sorted(needed, key=lambda one: one["feature"] != EVERY), _gpu(device), *extras],
     }
+
+
+def healthy(facts: dict[str, Any]) -> bool:
+    """Whether everything that a run needs is there."""
+    return facts["device"]["type"] is not None and all(one["present"] for one in facts["features"] if one["needed"])
+
+
+def lines(facts: dict[str, Any]) -> Iterator[str]:
+    """The facts as a person reads them."""
+    device = facts["device"]
+    versions = facts["versions"]
+    yield f"tunesmith {versions['tunesmith']}, Python {versions['python']}, {facts['platform']}"
+    yield f"device    {device['type'] or 'none'} ({device['name']})"
+    yield f"cores     {facts['cores']}"
+    yield f"memory    {(facts['memory_free_bytes'] or 0) / 1e9:.1f} GB free"
+    yield f"disk      {facts['disk_free_bytes'] / 1e9:.1f} GB free in this folder"
+    yield ""
+    rows = [(one["feature"], one["package"], one["version"] or "missing") for one in facts["features"]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, one in zip(rows, facts["features"], strict=True):
+        cells = "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+        yield (cells if one["present"] else f"{cells}  {one['command'] or '(no driver)'}").rstrip()
 
 
 def version(package: str) -> str | None:
@@ -47,18 +75,18 @@ def version(package: str) -> str | None:
 
 def _needed(requirement: str) -> dict[str, Any]:
     name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+    return _feature(USES.get(name, EVERY), name, version(name), f"pip install '{requirement}'", needed=True)
+
+
+def _feature(name: str, package: str, found: str | None, command: str | None, needed: bool = False) -> dict[str, Any]:
     return {
         "feature": name,
-        "needed": True,
-        "present": version(name) is not None,
-        "version": version(name),
-        "command": f"pip install '{requirement}'",
+        "package": package,
+        "needed": needed,
+        "present": found is not None,
+        "version": found,
+        "command": command,
     }
-
-
-def _optional(feature: str, package: str, command: str) -> dict[str, Any]:
-    present = version(package) is not None
-    return {"feature": feature, "needed": False, "present": present, "version": version(package), "command": command}
 
 
 def _device() -> dict[str, Any]:
@@ -67,12 +95,22 @@ def _device() -> dict[str, Any]:
         from tunesmith.engine.device import choose
 
         device = choose("auto")
-    except (ImportError, OSError) as error:  # torch is missing, or its libraries cannot be loaded
+    except (ImportError, OSError) as error:  # torch is missing, or a library that it needs
         return {"type": None, "name": f"torch cannot be imported: {error}", "has_bf16": False}
     return {"type": device.type, "name": device.name, "has_bf16": device.has_bf16}
 
 
-def _gpu() -> dict[str, Any]:
-    kind = _device()["type"]
-    driver = shutil.which("nvidia-smi") is not None
-    ...
+def _gpu(device: dict[str, Any]) -> dict[str, Any]:
+    """Whether runs use a GPU. With a driver and no GPU to be seen, the installed torch is one for CPUs."""
+    if device["type"] not in (None, "cpu"):
+        return _feature("training on a GPU", "torch", device["name"], None)
+    command = "pip install --force-reinstall torch" if shutil.which("nvidia-smi") else None
+    return _feature("training on a GPU", "torch", None, command)
+
+
+def _free_memory_bytes() -> int | None:
+    if version("psutil") is None:
+        return None
+    import psutil
+
+    return psutil.virtual_memory().available

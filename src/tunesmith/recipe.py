@@ -4,6 +4,7 @@ An option is declared here or on a component, once: type, default, bounds and he
 that the value follows from what the user said (`defaults.py` says how); it is printed at start and recorded.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,6 +54,8 @@ class Source(Section):
     """How a row is read."""
     columns: dict[str, str] = {}
     """Names a format expects, mapped to the columns that hold them: {instruction: Question}."""
+    replace: dict[Annotated[str, Field(min_length=1)], str] = {}
+    """Texts to put in place of others, in every column: {"{{name}}": Smith}."""
     name: str | None = None
     """Configuration of a hub dataset, or sheet of a workbook."""
     split: str = "train"
@@ -253,9 +256,12 @@ class Recipe(Section):
                 each problem, with its place, value, bound and the nearest known name.
         """
         file = recipe_file(path)
-        tree = parse(file.read_text(encoding="utf-8"), str(path))
-        read_words(tree, words)
-        tree.setdefault("name", file.stem)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from None
+        tree = read_words(parse(text, str(path)), words)
+        tree.setdefault("name", re.sub(r"[^\w.-]+", "-", file.stem))
         return cls(**tree)
 
 
@@ -288,13 +294,32 @@ def parse(text: str, where: str) -> dict[str, Any]:
 
     try:
         tree = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
-        raise RecipeError(f"{place} is not valid YAML: {getattr(error, 'problem', error)}") from None
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise RecipeError(f"{place} is not valid YAML: {problem}") from None
     if not isinstance(tree, dict):
-        raise RecipeError(f"{where} must be a mapping with `model` and `data`, and is {type(tree).__name__}")
+        found = "empty" if tree is None else f"a {type(tree).__name__}"
+        raise RecipeError(f"{where} must be a mapping with `model` and `data`, and is {found}")
+    _look_at_names(node, where)
     return tree
+
+
+def _look_at_names(node: Any, where: str) -> None:
+    """Raise RecipeError for an option that is said twice, of which YAML takes the last, or whose name is no text."""
+    names: set[str] = set()
+    for entry in node.value if isinstance(node.value, list) else ():
+        name, value = entry if isinstance(entry, tuple) else (None, entry)
+        if name is not None:
+            place = f"{where}:{name.start_mark.line + 1}"
+            if not name.tag.endswith((":str", ":merge")):
+                raise RecipeError(f"{place}: the name {name.value!r} is not text to YAML: write it in quotes")
+            if name.value in names:
+                raise RecipeError(f"{place}: {name.value!r} is said twice")
+            names.add(name.value)
+        _look_at_names(value, where)
 
 
 def read_words(tree: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -322,12 +347,15 @@ def set_in(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     node: Any = tree
     for depth, name in enumerate(parents):
-        place = int(name) if isinstance(node, list) and name.isdigit() else name
+        place: Any = int(name) if isinstance(node, list) and name.isdigit() else name
         try:
             child = node[place] if isinstance(node, list) else node.get(place)
         except (IndexError, TypeError):
             raise RecipeError(f"{key}: {'.'.join(parents[:depth])} has no item {name}") from None
-        if isinstance(child, str):  # a bare name or path, then one of its options
+        following = [*parents, last][depth + 1]
+        if following.isdigit() and name in ("train", "eval") and isinstance(child, str | dict):
+            child = [child]  # one source, spoken of as the first of a list
+        elif isinstance(child, str):  # a bare name or path, then one of its options
             child = (
                 {"path": child}
                 if name in ("model", "train", "eval") or isinstance(place, int)

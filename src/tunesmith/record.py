@@ -38,9 +38,14 @@ def begin(
     }
 
 
+def text(record: dict[str, Any]) -> bytes:
+    """A record as the content of its file."""
+    return json.dumps(record, indent=2, ensure_ascii=False).encode()
+
+
 def write(folder: Path, record: dict[str, Any]) -> None:
     """Write the record of a run, whole or not at all."""
-    write_whole(folder / FILE, json.dumps(record, indent=2, ensure_ascii=False).encode())
+    write_whole(folder / FILE, text(record))
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Train, top to bottom: look, render, pack, load, adapt, train, save."""
 
+import contextlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.defaults import Device, Resolved, resolve, with_values
-from tunesmith.errors import RunError
+from tunesmith.errors import RecipeError, RunError
 from tunesmith.folder import FINAL, look_for_files, new_folder, refuse_full
 from tunesmith.recipe import Recipe
 
@@ -114,6 +116,7 @@ def _run(job: Job) -> Run:
     from tunesmith.engine import checkpoint, kernels
     from tunesmith.engine.callbacks import StopOnSignal
     from tunesmith.engine.model import load_model, load_tokenizer
+    from tunesmith.engine.progress import Progress
 
     recipe, say = job.resolved.recipe, job.say
     for option, value in job.resolved.derived.items():
@@ -134,9 +137,14 @@ def _run(job: Job) -> Run:
     for problem in problems:
         say(f"passed over: {problem}")
     folder = _open_folder(job, rows, start)
-    stop = StopOnSignal(say)
-    trainer = _trainer(job, folder, rows, model, tokenizer, chosen, stop)
-    with stop.listening():
+    stop, progress = StopOnSignal(say), Progress()
+    try:
+        trainer = _trainer(job, folder, rows, model, tokenizer, chosen, [progress, stop])
+    except Exception:
+        if job.folder is None:  # nothing has happened in it
+            shutil.rmtree(folder)
+        raise
+    with stop.listening(), contextlib.closing(progress):
         if start is None and rows.held_out is not None:
             trainer.evaluate()
         trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -158,7 +166,7 @@ def _open_folder(job: Job, rows: "Rows", start: Path | None) -> Path:
     import yaml
 
     from tunesmith import record
-    from tunesmith.engine.metrics import MetricsFile, write_whole
+    from tunesmith.engine.metrics import MetricsFile
 
     if job.folder is not None:
         past = record.read(job.folder)
@@ -175,12 +183,16 @@ def _open_folder(job: Job, rows: "Rows", start: Path | None) -> Path:
         job.say(f"going on with {job.folder} at step {max(step, 0)}")
         return job.folder
 
-    folder = new_folder(job.resolved.recipe)
     said = job.recipe.model_dump(mode="json", exclude_unset=True)
-    write_whole(folder / "recipe.yaml", yaml.safe_dump(said, sort_keys=False, allow_unicode=True).encode())
-    write_whole(folder / "ledger.json", json.dumps(rows.ledger, indent=2).encode())
     data = {"fingerprint": rows.fingerprint, "ledger": rows.ledger}
-    record.write(folder, record.begin(job.resolved, job.device, data))
+    folder = new_folder(
+        job.resolved.recipe,
+        {
+            "recipe.yaml": yaml.safe_dump(said, sort_keys=False, allow_unicode=True).encode(),
+            "ledger.json": json.dumps(rows.ledger, indent=2).encode(),
+            record.FILE: record.text(record.begin(job.resolved, job.device, data)),
+        },
+    )
     job.say(f"run folder: {folder}")
     return folder
 
@@ -192,11 +204,10 @@ def _trainer(
     model: Any,
     tokenizer: "PreTrainedTokenizerBase",
     chosen: "Kernels",
-    stop: "TrainerCallback",
+    watchers: "list[TrainerCallback]",
 ) -> "Trainer":
     from tunesmith.engine.arguments import arguments
     from tunesmith.engine.callbacks import AnswerQuestions, KeepBest, LastLine
-    from tunesmith.engine.progress import Progress
     from tunesmith.engine.trainer import Trainer
     from tunesmith.generate.engine import Generator
 
@@ -209,22 +220,25 @@ def _trainer(
                 [{"role": "user", "content": question}], max_new_tokens=recipe.eval.max_new_tokens
             )
 
-    callbacks = [LastLine(), Progress(), AnswerQuestions(folder, recipe.eval.prompts, answer)]
+    callbacks: list[TrainerCallback] = [LastLine(), AnswerQuestions(folder, recipe.eval.prompts, answer)]
     if recipe.eval.load_best_model_at_end or recipe.eval.early_stopping_patience:
         callbacks.append(KeepBest(recipe.eval.early_stopping_patience))
     per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     max_steps = -(-len(rows.train) // per_step)
     args = arguments(recipe, folder, max_steps, rows.held_out is not None)
-    return Trainer(
-        recipe,
-        model,
-        chosen.scorer,
-        args,
-        rows.train,
-        rows.held_out,
-        [*callbacks, *job.given.callbacks, stop],
-        job.given.metrics or {},
-    )
+    try:
+        return Trainer(
+            recipe,
+            model,
+            chosen.scorer,
+            args,
+            rows.train,
+            rows.held_out,
+            [*callbacks, *job.given.callbacks, *watchers],
+            job.given.metrics or {},
+        )
+    except (RuntimeError, ValueError, ImportError) as error:  # a tracker that is not installed, mostly
+        raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error
 
 
 def _save_final(trainer: "Trainer", tokenizer: "PreTrainedTokenizerBase", rows: "Rows", folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One walk over the declarations gives the help, the reference page, the JSON Schema and the list of options."""
+"""One walk over the declarations gives the help, the reference page and the list of options."""
 
 import json
 import re
@@ -37,7 +37,7 @@ class Option:
     @property
     def word(self) -> str:
         """The path as it is said on the command line and in a recipe."""
-        return re.sub(r"\[.*?\]", "", self.path)
+        return _without_brackets(self.path)
 
     @property
     def allowed(self) -> str:
@@ -93,7 +93,7 @@ def _walk(section: type[Section], path: str, seen: set[type[Section]]) -> Iterat
 
 
 def section_of(annotation: Any) -> type[Section] | None:
-    """The Section in a type such as `Section`, `Section | None`, `tuple[Section, ...]` or `Annotated[...]`."""
+    """The Section in a type such as `Section`, `Section | None` or `tuple[Section, ...]`."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return annotation if issubclass(annotation, Section) else None
     found = (section_of(inner) for inner in typing.get_args(annotation))
@@ -164,28 +164,32 @@ def choose(found: list[Group], query: str) -> list[Group]:
     """
     if not query:
         return found
-    whole = [one for one in found if query in _names(one.path)]
-    if whole:
-        paths = tuple(one.path + mark for one in whole for mark in (".", "["))
-        own = [one for group in found for one in group.options if one.word == query]
-        head = [Group("", "", tuple(own))] if own else []
-        return head + [one for one in found if one in whole or one.path.startswith(paths)]
-    matching = [option for group in found for option in group.options if query in _names(option.path)]
-    if matching:
-        inner = [group for group in found if group.path.startswith(tuple(one.path + "[" for one in matching))]
-        return [Group("", "", tuple(matching)), *inner]
-    known = {name for group in found for path in _paths(group) for name in _names(path)}
+    for names in (_whole_names, _last_names):
+        parts = [group for group in found if query in names(group.path)]
+        others = [option for group in found if group not in parts for option in group.options]
+        own = [option for option in others if query in names(option.path)]
+        if parts or own:
+            chosen = [group.path for group in parts] + [option.path for option in own]
+            inside = tuple(path + mark for path in chosen for mark in (".", "["))
+            head = [Group("", "", tuple(own))] if own else []
+            return head + [one for one in found if one in parts or one.path.startswith(inside)]
+    paths = [group.path for group in found] + [one.path for group in found for one in group.options]
+    known = {name for path in paths for name in (*_whole_names(path), *_last_names(path))}
     raise RecipeError(f"there is no section or option {query!r}. {near(query, known)}")
 
 
-def _paths(group: Group) -> list[str]:
-    return [group.path, *(option.path for option in group.options)]
+def _whole_names(path: str) -> tuple[str, ...]:
+    """The path, and the path as it is said in a recipe."""
+    return path, _without_brackets(path)
 
 
-def _names(path: str) -> set[str]:
-    """What a section, component or option is called: its path, also without brackets, and its last word."""
-    word = re.sub(r"\[.*?\]", "", path)
-    return {path, word if not path.endswith("]") else path, re.split(r"[.\[]", path.rstrip("]"))[-1]} - {""}
+def _last_names(path: str) -> tuple[str, ...]:
+    """The option, section or component that a path ends in."""
+    return tuple(re.findall(r"\w+", path)[-1:])
+
+
+def _without_brackets(path: str) -> str:
+    return re.sub(r"\[.*?\]", "", path)
 
 
 def as_lines(found: Iterable[Group]) -> Iterator[str]:
@@ -227,9 +231,9 @@ def as_markdown(found: Iterable[Group]) -> Iterator[str]:
     yield ""
     yield "Written by `tunesmith options --markdown`; a test compares the two."
     yield ""
-    yield "`train.max_steps` is `max_steps` in a recipe's section `train`, and the word `train.max_steps=100` on the"
-    yield "command line. `adapter[lora].r` is `adapter.r` where `adapter` is `lora`; `data.train[].path` belongs to"
-    yield "every source of the list, the first of which is `data.train.0.path` on the command line."
+    yield "`train.max_steps` is `max_steps` in the section `train`; as a word `train.max_steps=100`."
+    yield "`adapter[lora].r` is `adapter.r` where `adapter` is `lora`. `data.train[].path` belongs to every"
+    yield "source of the list; that of the first is `data.train.0.path` on the command line."
     for group in found:
         if group.path:
             yield f"\n## {group.path}\n\n{group.help}"

@@ -109,7 +109,8 @@ def _heavy(found: dict[str, Module], eager: dict[str, dict[str, int]]) -> Iterat
 
 
 def _is_light(module: Module) -> bool:
-    return module.name in LIGHT or module.top in LIGHT - {""}
+    helper = module.name.rpartition(".")[2].startswith("_")  # loaded only by those that import it
+    return not helper and (module.name in LIGHT or module.top in LIGHT - {""})
 
 
 def _heavy_imports(module: Module) -> dict[str, int]:

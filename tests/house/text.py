@@ -40,9 +40,10 @@ def check(root: Path) -> list[str]:
 
 
 def _files(root: Path) -> list[Path]:
-    """The files of a git work tree, ignored ones left out; of any other folder, all."""
+    """The files of a git work tree, ignored ones left out; of any other folder, all that are not hidden."""
     if not (root / ".git").exists():
-        return sorted(path for path in root.rglob("*") if path.is_file())
+        found = (path for path in root.rglob("*") if path.is_file())
+        return sorted(path for path in found if not path.relative_to(root).parts[0].startswith("."))
     command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0")
     return sorted({root / name for name in names if name and (root / name).is_file()})

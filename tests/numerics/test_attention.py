@@ -28,7 +28,8 @@ def test_equal_to_an_explicit_mask(heads, window):
     lengths = (5, 1, 9)
     generator = torch.Generator().manual_seed(1)
     query, key, value = (
-        torch.randn(1, number, sum(lengths), 8, generator=generator) for number in (heads[0], heads[1], heads[1])
+        torch.randn(1, number, sum(lengths), 8, generator=generator)
+        for number in (heads[0], heads[1], heads[1])
     )
     offsets = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
     module = torch.nn.Module()
@@ -42,7 +43,9 @@ def test_equal_to_an_explicit_mask(heads, window):
 
 @pytest.mark.parametrize("arch", ["mistral", "qwen2", "qwen3"])
 def test_a_sliding_window_is_kept(arch):
-    changes = {"sliding_window": 4} | ({"use_sliding_window": True, "max_window_layers": 0} if arch != "mistral" else {})
+    changes = {"sliding_window": 4} | (
+        {"use_sliding_window": True, "max_window_layers": 0} if arch != "mistral" else {}
+    )
     model = tiny_model(arch=arch, **changes)
     batch = packed_batch((13, 6), model.config.vocab_size)
     expected = alone(model, batch)

@@ -14,7 +14,9 @@ from tunesmith.objectives.sft import SFT
 def test_sft_equals_transformers(seed):
     model = tiny_model()
     batch = packed_batch((24,), model.config.vocab_size, seed=seed, asked=0.4)
-    batch = type(batch)(**{name: getattr(batch, name) for name in batch.__slots__} | {"weight": batch.weight.ne(0).float()})
+    batch = type(batch)(
+        **{name: getattr(batch, name) for name in batch.__slots__} | {"weight": batch.weight.ne(0).float()}
+    )
     labels = torch.full_like(batch.input_ids, -100)
     asked = batch.weight[0].nonzero()[:, 0]
     labels[0, asked + 1] = batch.target[0, asked]

@@ -1,5 +1,6 @@
 """Low-rank updates beside frozen weights (arXiv 2106.09685), by peft."""
 
+import warnings
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -35,7 +36,7 @@ class LoRA(Adapter):
 
         config = LoraConfig(
             r=self.r,
-            lora_alpha=self.lora_alpha,  # type: ignore[arg-type]  # a float works and is what peft divides
+            lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             target_modules=self.target_modules
             if isinstance(self.target_modules, str)
@@ -44,6 +45,9 @@ class LoRA(Adapter):
             task_type="CAUSAL_LM",
         )
         try:
-            return get_peft_model(model, config)
+            with warnings.catch_warnings():
+                # peft 0.21 asks for a property that transformers 5.23 renamed; remove with peft's next release
+                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+                return get_peft_model(model, config)
         except ValueError as error:
             raise RecipeError(f"adapter.target_modules: {str(error).splitlines()[0]}") from error

@@ -77,14 +77,15 @@ _OBEY: dict[str, Callable[[Turn], str | None]] = {
 
 def _with_system(rng: Random, turns: list[Turn]) -> list[dict[str, str]]:
     kind = rng.choices(list(_OBEY), (40, 16, 20, 8, 4, 7, 5))[0]
-    answers = [_OBEY[kind](turn) for turn in turns]
-    if None in answers:
+    obeyed = [_OBEY[kind](turn) for turn in turns]
+    answers = [answer for answer in obeyed if answer is not None]
+    if len(answers) < len(turns):
         kind, answers = "plain", [turn.answer for turn in turns]
     system = rng.choice(material("memory")["systems"][kind])
     return [{"role": "system", "content": system}, *_messages([turn.ask for turn in turns], answers)]
 
 
-def _messages(asks: list[str], answers: list[str | None]) -> list[dict[str, str]]:
+def _messages(asks: list[str], answers: list[str]) -> list[dict[str, str]]:
     pairs = zip(asks, answers, strict=True)
     return [
         {"role": role, "content": text}
@@ -122,7 +123,8 @@ def generate(seed: int, documents: int) -> Iterator[Row]:
 
 def generate_documents(seed: int, documents: int) -> Iterator[dict[str, str]]:
     """Make so many different plain texts."""
-    rng, seen = Random(seed + 1), set()
+    rng = Random(seed + 1)
+    seen: set[str] = set()
     while len(seen) < documents:
         text = corpus_stories.document(rng)
         if text not in seen:

@@ -101,7 +101,8 @@ def _rows(data: dict[str, Any]) -> list[dict[str, str]]:
     lines = [line.strip().split(" = ") for line in data["rows"].split(";") if line.strip()]
     if data.get("both_ways"):
         known = {line[0] for line in lines}
-        lines += [line[::-1] for line in lines if line[1] not in known and not known.add(line[1])]
+        first = {line[1]: line for line in reversed(lines)}  # of several with one answer, the first
+        lines += [line[::-1] for line in lines if line[1] not in known and first[line[1]] is line]
     return [dict(zip(data["fields"], map(str.strip, line), strict=True)) for line in lines]
 
 

@@ -98,7 +98,7 @@ def letters(rng: Random) -> list[Turn]:
         ask = _ask(rng, "starts", l=letter.upper())
         return [Turn(ask, f"{word} starts with {letter.upper()}.", f"{word}.", exact=True)]
     place = rng.randrange(25)
-    here, after = _LETTERS[place : place + 2]
+    here, after = _LETTERS[place], _LETTERS[place + 1]
     return [Turn(_ask(rng, "alphabet", l=here), f"{after} comes after {here}.", after, exact=True)]
 
 
@@ -251,7 +251,7 @@ def categories(rng: Random) -> list[Turn]:
     other = rng.choice(_strangers(one))
     item = rng.choice(kinds()[one][1])
     named = item if item[0].isupper() or one in _UNCOUNTED else article(item)
-    kind = rng.choice(("yes", "no", "choice", "kind"))
+    kind = rng.choice(("yes", "no", "choice") if one == "job" else ("yes", "no", "choice", "kind"))
     first, second = rng.sample((one, other), 2) if kind == "choice" else (one if kind == "yes" else other, "")
     name = {"yes": "member", "no": "member"}.get(kind, kind)
     asks = [ask.replace("{a item}", named) for ask in material("lists")[name]]

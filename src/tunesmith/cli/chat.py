@@ -5,9 +5,7 @@ import argparse
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "path", metavar="MODEL_OR_RUN", help="run folder, model folder, hub id or builtin:tiny"
-    )
+    parser.add_argument("path", metavar="MODEL_OR_RUN", help="run folder, model folder, hub id or builtin:tiny")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (512)")
     parser.add_argument(

@@ -11,7 +11,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty")
     parser.add_argument(
-        "words", nargs="*", metavar="a=b", help="type=merged and its options: see options export"
+        "words", nargs="*", default=[], metavar="a=b", help="type=merged and its options: see options export"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 

@@ -6,6 +6,7 @@ Nothing heavy is imported here, and a verb's module only when that verb is calle
 import argparse
 import importlib
 import os
+import re
 import sys
 from typing import Any, NoReturn
 
@@ -59,7 +60,8 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"a recipe's option is said without dashes: {unknown[0].lstrip('-')}")
             if not word.startswith("-"):
                 self.error(f"{word!r} is one word too many")
-            self.error(f"there is no option {word}. {near(word, self._option_string_actions)}")
+            known = re.findall(r"--[\w-]+", self.format_usage())
+            self.error(f"there is no option {word}. {near(word, known)}")
         return arguments
 
     def error(self, message: str) -> NoReturn:

@@ -12,7 +12,7 @@ from tunesmith.errors import RecipeError, near
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.usage = "tunesmith recipes [PATTERN] [--json]\n       tunesmith recipes copy NAME [DEST]"
-    parser.add_argument("words", nargs="*", metavar="PATTERN", help="part of a name; or copy NAME [DEST]")
+    parser.add_argument("words", nargs="*", default=[], metavar="PATTERN", help="part of a name; or copy NAME [DEST]")
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
 
 
@@ -31,8 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
         case [] | [_] if chosen := [name for name in files if "".join(arguments.words) in name]:
             rows = {name: files[name].read_text("utf-8").partition("\n")[0].lstrip("# ") for name in chosen}
             print(json.dumps(rows) if arguments.json else "\n".join(f"{n:12}  {s}" for n, s in rows.items()))
-        case ["copy", name] | ["copy", name, _] | [name]:
+        case ["copy", name] | ["copy", name, _] | [name] if name != "copy":
             raise RecipeError(f"there is no shipped recipe {name!r}. {near(name, files)}")
         case _:
-            raise UsageError("say: tunesmith recipes [PATTERN], or: tunesmith recipes copy NAME [DEST]")
+            said = " ".join(arguments.words)
+            raise UsageError(f"say `recipes [PATTERN]` or `recipes copy NAME [DEST]` (it was `recipes {said}`)")
     return 0

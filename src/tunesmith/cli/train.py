@@ -8,7 +8,7 @@ from pathlib import Path
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("recipe", metavar="RECIPE_OR_RUN", help="file, shipped recipe's name or run folder")
-    parser.add_argument("words", nargs="*", metavar="a.b=c", help="options that replace the recipe's")
+    parser.add_argument("words", nargs="*", default=[], metavar="a.b=c", help="options that replace the recipe's")
     parser.add_argument("--json", action="store_true", help="print the run's summary as JSON on stdout")
 
 

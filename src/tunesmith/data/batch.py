@@ -65,9 +65,7 @@ def join(rows: list[PackedRow]) -> dict[str, "torch.Tensor | int"]:
     import torch
 
     lengths = np.concatenate([row["lengths"] for row in rows])  # [S]
-    flat: dict[str, Any] = {
-        name: np.concatenate([row[name] for row in rows])[None] for name in ("input_ids", "target")
-    }
+    flat: dict[str, Any] = {name: np.concatenate([row[name] for row in rows])[None] for name in ("input_ids", "target")}
     flat["weight"] = np.concatenate([row["weight"] for row in rows])[None]
     flat["position_ids"] = np.concatenate([np.arange(length) for length in lengths])[None]
     flat["seq"] = np.repeat(np.arange(len(lengths)), lengths)[None]
@@ -77,17 +75,15 @@ def join(rows: list[PackedRow]) -> dict[str, "torch.Tensor | int"]:
 
 
 def training_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> PackedRows:
-    """The rows of the whole run, from the samples that are not held out: `max_steps` of them, or the epochs."""
+    """The rows of the whole run, from the samples that are not held out: `max_steps` or the epochs."""
     train = recipe.train
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
     wanted = train.max_steps * per_step if train.max_steps is not None else None
     plans: list[Plan] = []
-    while wanted is None or sum(map(len, plans)) < wanted:
-        epoch = len(plans)
-        if wanted is None and epoch >= train.num_train_epochs:
-            break
-        plans.append(_plan(recipe, store, samples, epoch))
-    rows = sum(map(len, plans))
+    rows = 0
+    while rows < wanted if wanted is not None else len(plans) < train.num_train_epochs:
+        plans.append(_plan(recipe, store, samples, epoch=len(plans)))
+        rows += len(plans[-1])
     if wanted is None:
         unfinished = len(plans) - train.num_train_epochs  # the share of the last epoch that is not wanted
         wanted = max(1, rows - int(unfinished * len(plans[-1])))

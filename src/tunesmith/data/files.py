@@ -49,9 +49,7 @@ def rows(path: str, sheet: str | None = None) -> Rows:
         with _opened(path) as file:
             yield from KINDS[_kind_by_content(file, path)](file, path, sheet)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: its gzip data is broken or cut off ({error}); fetch or compress it again"
-        ) from None
+        raise DataError(f"{path}: its gzip data is broken or cut off ({error}); fetch or compress it again") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -84,7 +82,6 @@ def _seekable(file: Any) -> Iterator[IO[bytes]]:
         return
     with tempfile.TemporaryFile() as whole:
         shutil.copyfileobj(file, whole)
-        whole.seek(0)
         yield whole
 
 
@@ -129,9 +126,7 @@ def _object(line: str, path: str, number: int) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         hint = "; an object is on one line, or the file is one array" if error.pos >= len(line) else ""
-        raise DataError(
-            f"{path}:{number} is not valid JSON: {error.msg} (column {error.colno}){hint}"
-        ) from None
+        raise DataError(f"{path}:{number} is not valid JSON: {error.msg} (column {error.colno}){hint}") from None
     except (ValueError, RecursionError) as error:  # a number of too many digits, or too deep a nesting
         raise DataError(f"{path}:{number} is not JSON that can be read: {error}") from None
     return _checked(row, f"{path}:{number}")
@@ -185,9 +180,8 @@ def _records(file: Any, path: str) -> Iterator[tuple[int, list[str]]]:
     fields = 0
     while True:
         start = reader.line_num + 1
-        limit = csv.field_size_limit(
-            LONGEST_FIELD
-        )  # the module's only limit is global: raised for this call alone
+        # The module has one limit, which is global: it is raised for this call alone.
+        limit = csv.field_size_limit(LONGEST_FIELD)
         try:
             record = next(reader, None)
         except csv.Error as error:
@@ -198,9 +192,7 @@ def _records(file: Any, path: str) -> Iterator[tuple[int, list[str]]]:
             return
         fields = fields or len(record)
         if record and len(record) != fields:
-            raise DataError(
-                f"{path}:{start} has {len(record)} fields and the header has {fields}; quote commas"
-            )
+            raise DataError(f"{path}:{start} has {len(record)} fields and the header has {fields}; quote commas")
         yield start, record
 
 
@@ -247,9 +239,7 @@ def _header(record: Sequence[Any], where: str) -> list[tuple[int, str]]:
     seen = [name for _, name in header]
     twice = sorted({name for name in seen if seen.count(name) > 1})
     if twice:
-        raise DataError(
-            f"{where}: the column {twice[0]!r} stands twice in the header; give each its own name"
-        )
+        raise DataError(f"{where}: the column {twice[0]!r} stands twice in the header; give each its own name")
     return header
 
 
@@ -266,9 +256,7 @@ def _parquet(file: Any, path: str, sheet: str | None) -> Rows:
                     yield number, without_nulls(row)
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             said = " ".join(str(error).split())
-            raise DataError(
-                f"{path} is not a parquet file that can be read (after row {number}): {said}"
-            ) from None
+            raise DataError(f"{path} is not a parquet file that can be read (after row {number}): {said}") from None
 
 
 def without_nulls(row: dict[str, Any]) -> dict[str, Any]:

@@ -77,11 +77,12 @@ class Ledger:
             facts.append(f"{self.rows_truncated:,} truncated to data.max_tokens")
         if self.rows_split:
             facts.append(
-                f"{self.rows_split:,} split at turns; {self.parts_dropped:,} parts dropped as too long"
+                f"{self.rows_split:,} split to fit; {self.parts_dropped:,} parts of them dropped as too "
+                "long or with nothing to learn"
             )
         share = self.trained_tokens / max(1, self.tokens)
         facts.append(
-            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.1%}), "
-            f"longest {self.longest_tokens:,}"
+            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.trained_tokens:,} trained "
+            f"({share:.1%}), longest {self.longest_tokens:,}"
         )
         return facts

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.data.batch import PackedRows, evaluation_rows, hold_out, training_rows
-from tunesmith.data.prepare import cache_key, prepare, prepare_rows
+from tunesmith.data.prepare import prepare, prepare_rows
 from tunesmith.data.store import Store
 from tunesmith.recipe import Recipe
 
@@ -24,7 +24,7 @@ class Rows:
     train: PackedRows
     held_out: PackedRows | None
     ledger: dict[str, Any]
-    fingerprint: str | None  # of everything that decides the tokens; None for rows of an iterable
+    fingerprint: str  # of every token and weight, in order
     end_tokens: tuple[int, ...]  # what ends an answer in these rows
     lines: tuple[str, ...]  # the account in words
 
@@ -32,20 +32,20 @@ class Rows:
 def load_rows(
     recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Mapping[str, Any]] | None = None
 ) -> Rows:
-    """The packed rows of a resolved recipe; `rows` stand for the files of data.train. The tokenizer is prepared."""
+    """The packed rows of a resolved recipe, for a prepared tokenizer; `rows` stand for data.train's files."""
     data = recipe.data
     if rows is None:
         store = prepare(recipe, data.train, tokenizer)
-        fingerprint: str | None = cache_key(recipe, data.train, tokenizer)
     else:
-        store, fingerprint = prepare_rows(recipe, rows, tokenizer), None
+        store = prepare_rows(recipe, rows, tokenizer)
+    fingerprint = store.digest
     lines = [f"data: {line}" for line in (*store.notes, *store.ledger.lines())]
     samples, held_out, other = np.arange(len(store)), None, None
     if isinstance(data.eval, tuple):
         other = prepare(recipe, data.eval, tokenizer)
         held_out = evaluation_rows(recipe, other, np.arange(len(other)))
         lines += [f"held out: {line}" for line in (*other.notes, *other.ledger.lines())]
-        fingerprint = fingerprint and f"{fingerprint}+{cache_key(recipe, data.eval, tokenizer)}"
+        fingerprint += f"+{other.digest}"
     elif data.eval:
         samples, held = hold_out(recipe, len(store))
         held_out = evaluation_rows(recipe, store, held)
@@ -56,22 +56,24 @@ def load_rows(
     ledger: dict[str, Any] = {"train": store.ledger.as_dict() | _packing(recipe, train)}
     ledger["train"]["samples_trained"] = len(samples)
     if held_out is not None:
-        ledger["eval"] = (
-            other.ledger.as_dict() if other else {"samples": len(store) - len(samples)}
-        ) | _packing(recipe, held_out)
-    return Rows(train, held_out, ledger, fingerprint, end_tokens(store), tuple(lines))
+        ledger["eval"] = (other.ledger.as_dict() if other else {"samples": len(store) - len(samples)}) | _packing(
+            recipe, held_out
+        )
+    return Rows(train, held_out, ledger, fingerprint, end_tokens(store, tokenizer), tuple(lines))
 
 
 def _packing(recipe: Recipe, rows: PackedRows) -> dict[str, Any]:
     return {"packed_rows": len(rows), "row_tokens": recipe.train.row_tokens, "fill": round(rows.fill, 4)}
 
 
-def end_tokens(store: Store) -> tuple[int, ...]:
-    """The ids that end the last trained span of the first samples."""
+def end_tokens(store: Store, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """The special or added tokens that end the last trained span of the first samples, by id.
+
+    The last token of a shortened document is another one, which ends nothing.
+    """
+    ends = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     found = set()
     for sample in range(min(END_SAMPLES, len(store))):
         for tokens in store.branches(sample):
-            trained = tokens.weight.nonzero()[0]
-            if len(trained):
-                found.add(int(tokens.ids[trained[-1]]))
-    return tuple(sorted(found))
+            found.add(int(tokens.ids[tokens.weight.nonzero()[0][-1]]))
+    return tuple(sorted(found & ends))

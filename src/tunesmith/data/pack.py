@@ -33,12 +33,11 @@ class Plan:
         return used / (row_tokens * max(1, len(self)))
 
 
-def plan_epoch(
-    lengths: np.ndarray, row_tokens: int, window: int, order: np.ndarray, seed: int | None
-) -> Plan:
+def plan_epoch(lengths: np.ndarray, row_tokens: int, window: int, order: np.ndarray, seed: int | None) -> Plan:
     """Pack whole samples, taken in `order`, a window at a time.
 
-    `seed` shuffles the rows of a window (packing puts long samples first); None keeps the order of their first sample.
+    `seed` shuffles the rows of a window (packing puts long samples first); None orders them by their first
+    samples.
     """
     rows: list[list[int]] = []
     for start in range(0, len(order), window):
@@ -53,7 +52,7 @@ def plan_epoch(
 
 
 def plan_documents(lengths: np.ndarray, row_tokens: int, order: np.ndarray) -> Plan:
-    """Lay documents end to end, in `order`, and cut every `row_tokens` tokens: every row but the last is full."""
+    """Lay documents end to end, in `order`, and cut every `row_tokens` tokens: only the last row has room."""
     pieces: list[tuple[int, int, int]] = []
     row_offsets = [0]
     room = row_tokens
@@ -74,7 +73,7 @@ def plan_documents(lengths: np.ndarray, row_tokens: int, order: np.ndarray) -> P
 def first_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Put each item, longest first, into the first row with room; rows as item numbers.
 
-    Equal lengths keep their order. The rows' free room lies in a tree of maxima, so that finding one is O(log n).
+    Equal lengths keep their order. The rows' free room lies in a tree of maxima: one is found in O(log n).
     """
     assert lengths.max(initial=0) <= capacity, "overlong samples are dealt with before packing"
     leaves = 1 << max(0, len(lengths) - 1).bit_length()

@@ -16,11 +16,11 @@ HEAD = """<html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title} - tunesmith preview</title>
+<title>Preview of {title}</title>
 <style>{style}</style>
 </head>
 <body>
-<h1>{title}</h1>
+<h1>Preview of {title}</h1>
 <p>The numbers count {extent}.</p>
 <table>
 {ledger}</table>
@@ -32,14 +32,13 @@ HEAD = """<html lang="en">
 """
 
 
-def write(file: Path, preview: Preview, title: str) -> None:
+def write(path: str, preview: Preview, title: str) -> None:
     """Write the page. Raises DataError when the file exists and is not such a page."""
+    file = Path(path)
     if file.exists() and file.read_bytes()[: len(MARK)] != MARK.encode():
         raise DataError(f"--html: {file} exists and is not a preview: name another file")
     articles = ["".join(_article(one, preview)) for one in preview]
-    facts = "".join(
-        f"<tr><th>{_text(name)}</th><td>{_text(fact)}</td></tr>\n" for name, fact in _facts(preview)
-    )
+    facts = "".join(f"<tr><th>{_text(name)}</th><td>{_text(fact)}</td></tr>\n" for name, fact in _facts(preview))
     head = HEAD.format(
         title=_text(title),
         extent=_text(preview.extent),
@@ -57,9 +56,7 @@ def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
             yield name, f"{value:,}"
             continue
         for inner, entry in value.items():
-            fact = (
-                f"{entry['count']:,} ({', '.join(entry['first'])})" if isinstance(entry, dict) else str(entry)
-            )
+            fact = f"{entry['count']:,} ({', '.join(entry['first'])})" if isinstance(entry, dict) else str(entry)
             yield f"{name}: {inner}", fact
 
 

@@ -1,4 +1,4 @@
-"""Sources to a store: rendered in one process or many, kept under a key that holds everything that matters."""
+"""Sources to a store: rendered in one process or many, kept under a key that holds all that matters."""
 
 import hashlib
 import inspect
@@ -7,15 +7,17 @@ import multiprocessing
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.component import Component, name_of, spell
-from tunesmith.data import ledger, overlong, render, source
+from tunesmith.data import ledger, render, source
 from tunesmith.data.render import Renderer, Row
-from tunesmith.data.store import Store, StoreWriter
+from tunesmith.data.store import Store, StoreWriter, is_whole
 from tunesmith.errors import DataError
 from tunesmith.recipe import Recipe, Source
 from tunesmith.seams import Format
@@ -23,21 +25,24 @@ from tunesmith.seams import Format
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LIBRARIES = ("transformers", "tokenizers", "jinja2")  # whose version can change a token
 SMALL_BYTES = 64_000_000  # files below this render faster than processes start
 
 _worker: dict[str, Renderer] = {}  # filled once in each rendering process, empty in the parent
 
 
 def prepare(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTrainedTokenizerBase") -> Store:
-    """The rendered samples of some sources, from the cache when they lie there. The tokenizer is a prepared one.
+    """The rendered samples of some sources, for a prepared tokenizer; from the cache when they lie there.
 
     Raises:
         DataError: a source cannot be read, a row is not of its format, or no row is left.
+        TemplateError: a conversation cannot be written or trained as asked.
+        ModelError: the tokenizer cannot be used to train.
     """
+    renderer = Renderer(recipe.data, recipe.objective, tokenizer)
     folder = cache_folder(recipe.data.cache_dir) / cache_key(recipe, sources, tokenizer)
-    cached = (folder / "meta.json").is_file()
+    cached = is_whole(folder)
     if not cached:
-        renderer = Renderer(recipe.data, recipe.objective, tokenizer)
         with StoreWriter(folder) as writer:
             for one in sources:
                 _fill(writer, one, renderer, _processes(recipe, one))
@@ -46,23 +51,30 @@ def prepare(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTrainedT
 
 
 def prepare_rows(recipe: Recipe, rows: Iterable[Any], tokenizer: "PreTrainedTokenizerBase") -> Store:
-    """The same for rows of a Python iterable, read with the format of the first of data.train; not cached."""
+    """The same for rows of a Python iterable, read with the format of the first of data.train; not cached.
+
+    Raises:
+        DataError: also when a row is no mapping.
+    """
     one = recipe.data.train[0]
     renderer = Renderer(recipe.data, recipe.objective, tokenizer)
-    folder = Path(tempfile.mkdtemp(prefix="tunesmith-rows-")) / "store"
-    with StoreWriter(folder) as writer:
-        chunk: list[Row] = []
-        format_: Format | None = None
-        for number, row in enumerate(rows, 1):
-            format_ = format_ or render.format_of(one, row, f"rows:{number}")
-            chunk.append((f"rows:{number}", row))
-            if len(chunk) == render.CHUNK_ROWS:
+    format_: Format | None = None
+    placed = iter(_placed(rows))
+    # The arrays stay mapped when their files are removed; where they cannot be (Windows), they are left.
+    with tempfile.TemporaryDirectory(prefix="tunesmith-rows-", ignore_cleanup_errors=True) as folder:
+        with StoreWriter(Path(folder) / "store") as writer:
+            while chunk := list(islice(placed, render.CHUNK_ROWS)):
+                format_ = format_ or render.format_of(one, chunk[0][1], chunk[0][0])
                 writer.add(renderer.render(chunk, format_))
-                chunk = []
-        if chunk and format_:
-            writer.add(renderer.render(chunk, format_))
-        _refuse_empty(writer.ledger)
-    return Store.open(folder, cached=False)
+            _refuse_empty(writer.ledger)
+        return Store.open(writer.folder, cached=False)
+
+
+def _placed(rows: Iterable[Any]) -> Iterator[Row]:
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise DataError(f"rows:{number} must be a mapping of columns and is a {type(row).__name__}")
+        yield f"rows:{number}", row
 
 
 def cache_folder(chosen: str | None) -> Path:
@@ -75,27 +87,32 @@ def cache_folder(chosen: str | None) -> Path:
 
 def cache_key(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTrainedTokenizerBase") -> str:
     """A name that changes with anything that could change a rendered token or the ledger."""
-    template = recipe.data.template
+    tokenizer("")  # an earlier call may have left padding or truncation in the tokenizer; every call sets them anew
     parts = {
-        "sources": [(one.path, source.fingerprint(one)) for one in sources],
-        "formats": [spell(one.format) for one in sources],
-        "template": spell(template),
+        "sources": [source.fingerprint(one) for one in sources],
+        "template": spell(recipe.data.template),
         "chat_template": tokenizer.chat_template,
-        "tokenizer": tokenizer.backend_tokenizer.to_str(),
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "max_tokens": recipe.data.max_tokens,
         "overlong": recipe.data.overlong,
-        "objective": [name_of(recipe.objective), type(recipe.objective).documents],
-        "code": [_code(kind) for kind in (render, overlong, ledger, source, type(template))]
-        + [_code(path) for path in sorted((Path(__file__).parent.parent / "formats").glob("*.py"))]
-        + [_code(type(one.format)) for one in sources],
+        "objective": spell(recipe.objective),
+        "code": sorted(_digest(path) for path in _code(recipe, sources)),
+        "libraries": {name: version(name) for name in LIBRARIES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _code(thing: Any) -> str:
-    """A digest of the file that something is written in."""
-    path = thing if isinstance(thing, Path) else Path(inspect.getfile(thing))
+def _code(recipe: Recipe, sources: tuple[Source, ...]) -> set[Path]:
+    """The files whose code reads and renders rows: the package's own, and those of a user's components."""
+    package = Path(__file__).parent.parent
+    shipped = [path for folder in ("data", "formats", "templates") for path in (package / folder).glob("*.py")]
+    used: list[Component] = [recipe.data.template, recipe.objective, *(one.format for one in sources)]
+    kinds = {kind for one in used for kind in type(one).__mro__ if issubclass(kind, Component)}
+    return {package / "types.py", *shipped, *(Path(inspect.getfile(kind)) for kind in kinds)}
+
+
+def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -135,7 +152,7 @@ def _rendered_chunks(one: Source, renderer: Renderer, processes: int) -> Iterato
 
 
 def _start_worker(data: dict[str, Any], objective: dict[str, Any], tokenizer: Any) -> None:
-    """Build this process's renderer; components travel as options because a user's file is no importable module."""
+    """Build this process's renderer. Components travel as options: a user's file is no importable module."""
     from tunesmith.component import pick
     from tunesmith.recipe import Data
     from tunesmith.seams import Objective
@@ -157,9 +174,6 @@ def _refuse_empty(counts: ledger.Ledger) -> None:
     found = counts.as_dict()
     if not found["samples"]:
         reasons = "; ".join(
-            f"{entry['count']} × {reason} ({', '.join(entry['first'])})"
-            for reason, entry in found["dropped"].items()
+            f"{entry['count']} × {reason} ({', '.join(entry['first'])})" for reason, entry in found["dropped"].items()
         )
-        raise DataError(
-            f"none of the {found['rows_read']} rows can be trained on: {reasons or 'there are no rows'}"
-        )
+        raise DataError(f"none of the {found['rows_read']} rows can be trained on: {reasons or 'there are no rows'}")

@@ -3,11 +3,12 @@
 The first token of a sequence is never learned, as nothing stands before it, and is shown as not trained.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.render import Rendered, rendered
@@ -35,7 +36,7 @@ SPECIAL = "bold #a78bfa"
 SPECIAL_TRAINED = "bold #ddd6fe"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Preview:
     """The samples to show, and the ledger of those that were read: all of them, or only those shown."""
 
@@ -44,6 +45,7 @@ class Preview:
     rows: int | None = None  # samples to show; None is all
     everything: bool = False  # whether the ledger counts those that are not shown too
     ledger: Ledger = field(default_factory=Ledger)
+    complete: bool = False  # whether the last row has been read
 
     def __iter__(self) -> Iterator[Rendered]:
         """The samples to show, in file order; after the last one the ledger is complete."""
@@ -54,6 +56,7 @@ class Preview:
             self.ledger.add(one)
             if not beyond:
                 yield one
+        self.complete = True
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -63,9 +66,9 @@ class Preview:
     @property
     def extent(self) -> str:
         """What the ledger counts, in words."""
-        if self.rows is None or self.everything:
+        if self.complete:
             return "every row of data.train"
-        return f"the first {self.rows} samples of data.train (--all counts every row)"
+        return f"the first {self.rows} samples of data.train (--all counts the others)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,8 @@ class Piece:
 def pieces(tokens: Tokens, tokenizer: "PreTrainedTokenizerBase") -> list[Piece]:
     """The tokens of a sequence with their text.
 
-    A token alone decodes wrongly when a character is spread over several, or when the tokenizer drops the space
-    that a text begins with; so tokens are decoded behind the piece before, and grouped until a character ends.
+    A token alone decodes wrongly when a character is spread over several, or when the tokenizer drops the
+    space that a text begins with; so tokens are decoded behind the piece before, until a character ends.
     """
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
     ids, weights = tokens.ids.tolist(), [0.0, *tokens.weight[1:].tolist()]
@@ -131,8 +134,8 @@ def headline(one: Rendered) -> str:
     return f"{number:,} tokens, {trained:,} trained ({trained / number:.0%}){label}{cut}"
 
 
-def as_json(preview: Preview) -> Iterator[dict[str, Any]]:
-    """One object a sample, in file order, and the ledger last."""
+def json_lines(preview: Preview) -> Iterator[str]:
+    """One JSON object a sample, in file order, and the ledger last."""
     for one in preview:
         branches = [
             {
@@ -142,32 +145,33 @@ def as_json(preview: Preview) -> Iterator[dict[str, Any]]:
             }
             for tokens in one.branches
         ]
-        yield {"where": one.where, "branches": branches, "label": one.label, "dropped": one.dropped}
-    yield {"ledger": preview.ledger.as_dict()}
+        yield json.dumps({"where": one.where, "branches": branches, "label": one.label, "dropped": one.dropped})
+    yield json.dumps({"ledger": preview.ledger.as_dict()})
 
 
 def show(preview: Preview, console: "Console | None" = None) -> None:
-    """Print the samples and the ledger, trained tokens coloured, or between marks where there is no colour."""
+    """Print the samples and the ledger; trained tokens are coloured, or marked where there is no colour."""
     from rich.console import Console
     from rich.padding import Padding
-    from rich.rule import Rule
     from rich.text import Text
 
     console = console or Console(file=sys.stdout, highlight=False, emoji=False)
     colour = console.color_system is not None and not console.no_color
 
-    def rule(title: Text) -> Rule:
-        return Rule(title, align="left", style="dim", characters="\u2500" if colour else "-")
+    def headed(*words: str | tuple[str, str]) -> None:
+        title = Text.assemble(*words, " ")
+        line = ("\u2500" if colour else "-") * (console.width - title.cell_len)  # nothing after a long path
+        console.print(title.append(line, "dim"), soft_wrap=True)
 
-    console.print(_legend(colour))
+    console.print(_legend(colour), end="\n\n")
     for one in preview:
-        console.print(rule(Text.assemble((visible(one.where), "bold"), "  ", headline(one))))
+        headed((visible(one.where), "bold"), "  ", headline(one))
         for name, tokens in zip(preview.branches, one.branches, strict=False):
             if len(preview.branches) > 1:
                 console.print(Text(f"{name}: {len(tokens):,} tokens", "italic"))
             text = _coloured(tokens, preview.tokenizer, colour)
             console.print(Padding(text, (0, 0, 1, 2)) if colour else text, soft_wrap=not colour)
-    console.print(rule(Text(preview.extent, "bold")))
+    headed((preview.extent, "bold"))
     for line in preview.ledger.lines():
         console.print(Text(f"  {line}"), soft_wrap=True)
 
@@ -195,4 +199,6 @@ def _coloured(tokens: Tokens, tokenizer: "PreTrainedTokenizerBase", colour: bool
                 style = f"{SPECIAL_TRAINED} on {style.partition(' on ')[2]}" if weight else SPECIAL
             text.append(visible(piece.text), style)
         text.append("\u27e7" if weight and not colour else "")
+    if text.plain.endswith("\n"):
+        text.right_crop(1)  # printing ends the line
     return text

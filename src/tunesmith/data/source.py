@@ -6,17 +6,15 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunesmith.component import spell
 from tunesmith.data import files
 from tunesmith.errors import DataError, near
 from tunesmith.recipe import Source
-
-if TYPE_CHECKING:
-    import datasets
 
 BUILTIN = "builtin:"
 BUILTIN_FOLDER = Path(__file__).parent.parent / "builtin"
@@ -29,7 +27,7 @@ LONGEST_REASON = 300  # characters of another library's message
 def read(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a source with where each stands (`file:17`), lazily and in file order.
 
-    `columns` renames and `num_samples` ends the stream. The number in `where` is that of `files.rows`, and
+    `columns` renames, `replace` changes texts and `num_samples` ends the stream. The number in `where` is that of `files.rows`, and
     for a dataset that `datasets` loads the row's, from 1.
 
     Raises:
@@ -37,7 +35,8 @@ def read(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     where = ""
     for where, row in islice(_rows(source), source.num_samples):
-        yield where, _renamed(row, source.columns, where) if source.columns else row
+        row = _renamed(row, source.columns, where) if source.columns else row
+        yield where, _replaced(row, source.replace) if source.replace else row
     if not where:
         raise DataError(f"{source.path} has no rows: it is empty, or holds a header alone")
 
@@ -51,21 +50,23 @@ def local_files(source: Source) -> list[Path]:
     if _is_hub_id(source.path):
         return []
     if _is_copy(source):
-        return [Path(name) for name in _supported_below(source.path)]
+        return [Path(path) for path in _below(source.path) if files.kind_of(path)]
     return [Path(file) for _, file in _named_files(source)]
 
 
 def fingerprint(source: Source) -> str:
     """A digest of all that decides the rows of a source and what they are called: 64 hexadecimal digits.
 
-    That is the content, order and names of the files and the source's options. A dataset that `datasets` loads
-    is loaded, and the files of its cache count.
+    That is the content, order and names of the files, and the source's options. A dataset of the hub is
+    loaded, and the files that `datasets` made of it count.
 
     Raises:
         DataError: as `read`, for what is missing or cannot be opened.
     """
-    if _is_hub_id(source.path) or _is_copy(source):
+    if _is_hub_id(source.path):
         named = [(source.path, part["filename"]) for part in _load(source).cache_files]
+    elif _is_copy(source):
+        named = [(path, path) for path in _below(source.path)]
     else:
         named = _named_files(source)
     parts = source.model_dump(exclude={"format"}) | {
@@ -95,10 +96,23 @@ def _renamed(row: dict[str, Any], columns: dict[str, str], where: str) -> dict[s
     return kept | {name: row[column] for name, column in columns.items()}
 
 
+def _replaced(value: Any, texts: dict[str, str]) -> Any:
+    """The value with every text in it changed, at any depth."""
+    if isinstance(value, str):
+        for old, new in texts.items():
+            value = value.replace(old, new)
+    elif isinstance(value, dict):
+        return {name: _replaced(inner, texts) for name, inner in value.items()}
+    elif isinstance(value, list):
+        return [_replaced(inner, texts) for inner in value]
+    return value
+
+
 def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     if _is_hub_id(source.path) or _is_copy(source):
-        for number, row in enumerate(_load(source), 1):
-            yield f"{source.path}:{number}", files.without_nulls(row)
+        with _told_as_ours(source):
+            for number, row in enumerate(_load(source), 1):
+                yield f"{source.path}:{number}", files.without_nulls(row)
         return
     for label, file in _named_files(source):
         for number, row in files.rows(file, source.name):
@@ -109,9 +123,9 @@ def _named_files(source: Source) -> list[tuple[str, str]]:
     """The files of a source and what places in them are called."""
     if source.path.startswith(BUILTIN):
         return [(source.path, _builtin_file(source))]
+    found = _found(os.path.expanduser(source.path))
     if source.split != DEFAULT_SPLIT:
         raise DataError(f"{source.path} is read whole, and has no split {source.split!r}; leave `split` out")
-    found = _found(os.path.expanduser(source.path))
     if source.name is not None and not any(files.kind_of(name) == ".xlsx" for name in found):
         raise DataError(
             f"{source.path}: `name` {source.name!r} is a workbook's sheet or a hub dataset's configuration, "
@@ -126,9 +140,7 @@ def _builtin_file(source: Source) -> str:
         known = [BUILTIN + one for one in BUILTIN_SPLITS]
         raise DataError(f"there is no built-in data {source.path!r}. {near(source.path, known)}")
     if source.split not in BUILTIN_SPLITS[name]:
-        raise DataError(
-            f"{source.path} has no split {source.split!r}. {near(source.split, BUILTIN_SPLITS[name])}"
-        )
+        raise DataError(f"{source.path} has no split {source.split!r}. {near(source.split, BUILTIN_SPLITS[name])}")
     return str(BUILTIN_FOLDER / f"{name}-{source.split}.jsonl")
 
 
@@ -159,9 +171,10 @@ def _supported_in(folder: str) -> list[str]:
     return [path for path in paths if files.kind_of(path) and os.path.isfile(path)]
 
 
-def _supported_below(folder: str) -> list[str]:
+def _below(folder: str) -> list[str]:
+    """Every file in a folder and the folders below, sorted, but hidden ones."""
     found = glob.glob(os.path.join(glob.escape(folder), "**", "*"), recursive=True)
-    return sorted(path for path in found if files.kind_of(path) and os.path.isfile(path))
+    return sorted(path for path in found if os.path.isfile(path))
 
 
 def _listed(folder: str) -> list[str]:
@@ -178,7 +191,10 @@ def _hint(path: str) -> str:
     if not os.path.isdir(folder or "."):
         return f": there is no folder {folder}"
     names = _listed(folder or ".")
-    return f". {near(name, names)}" if names else f": the folder {folder or '.'} is empty"
+    with_suffix = [one for one in names if one.startswith(f"{name}.")]
+    if not names:
+        return f": the folder {folder or '.'} is empty"
+    return f". {near(min(with_suffix, default=name), names)}"
 
 
 def _is_hub_id(path: str) -> bool:
@@ -191,24 +207,38 @@ def _is_copy(source: Source) -> bool:
     path = source.path
     if not os.path.isdir(path):
         return False
-    return source.split != DEFAULT_SPLIT or (not _supported_in(path) and bool(_supported_below(path)))
+    return source.split != DEFAULT_SPLIT or not _supported_in(path) and any(map(files.kind_of, _below(path)))
 
 
-def _load(source: Source) -> "datasets.Dataset":
-    """The dataset of a hub id or of a local copy of one, put into the cache of `datasets` where needed."""
+def _load(source: Source) -> Any:
+    """The dataset of a hub id, by way of the cache of `datasets`, or of a local copy of one, streamed.
+
+    The cache knows a local copy by its folder's name alone, and would give old rows when the copy changes.
+    """
     import datasets
+
+    with _told_as_ours(source):
+        return datasets.load_dataset(source.path, source.name, split=source.split, streaming=_is_copy(source))
+
+
+@contextmanager
+def _told_as_ours(source: Source) -> Iterator[None]:
+    """What `datasets` and the libraries below it raise, as one DataError."""
+    import pyarrow
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
     # The HTTP library's own base class, which is httpx's or httpx2's as the hub's version has it.
     transport = HfHubHTTPError.__bases__
     try:
-        return datasets.load_dataset(source.path, source.name, split=source.split)
-    except (OSError, ValueError, RuntimeError, DatasetsError, *transport) as error:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError, DatasetsError, pyarrow.ArrowException, *transport) as error:
         cause = f": {error.__cause__}" if isinstance(error, DatasetsError) and error.__cause__ else ""
         reason = f"{' '.join(f'{error}{cause}'.split())[:LONGEST_REASON]} ({type(error).__name__})"
-    if os.path.isdir(source.path):
-        raise DataError(f"{source.path} cannot be loaded as the copy of a hub dataset: {reason}")
-    beside = glob.glob(f"{source.path}.*")
-    hint = f". Did you mean the file {min(beside)}?" if beside else ""
-    raise DataError(f"{source.path} is no file here, and the hub dataset cannot be loaded: {reason}{hint}")
+        if os.path.isdir(source.path):
+            raise DataError(f"{source.path} cannot be read as the copy of a hub dataset: {reason}") from None
+        beside = glob.glob(f"{source.path}.*")
+        hint = f". Did you mean the file {min(beside)}?" if beside else ""
+        raise DataError(f"{source.path}: no file here, and no hub dataset that loads: {reason}{hint}") from None

@@ -1,19 +1,16 @@
 """Attention over packed rows: each sequence attends to itself, causally, and no T×T mask is ever made.
 
-It is registered with transformers' `AttentionInterface`, so a model needs no patch: it is loaded with
-`attn_implementation="tunesmith"` and given the packed layout as keyword arguments, which transformers hands down to every
-layer. A model whose attention cannot be replaced is given transformers' own packed mask (`sdpa`), and the run says so.
+It is registered with transformers' `AttentionInterface`, so a model needs no patch: it runs with
+`attn_implementation="tunesmith"` and gets the packed layout as keyword arguments, which transformers hands down to
+every layer. A model whose attention cannot be replaced is given transformers' own packed mask (`sdpa`), and the run says so.
 
 Letters: T tokens of the row, S sequences, H query heads, K key and value heads, D head size.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 NAME = "tunesmith"
 
@@ -92,7 +89,7 @@ def _varlen(
     offsets: torch.Tensor,
     longest: int,
 ) -> torch.Tensor:
-    """torch's variable-length kernel (CUDA, half precision), which reads the packed row as it lies."""
+    """The variable-length kernel of torch (CUDA, half precision), which reads the packed row as it lies."""
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, H or K, D]
@@ -115,8 +112,3 @@ def register() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, packed_attention)
-
-
-def use(model: "PreTrainedModel", name: str) -> None:
-    """Switch a loaded model's attention."""
-    model.set_attn_implementation(name)

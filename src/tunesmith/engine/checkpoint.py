@@ -92,7 +92,7 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
     Raises:
         RunError: there are checkpoints, and every one is damaged.
     """
-    problems = []
+    problems: list[str] = []
     for step in reversed(steps(run)):
         problem = damage(place(run, step))
         if problem is None:
@@ -133,8 +133,7 @@ def save_state(
         "scheduler": scheduler.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "python_random": random.getstate(),
-        "numpy_random": np.random.get_state()[0],
-        "numpy_random_place": list(np.random.get_state()[2:]),
+        "numpy_random": [part for part in _numpy_random() if not isinstance(part, np.ndarray)],
         "counters": counters,
     }
     (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -159,7 +158,8 @@ def load_random(folder: Path) -> None:
     saved, tensors = read_state(folder), load_file(folder / RANDOM)
     version, numbers, gauss = saved["python_random"]
     random.setstate((version, tuple(numbers), gauss))
-    np.random.set_state((saved["numpy_random"], tensors["numpy"].numpy(), *saved["numpy_random_place"]))
+    kind_of_generator, *place = saved["numpy_random"]
+    np.random.set_state((kind_of_generator, tensors["numpy"].numpy(), *place))
     torch.set_rng_state(tensors["cpu"])
     for kind in ("cuda", "xpu"):
         module = getattr(torch, kind)
@@ -172,8 +172,15 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATE).read_text(encoding="utf-8"))
 
 
+def _numpy_random() -> tuple[Any, ...]:
+    """Kind of generator, its words (an array), and three numbers."""
+    state = np.random.get_state(legacy=True)
+    assert isinstance(state, tuple)
+    return state
+
+
 def _random_tensors() -> dict[str, torch.Tensor]:
-    tensors = {"cpu": torch.get_rng_state(), "numpy": torch.from_numpy(np.random.get_state()[1].copy())}
+    tensors = {"cpu": torch.get_rng_state(), "numpy": torch.from_numpy(_numpy_random()[1].copy())}
     for kind in ("cuda", "xpu"):
         module = getattr(torch, kind)
         if module.is_available():
@@ -203,7 +210,8 @@ def load_weights(model: Any, folder: Path) -> None:
         result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
         assert not result.unexpected_keys, result.unexpected_keys
         return
-    stored = type(model).from_pretrained(folder, dtype=model.dtype)
+    with without_progress_bar():
+        stored = type(model).from_pretrained(folder, dtype=model.dtype)
     model.load_state_dict(stored.state_dict())
 
 

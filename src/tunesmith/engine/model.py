@@ -67,9 +67,10 @@ def load_model(model: Model, device: str, attention: str | None = None) -> "PreT
             float_type = torch.float32 if dtype == "auto" else dtype
             made = AutoModelForCausalLM.from_config(config, dtype=float_type, attn_implementation=attention)
             return made.to(device)
-        return AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, revision=model.revision, dtype=dtype, attn_implementation=attention
-        ).to(device)
+        )
+        return loaded.to(device)
 
 
 @contextlib.contextmanager

@@ -174,6 +174,7 @@ class Scorer:
         return Scores(logps)
 
     def _from_hidden(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self.head, torch.nn.Linear), "fused heads are"
         weight, bias = self.head.weight, self.head.bias
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

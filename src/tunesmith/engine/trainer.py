@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from tunesmith.data.batch import PackedRows, join
-from tunesmith.engine import checkpoint
+from tunesmith.engine import checkpoint as checkpoints
 from tunesmith.engine.device import peak_memory_bytes
 from tunesmith.engine.metrics import MetricsFile
 from tunesmith.engine.scores import Scorer
@@ -62,16 +62,17 @@ class Trainer(transformers.Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=rows,  # type: ignore[arg-type]  # a map-style dataset without the base class
-            eval_dataset=held_out,  # type: ignore[arg-type]
-            data_collator=join,  # type: ignore[arg-type]
+            train_dataset=rows,
+            eval_dataset=held_out,
+            data_collator=join,
             callbacks=list(callbacks),
         )
         self.remove_callback(transformers.PrinterCallback)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The recipe's optimizer."""
-        self.optimizer = self.recipe.optimizer.build(self.model if model is None else model)
+        trained: Any = self.model if model is None else model
+        self.optimizer = self.recipe.optimizer.build(trained)
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
@@ -88,7 +89,7 @@ class Trainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The summed loss of a micro-batch over the units of the step; times the ranks, whose gradients are averaged."""
+        """The summed loss of a micro-batch over the units of the step; times the ranks, which average gradients."""
         batch = Batch(**inputs)
         summed, scores = self.summed_loss(model, batch)
         self._remember("loss", summed.total.detach(), self.recipe.objective.count(batch))
@@ -117,10 +118,12 @@ class Trainer(transformers.Trainer):
     ) -> dict[str, float]:
         """The loss and the metrics over the whole held-out set."""
         sums: dict[str, list[Any]] = {}
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         for inputs in self.get_eval_dataloader(eval_dataset):
-            batch = Batch(**self._prepare_inputs(inputs))
-            summed, scores = self.summed_loss(self.model, batch)
+            prepared: dict[str, Any] = self._prepare_inputs(inputs)
+            batch = Batch(**prepared)
+            summed, scores = self.summed_loss(model, batch)
             found: dict[str, tuple[Any, Any]] = {"loss": (summed.total, self.recipe.objective.count(batch))}
             found |= summed.metrics
             found |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
@@ -130,7 +133,7 @@ class Trainer(transformers.Trainer):
                     old[place] = old[place] + torch.as_tensor(
                         pair[place], dtype=torch.float64, device=self.args.device
                     )
-        self.model.train()
+        model.train()
         metrics = {f"{metric_key_prefix}_{name}": self._ratio(*pair) for name, pair in sums.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -191,31 +194,33 @@ class Trainer(transformers.Trainer):
             "seconds": self.seconds(),
             "sums": {name: [float(part) for part in pair] for name, pair in self.sums.items()},
         }
-        final = checkpoint.place(run, self.state.global_step)
-        with checkpoint.atomic_folder(final) as folder:
-            checkpoint.save_weights(self.accelerator.unwrap_model(model), folder)
-            checkpoint.save_state(
+        assert self.optimizer is not None, "made before the first step"
+        final = checkpoints.place(run, self.state.global_step)
+        with checkpoints.atomic_folder(final) as folder:
+            checkpoints.save_weights(self.accelerator.unwrap_model(model), folder)
+            checkpoints.save_state(
                 folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters
             )
             self.state.save_to_json(str(folder / "trainer_state.json"))
-        checkpoint.keep(run, self.recipe.train.save_total_limit, self.state.best_global_step)
+        checkpoints.keep(run, self.recipe.train.save_total_limit, self.state.best_global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        checkpoint.load_weights(self.model if model is None else model, folder)
-        counters = checkpoint.read_state(folder)["counters"]
+        checkpoints.load_weights(self.model if model is None else model, folder)
+        counters = checkpoints.read_state(folder)["counters"]
         self.tokens, self.trained_tokens = counters["tokens"], counters["trained_tokens"]
         self.seconds_before, self.started = counters["seconds"], time.monotonic()
         self.sums = counters["sums"]
 
-    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
-        if checkpoint_folder is not None:
-            checkpoint.load_optimizer(Path(checkpoint_folder), self.optimizer, self.lr_scheduler)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            assert self.optimizer is not None, "made before a state is loaded"
+            checkpoints.load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
 
-    def _load_rng_state(self, checkpoint_folder: str | None) -> None:
-        if checkpoint_folder is not None:
-            checkpoint.load_random(Path(checkpoint_folder))
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_random(Path(checkpoint))
 
-    def _load_scaler(self, checkpoint_folder: str | None) -> None:
-        if checkpoint_folder is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(checkpoint.read_state(Path(checkpoint_folder))["scaler"])
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoints.read_state(Path(checkpoint))["scaler"])

@@ -1,13 +1,18 @@
 """The fields of a row, taken with a check: what is missing or of a wrong type is an error that names it."""
 
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.errors import DataError
 
 MOST_NAMES = 12  # names that a message lists
+
+_KINDS: dict[type, str] = {
+    str: "text", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +67,27 @@ class Fields:
             raise DataError(f"{place} must be an object and is {described(item)}")
         return Fields(item, place)
 
+    def writable(self, key: str, value: Any) -> Any:
+        """The value, which a template can write as JSON. Raises DataError."""
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise self.wrong(key, f"cannot be written as JSON: {error}") from None
+        return value
+
     def wrong(self, key: str, said: str) -> DataError:
         """The error that says what is wrong with a field, and which fields there are."""
-        names = ", ".join(map(str, list(self.values)[:MOST_NAMES])) or "none"
-        more = ", ..." if len(self.values) > MOST_NAMES else ""
+        names = listed(self.values)
         if self.place:
-            return DataError(f"{self.place}.{key} {said}; {self.place} has the keys {names}{more}")
+            return DataError(f"{self.place}.{key} {said}; {self.place} has the keys {names}")
         rename = f" (`columns: {{{key}: NAME}}` says which one holds it)" if said == "is missing" else ""
-        return DataError(f"column {key!r} {said}; the row has the columns {names}{more}{rename}")
+        return DataError(f"column {key!r} {said}; the row has the columns {names}{rename}")
+
+
+def listed(names: Iterable[Any]) -> str:
+    """The first names in words, for messages of one line."""
+    shown = [str(name) if str(name).isprintable() else repr(name) for name in names]
+    return (", ".join(shown[:MOST_NAMES]) or "none") + (", ..." if len(shown) > MOST_NAMES else "")
 
 
 def from_json(value: Any) -> Any:
@@ -86,14 +104,4 @@ def described(value: Any) -> str:
     """A value's type and beginning in words, for messages."""
     if value is None:
         return "null"
-    kinds = {
-        str: "text",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-    }
-    kind = kinds.get(type(value), f"a {type(value).__name__}")
-    shown = repr(value)
-    return f"{kind} ({shown[:40] + '...' if len(shown) > 40 else shown})"
+    return f"{_KINDS.get(type(value), f'a {type(value).__name__}')} ({reprlib.repr(value)})"

@@ -20,7 +20,7 @@ class Alpaca(Format):
     input: house, mouse, mountain
     output: mouse, house, mountain
     system: You answer briefly.
-    history: [[Are you ready?, I am.]]
+    history: [["Are you ready?", I am.]]
     ```
     """
 
@@ -47,9 +47,7 @@ def _pairs(row: Fields) -> list[tuple[str, str]]:
     pairs = []
     for number, pair in enumerate(row.optional_items("history")):
         if not isinstance(pair, list | tuple) or [type(part) for part in pair] != [str, str]:
-            raise DataError(
-                f"history[{number}] must be a pair of texts, question and answer, and is {described(pair)}"
-            )
+            raise DataError(f"history[{number}] must be a pair of texts, question and answer, and is {described(pair)}")
         said = Fields({"0": pair[0], "1": pair[1]}, f"history[{number}]")
         pairs.append((said.text("0"), said.text("1")))
     return pairs

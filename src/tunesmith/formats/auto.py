@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from tunesmith.component import find, names
 from tunesmith.errors import DataError
-from tunesmith.formats._fields import MOST_NAMES
+from tunesmith.formats._fields import listed
 from tunesmith.seams import Format
 from tunesmith.types import Sample
 
@@ -18,7 +18,7 @@ class Auto(Format):
 
     When several fit, the one with the most required columns is taken, since fewer columns say less; among
     equals, the first by name. So a row with both `messages` and `text` is a conversation. Rows of `chosen`
-    and `rejected` are not read as if they had neither. `format:` says otherwise in every case.
+    and `rejected`, and conversations with a `label`, are not read as if they had neither. `format:` says otherwise in every case.
 
     ```yaml
     instruction: Name the longest bone of the body.
@@ -43,10 +43,9 @@ def _choice(columns: tuple[str, ...]) -> Format:
     fitting = [kind for kind in kinds.values() if set(kind.required) <= present]
     if not fitting:
         known = "; ".join(f"{name} ({', '.join(kind.required)})" for name, kind in kinds.items())
-        shown = ", ".join(columns[:MOST_NAMES]) + (", ..." if len(columns) > MOST_NAMES else "")
         raise DataError(
-            f"no format fits the columns {shown or 'of an empty row'}. Known: {known}. Rename columns with "
-            "`columns:`, as in {instruction: Question, output: Answer}"
+            f"no format fits the columns {listed(columns)}. Known: {known}. "
+            "Rename columns with `columns:`, as in {instruction: Question, output: Answer}"
         )
     best = max(fitting, key=lambda kind: len(kind.required))
     if present >= COMPARED and not COMPARED <= set(best.required):
@@ -54,5 +53,10 @@ def _choice(columns: tuple[str, ...]) -> Format:
         raise DataError(
             f"the columns chosen and rejected hold answers to compare, which the format {name} leaves out; "
             f"say `format: {name}` to learn from the other columns alone"
+        )
+    if "label" in present and best.required == ("messages",):
+        raise DataError(
+            "the column label says which answers are good, which the format messages leaves out; "
+            "say `format: messages` to learn from all of them"
         )
     return best()

@@ -1,5 +1,6 @@
 """Rows of messages with role and content, as OpenAI and most chat templates have them."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ class Messages(Format):
     ```yaml
     messages:
       - {role: system, content: You look things up.}
-      - {role: user, content: How warm is it in Oslo?}
+      - {role: user, content: "How warm is it in Oslo?"}
       - role: assistant
         content: null
         tool_calls: [{id: a1, type: function, function: {name: warmth, arguments: '{"city": "Oslo"}'}}]
@@ -51,7 +52,7 @@ class Messages(Format):
 def _message(turn: Fields) -> Message:
     role = turn.text("role")
     if role not in ROLES:
-        raise turn.wrong("role", f"is {role!r}. {near(role, ROLES)}")
+        raise turn.wrong("role", f"is {reprlib.repr(role)}. {near(role, ROLES)}")
     calls = turn.optional_objects("tool_calls")
     legacy = turn.values.get("function_call")
     if legacy is not None:
@@ -83,5 +84,5 @@ def _content(turn: Fields) -> str | tuple[Mapping[str, Any], ...]:
         if part.text("type") == "text":
             texts.append(part.text("text"))
     if not parts:
-        raise turn.wrong("content", f"must be text or a list of parts and is {described([])}")
+        raise turn.wrong("content", f"must be text or a list of parts and is {described(parts)}")
     return "".join(texts) if len(texts) == len(parts) else tuple(dict(part.values) for part in parts)

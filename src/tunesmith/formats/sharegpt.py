@@ -1,5 +1,6 @@
 """Rows of conversations with from and value."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ class Sharegpt(Format):
 
     ```yaml
     conversations:
-      - {from: human, value: How warm is it in Oslo?}
+      - {from: human, value: "How warm is it in Oslo?"}
       - {from: function_call, value: '{"name": "warmth", "arguments": {"city": "Oslo"}}'}
       - {from: observation, value: "4"}
       - {from: gpt, value: It is 4 degrees.}
@@ -49,7 +50,7 @@ class Sharegpt(Format):
 def _message(turn: Fields) -> Message:
     speaker = turn.text("from")
     if speaker not in ROLES:
-        raise turn.wrong("from", f"is {speaker!r}. {near(speaker, ROLES)}")
+        raise turn.wrong("from", f"is {reprlib.repr(speaker)}. {near(speaker, ROLES)}")
     value = turn.text("value")
     calls = _calls(value, turn.place) if speaker == "function_call" else ()
     return Message(ROLES[speaker], "" if calls else value, train=_turns.weight(turn), tool_calls=calls)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jinja2 import TemplateError as JinjaError
 
+from tunesmith.engine.checkpoint import is_adapted
 from tunesmith.errors import ModelError, RecipeError, TemplateError
 from tunesmith.generate.load import Dtype, load
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-# transformers' own; the second for models that cannot use the first
-PLAIN_ATTENTION = ("sdpa", "eager")
 Drawn = abc.Generator[int, None, None]
 HALF_CHARACTER = "\ufffd"  # what a decoder writes for bytes that are no whole character
 
@@ -95,9 +94,9 @@ class Answer(Iterator[str]):
 class Generator:
     """A model and its tokenizer that answer conversations, one at a time.
 
-    A model in training may be given: while an answer is made it is in evaluation mode with transformers' own
-    attention, and after it as it was. Messages are mappings with `role` and `content`, as the tokenizer's
-    chat template reads them; a tokenizer without one is given the last user message as plain text.
+    A model in training may be given: while an answer is made it is in evaluation mode, and after it as it was
+    (its attention must know caches: see `engine.kernels`). Messages are mappings with `role` and `content`,
+    as the tokenizer's chat template reads them; without a template, the last user message is the prompt.
     """
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -260,21 +259,16 @@ def continue_ids(
 @torch.no_grad()
 def _next(model: "PreTrainedModel", step: Sequence[int], cache: Any) -> tuple[torch.Tensor, Any]:
     """The logits [V] after a step of tokens, and the cache that holds all before."""
-    only_last = {"logits_to_keep": 1} if "logits_to_keep" in _forward_options(model) else {}
+    only_last = {"logits_to_keep": 1} if "logits_to_keep" in forward_options(model) else {}
     ids = torch.tensor([step], device=model.device)  # [1, P]
     output: Any = model(input_ids=ids, past_key_values=cache, use_cache=True, **only_last)
     return output.logits[0, -1].float(), output.past_key_values
 
 
-def _forward_options(model: "PreTrainedModel") -> Mapping[str, Any]:
-    return inspect.signature(unwrapped(model).forward).parameters
-
-
-def unwrapped(model: Any) -> "PreTrainedModel":
-    """The transformers model itself, where peft stands around it."""
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+def forward_options(model: Any) -> Mapping[str, Any]:
+    """What the forward pass of a model, or of the model that peft stands around, can be given."""
+    base = model.get_base_model() if is_adapted(model) else model
+    return inspect.signature(base.forward).parameters
 
 
 def _pick(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
@@ -290,25 +284,11 @@ def _pick(logits: torch.Tensor, temperature: float, top_p: float, generator: tor
 
 @contextlib.contextmanager
 def answering(model: "PreTrainedModel") -> Iterator[None]:
-    """A model in evaluation mode with transformers' own attention, which knows caches; after it as it was."""
-    base = unwrapped(model)
+    """A model in evaluation mode; after it, each of its parts as it was."""
     training = {module: module.training for module in model.modules()}
-    attention = base.config._attn_implementation
-    if attention not in PLAIN_ATTENTION:
-        _use_plain_attention(base)
     model.eval()
     try:
         yield
     finally:
         for module, mode in training.items():
             module.training = mode
-        if attention not in PLAIN_ATTENTION:
-            base.set_attn_implementation(attention)
-
-
-def _use_plain_attention(model: "PreTrainedModel") -> None:
-    best, other = PLAIN_ATTENTION
-    try:
-        model.set_attn_implementation(best)
-    except ValueError:  # a model whose scores sdpa cannot compute, such as gemma2's capped ones
-        model.set_attn_implementation(other)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tunesmith.engine import checkpoint
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import load_model, load_tokenizer, resolve_path
 from tunesmith.errors import ModelError, RunError, near
@@ -63,11 +64,8 @@ def _has_runs(folder: Path) -> bool:
 
 
 def _way_on(run: Path) -> str:
-    checkpoints = sorted(
-        (item for item in (run / "checkpoints").glob("step-*") if has_weights(item)),
-        key=lambda item: int(item.name.removeprefix("step-")),
-    )
-    newest = f", or take its newest checkpoint: {checkpoints[-1]}" if checkpoints else ""
+    steps = checkpoint.steps(run)
+    newest = f", or take its newest checkpoint: {checkpoint.place(run, steps[-1])}" if steps else ""
     return f"Go on with: tunesmith train {run}{newest}"
 
 

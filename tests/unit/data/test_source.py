@@ -1,4 +1,4 @@
-"""A source gives its rows with their places, in order, whatever its path says; what it cannot give, it says why."""
+"""A source gives its rows with their places, in order, whatever its path says, or says why it does not."""
 
 import json
 import re
@@ -9,6 +9,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from tunesmith.data import source
 from tunesmith.errors import DataError
@@ -110,10 +111,7 @@ def test_columns_are_renamed_and_the_others_stay(here):
 def test_a_row_without_a_named_column_is_named(here):
     write(here / "a.jsonl", {"Answer": "a"}, {"answer": "a"})
     said = error("a.jsonl", columns={"output": "Answer"})
-    assert (
-        said
-        == "a.jsonl:2: `columns` takes output from 'Answer', no column of the row. Did you mean 'answer'?"
-    )
+    assert said == "a.jsonl:2: `columns` takes output from 'Answer', no column of the row. Did you mean 'answer'?"
 
 
 # What is built in
@@ -132,19 +130,17 @@ def test_built_in_data_that_does_not_exist():
     assert error("builtin:idendity") == (
         "there is no built-in data 'builtin:idendity'. Did you mean 'builtin:identity'?"
     )
-    assert error("builtin:identity", split="evil") == (
-        "builtin:identity has no split 'evil'. Did you mean 'eval'?"
-    )
+    assert error("builtin:identity", split="evil") == ("builtin:identity has no split 'evil'. Did you mean 'eval'?")
 
 
 # What is wrong with a path
 
 WRONG = {
     "rows.jsnl": r"there is no file rows.jsnl\. Did you mean 'rows.jsonl'\?$",
-    "./row": r"there is no file ./row\. Did you mean 'rows.jsonl'",
+    "./rows": r"there is no file ./rows\. Did you mean 'rows.jsonl'",
     "nowhere/rows.csv": r"there is no file nowhere/rows.csv: there is no folder nowhere$",
     "hollow/rows.csv": r"there is no file hollow/rows.csv: the folder hollow is empty$",
-    "*.csv": r"^\*.csv matches no file; readable are .json, .jsonl, .csv, .parquet, .xlsx, .txt, each also with .gz",
+    "*.parquet": r"^\*.parquet matches no file; readable are .json, .jsonl, .*, each also with .gz$",
     "*.xls": r"^\*.xls matches only old.xls, which cannot be read",
     "old.xls": r"^old.xls: its name must end in one of .json, .*, each also with .gz$",
     "hollow": r"^the folder hollow has no file that can be read: .json, .*, each also with .gz$",
@@ -171,14 +167,15 @@ def test_a_path_that_gives_nothing_says_why(here, path):
 def test_options_that_a_file_has_no_use_for_are_refused(here):
     write(here / "rows.jsonl", {"a": 1})
     assert "has no split 'test'" in error("rows.jsonl", split="test")
+    assert error("row.jsonl", split="test").startswith("there is no file row.jsonl")
     assert "`name` 'main' is a workbook's sheet" in error("rows.jsonl", name="main")
 
 
 @pytest.mark.parametrize(
     ("path", "is_id"),
-    {"owner/name": True, "owner/name-v1.5": True, "squad": True, "a/b/c": False, "a/b.json": False, "squad.tsv": False,
-     "owner/x.parquet.gz": False, "./owner": False, "/owner/name": False, "a*/b": False, "~/name": False}.items(),
-)  # fmt: skip
+    [(path, True) for path in ("owner/name", "owner/name-v1.5", "squad")]
+    + [(path, False) for path in ("a/b/c", "a/b.json", "a/b.csv.gz", "squad.tsv", "./a", "/a/b", "a*/b", "~/a")],
+)
 def test_which_paths_are_taken_for_hub_ids(here, path, is_id):
     if is_id:
         assert source.local_files(Source(path=path)) == []
@@ -208,8 +205,14 @@ def copy(here, monkeypatch):
     for name, rows in tables.items():
         (here / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), here / "set" / name)
-    configs = [{"config_name": name, "data_files": [{"split": split, "path": f"{name}/{split}-*"} for split in splits]}
-               for name, splits in {"plain": ["train", "test"], "other": ["train"]}.items()]  # fmt: skip
+    splits = {name: {"split": name.partition("/")[2].partition("-")[0], "path": name} for name in tables}
+    configs = [
+        {
+            "config_name": config,
+            "data_files": [one for name, one in splits.items() if name.startswith(config)],
+        }
+        for config in ("plain", "other")
+    ]
     (here / "set" / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
     return here / "set"
 
@@ -232,6 +235,16 @@ def test_a_split_of_a_flat_folder_is_found_by_datasets(copy, here):
     assert len(read("flat")) == 2
 
 
+def test_the_copy_of_a_dataset_that_changes_is_read_anew(copy, here):
+    one = Source(path="set", name="other")
+    before = source.fingerprint(one)
+    assert source.fingerprint(one) == before
+    assert list(source.read(one)) == [("set:1", {"text": "x"})]
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["new"]}), here / "set/other/train-0.parquet")
+    assert list(source.read(one)) == [("set:1", {"text": "new"})]
+    assert source.fingerprint(one) != before
+
+
 def test_a_hub_id_is_read_from_the_cache_when_the_hub_is_out_of_reach(copy, here):
     datasets.load_dataset("set", "plain", split="train")
     shutil.copytree(here / "cache" / "set", here / "cache" / "owner___set")
@@ -239,33 +252,41 @@ def test_a_hub_id_is_read_from_the_cache_when_the_hub_is_out_of_reach(copy, here
     one = Source(path="owner/set", name="plain")
     assert [where for where, _ in source.read(one)] == ["owner/set:1", "owner/set:2"]
     assert source.local_files(one) == []
-    assert (
-        source.fingerprint(one)
-        == source.fingerprint(one)
-        != source.fingerprint(one.model_copy(update={"split": "test"}))
-    )
+    test = one.model_copy(update={"split": "test"})
+    assert source.fingerprint(one) == source.fingerprint(one) != source.fingerprint(test)
 
 
-def test_what_datasets_cannot_load_is_one_line(copy, here):
-    assert re.match(
-        r"set cannot be loaded as the copy of a hub dataset: Config name is missing", error("set")
-    )
-    assert "Unknown split \"dev\". Should be one of ['train', 'test']" in error(
-        "set", name="plain", split="dev"
-    )
-    assert re.match(
-        r"nobody/none is no file here, and the hub dataset cannot be loaded: .*nobody/none",
-        error("nobody/none"),
-    )
-    write(here / "data/rows.jsonl", {"a": 1})
-    assert error("data/rows").endswith("Did you mean the file data/rows.jsonl?")
+def test_a_copy_that_datasets_cannot_read_is_one_line(copy, here):
+    said = "set cannot be read as the copy of a hub dataset: "
+    assert error("set").startswith(f"{said}Config name is missing")
+    assert error("set", name="plain", split="dev").startswith(f"{said}Bad split: dev. Available splits: ['train'")
     (here / "scripted/below").mkdir(parents=True)
     (here / "scripted/scripted.py").write_text("raise SystemExit")
     write(here / "scripted/below/rows.jsonl", {"a": 1})
     assert "Dataset scripts are no longer supported" in error("scripted")
     (here / "mixed").mkdir()
     (here / "mixed/test.jsonl").write_text('{"a": 1}\n{"a": "broken')
-    assert "An error occurred while generating the dataset: " in error("mixed", split="test")
+    assert error("mixed", split="test").startswith("mixed cannot be read as the copy of a hub dataset: ")
+
+
+def test_a_hub_dataset_that_cannot_be_had_is_one_line(copy, here):
+    said = "nobody/none: no file here, and no hub dataset that loads: "
+    assert re.match(f"{said}.*nobody/none.*Offline", error("nobody/none"))
+    write(here / "data/rows.jsonl", {"a": 1})
+    assert error("data/rows").endswith("Did you mean the file data/rows.jsonl?")
+
+
+def test_what_only_a_hub_in_reach_raises_is_one_line(here, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise problem from ValueError("column b is new")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    problem = datasets.exceptions.DatasetGenerationError("An error occurred\nwhile generating")
+    said = "owner/set: no file here, and no hub dataset that loads: "
+    assert error("owner/set") == (f"{said}An error occurred while generating: column b is new (DatasetGenerationError)")
+    (transport,) = set(HfHubHTTPError.__bases__) - {OSError}
+    problem = type("ProxyError", (transport,), {})("403 Forbidden")
+    assert error("owner/set") == f"{said}403 Forbidden (ProxyError)"
 
 
 # Fingerprints
@@ -301,18 +322,19 @@ def test_a_fingerprint_follows_the_content_and_not_the_folder_or_the_time(here, 
     assert source.fingerprint(one) != before
 
 
-def test_a_fingerprint_changes_when_a_glob_finds_another_file(here):
+def test_a_fingerprint_changes_when_a_glob_finds_another_file_or_name(here):
     write(here / "a.jsonl", {"a": 1})
     before = source.fingerprint(Source(path="*.jsonl"))
     write(here / "b.jsonl", {"a": 1})
-    assert source.fingerprint(Source(path="*.jsonl")) != before
+    both = source.fingerprint(Source(path="*.jsonl"))
+    (here / "b.jsonl").rename(here / "c.jsonl")
+    assert len({before, both, source.fingerprint(Source(path="*.jsonl"))}) == 3
 
 
-def test_the_fingerprint_of_a_copy_follows_its_content(copy, here):
-    one = Source(path="set", name="other")
-    before = source.fingerprint(one)
-    assert source.fingerprint(one) == before
-    pyarrow.parquet.write_table(
-        pyarrow.table({"text": ["longer than x"]}), here / "set/other/train-0.parquet"
-    )
-    assert source.fingerprint(one) != before
+def test_replace_changes_texts_at_any_depth(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": "Who is {{name}}?", "history": [["{{name}}!", "yes"]], "n": 1}]))
+    one = Source(path=str(path), replace={"{{name}}": "Smith"})
+    assert [row for _, row in source.read(one)] == [
+        {"instruction": "Who is Smith?", "history": [["Smith!", "yes"]], "n": 1}
+    ]

@@ -78,6 +78,15 @@ def test_a_failure_leaves_the_old_picture(tmp_path):
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["loss.png"]
 
 
+def test_a_picture_is_replaced_and_not_written_over(tmp_path):
+    path, same = tmp_path / "loss.png", tmp_path / "same.png"
+    loss_picture(TRAINED, path)
+    same.hardlink_to(path)  # another name of the old file: it changes if that is written over
+    before = same.read_bytes()
+    loss_picture(EVALUATED, path)
+    assert same.read_bytes() == before != path.read_bytes()
+
+
 def test_no_global_state_of_matplotlib_is_used(tmp_path):
     loss_picture(TRAINED, tmp_path / "loss.png")
     assert "matplotlib.pyplot" not in sys.modules

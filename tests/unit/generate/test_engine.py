@@ -56,9 +56,7 @@ def test_peft_model_answers_as_transformers_does_with_it():
 
 def test_prompt_is_the_templates_own_with_tools(generator):
     tools = [{"type": "function", "function": {"name": "add"}}]
-    written = generator.tokenizer.apply_chat_template(
-        HELLO, tools=tools, add_generation_prompt=True, tokenize=False
-    )
+    written = generator.tokenizer.apply_chat_template(HELLO, tools=tools, add_generation_prompt=True, tokenize=False)
     assert '"name": "add"' in written and written.endswith("<|im_start|>assistant\n")
     assert generator.tokenizer.decode(generator.prompt(HELLO, 8, tools).ids) == written
 
@@ -81,9 +79,7 @@ def scripted(monkeypatch, ids):
     monkeypatch.setattr("tunesmith.generate.engine.continue_ids", tokens)
 
 
-@pytest.mark.parametrize(
-    "text", ["你好，世界 🙂🚀 naïve", " leading space", "a\n\nb\t c", "\x00\x7f é", "🙂"]
-)
+@pytest.mark.parametrize("text", ["你好，世界 🙂🚀 naïve", " leading space", "a\n\nb\t c", "\x00\x7f é", "🙂"])
 def test_pieces_are_whole_characters_and_make_the_text(generator, monkeypatch, text):
     ids = generator.tokenizer(text)["input_ids"]
     scripted(monkeypatch, ids)
@@ -127,9 +123,7 @@ def test_stops_and_special_tokens_stay_out_of_the_text(generator, monkeypatch):
     answer = generator.stream(HELLO, max_new_tokens=50)
     assert "".join(answer) == "Hello"
     assert answer.ids == [start, *hello] and answer.finish == "stop"
-    generator.model.generation_config.eos_token_id = [
-        pad
-    ]  # stops are the union: the tokenizer's end is still one
+    generator.model.generation_config.eos_token_id = [pad]  # stops are the union: the tokenizer's end is still one
     assert generator.stops == {pad, end}
     scripted(monkeypatch, [*hello, pad, *hello])
     assert generator.complete(HELLO, max_new_tokens=50) == "Hello"
@@ -165,19 +159,10 @@ def test_sampling_follows_temperature_and_nucleus():
 
 
 def test_training_model_and_random_numbers_are_left_as_they_were(generator):
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    def no_cache_attention(module, query, key, value, mask, **options):
-        assert query.shape == key.shape[:1] + query.shape[1:2] + key.shape[2:], "called with a cache"
-        return sdpa_attention_forward(module, query, key, value, mask, **options)
-
-    AttentionInterface.register("test_packed", no_cache_attention)
     expected = generator.complete(HELLO, max_new_tokens=12)
     model = generator.model
     model.train()
     model.model.layers[0].eval()  # a part that was frozen stays so
-    model.set_attn_implementation("test_packed")
     modes = [module.training for module in model.modules()]
     torch.manual_seed(7)
     state = torch.get_rng_state()
@@ -186,21 +171,20 @@ def test_training_model_and_random_numbers_are_left_as_they_were(generator):
     generator.complete(HELLO, max_new_tokens=12, temperature=1.0)
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == modes
-    assert model.config._attn_implementation == "test_packed"
     assert model(torch.tensor([[1, 2, 3]])).logits.requires_grad  # no_grad did not leak
 
 
 def test_a_reader_that_stops_ends_the_work(generator):
     without_stops(generator).model.train()
     steps = []
-    generator.model.register_forward_hook(lambda *_: steps.append(1))
+    generator.model.register_forward_hook(lambda *_: steps.append(torch.is_grad_enabled()))
     answer = generator.stream(HELLO, max_new_tokens=100)
     assert steps == []
     next(answer)
     assert not generator.model.training and torch.is_grad_enabled()
     done = len(steps)
     answer.close()
-    assert list(answer) == [] and len(steps) == done < 10
+    assert list(answer) == [] and len(steps) == done < 10 and not any(steps)
     assert generator.model.training and answer.finish is None
 
 

@@ -1,0 +1,39 @@
+"""The adapter alone, as peft loads it beside its base model."""
+
+import shutil
+from pathlib import Path
+
+from tunesmith.errors import RunError
+from tunesmith.exports._check import Device, new_folder, probe, questions, verify, weights_of
+from tunesmith.generate.engine import Generator
+from tunesmith.generate.load import is_adapter
+from tunesmith.seams import Export, Report
+
+FILES = ("adapter_config.json", "adapter_model.safetensors", "generation_config.json")
+
+
+class PlainAdapter(Export):
+    """Copy the adapter with its tokenizer and chat template."""
+
+    device: Device = "auto"
+    """Device to compare the copy with the run on."""
+
+    def write(self, run: Path, out: Path) -> Report:
+        """Write the adapter folder of a run.
+
+        Raises:
+            RunError: the run trained whole weights, is not finished or is damaged; `out` holds something; or
+                the copy does not answer as the run does, and is removed.
+        """
+        place = weights_of(run)
+        if not is_adapter(place):
+            raise RunError(f"{run} trained the model's own weights, so it has no adapter: use type=merged")
+        with new_folder(out) as folder:
+            generator = Generator.open(place, self.device)
+            probes = probe(generator, questions(run))
+            for name in FILES:
+                if (Path(place) / name).is_file():
+                    shutil.copyfile(Path(place) / name, folder / name)
+            generator.tokenizer.save_pretrained(folder)
+            del generator
+            return verify(folder, probes, self.device, None, out)

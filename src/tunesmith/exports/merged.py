@@ -1,0 +1,48 @@
+"""One model folder with the adapter in its weights, as transformers loads it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tunesmith.engine.model import without_progress_bar
+from tunesmith.exports._check import Device, Probe, new_folder, probe, questions, verify, weights_of
+from tunesmith.generate.engine import Generator
+from tunesmith.generate.load import Dtype, is_adapter
+from tunesmith.seams import Export, Report
+
+
+class Merged(Export):
+    """Add the adapter to its base model's weights. A run that trained whole weights is written as it is."""
+
+    dtype: Dtype = "auto"
+    """Precision of the written weights. auto: as the base model (or a run that trained whole weights) stores
+    its own."""
+    max_shard_size: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB|TB)$")] = "5GB"
+    """Largest file of weights; a model that is larger is written as several files and an index."""
+    device: Device = "auto"
+    """Device to merge on and to compare with the run on."""
+
+    def write(self, run: Path, out: Path) -> Report:
+        """Write the merged model of a run.
+
+        Raises:
+            RunError: the run is not finished or is damaged; `out` holds something; or what was written does
+                not answer as the run does, and is removed.
+            ModelError: the base model cannot be loaded.
+        """
+        place = weights_of(run)
+        with new_folder(out) as folder:
+            probes = self._merge(place, folder, questions(run))
+            return verify(folder, probes, self.device, "auto", out)
+
+    def _merge(self, place: str, folder: Path, asked: tuple[str, ...]) -> list[Probe]:
+        """Write the merged weights, and return what the run answered before they were merged."""
+        generator = Generator.open(place, self.device, self.dtype)
+        probes = probe(generator, asked)
+        model: Any = generator.model
+        merged = model.merge_and_unload() if is_adapter(place) else model
+        with without_progress_bar():
+            merged.save_pretrained(folder, max_shard_size=self.max_shard_size)
+        generator.tokenizer.save_pretrained(folder)
+        return probes

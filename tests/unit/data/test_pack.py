@@ -1,0 +1,109 @@
+"""Rows hold every sample once, whole, and are nearly full; their order is the seed's alone."""
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import example, given
+
+from tunesmith.data.pack import first_fit_decreasing, plan_documents, plan_epoch
+
+lengths = st.lists(st.integers(1, 50), max_size=60).map(lambda some: np.asarray(some, np.int64))
+
+
+def naive(lengths, capacity):
+    """First-fit decreasing as it is told: each item, longest first, into the first row with room."""
+    rows = []
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        for row in rows:
+            if sum(lengths[other] for other in row) + lengths[item] <= capacity:
+                row.append(item)
+                break
+        else:
+            rows.append([item])
+    return rows
+
+
+def realistic(number=8000, seed=0):
+    """Lengths as chats have them: many short, few long, none beyond 4096."""
+    drawn = np.random.default_rng(seed).lognormal(5.5, 1.0, number)
+    return np.clip(drawn, 8, 4096).astype(np.int64)
+
+
+def epoch(lengths, row_tokens=64, window=16, seed=0):
+    order = np.arange(len(lengths))
+    return plan_epoch(lengths, row_tokens, window, order, seed)
+
+
+def members(plan):
+    return [plan.row(number)[:, 0].tolist() for number in range(len(plan))]
+
+
+@given(lengths, st.integers(50, 120))
+@example(np.asarray([50, 50, 50]), 50)
+@example(np.asarray([7] * 16), 50)
+def test_it_is_first_fit_decreasing(lengths, capacity):
+    assert first_fit_decreasing(lengths, capacity) == naive(lengths.tolist(), capacity)
+
+
+@given(lengths.filter(len), st.integers(50, 120), st.integers(1, 70), st.sampled_from([None, 0, 7]))
+def test_every_sample_is_in_one_row_and_whole(lengths, row_tokens, window, seed):
+    plan = epoch(lengths, row_tokens, window, seed)
+    assert sorted(plan.pieces[:, 0]) == list(range(len(lengths)))
+    assert (plan.pieces[:, 1] == 0).all()
+    assert (plan.pieces[:, 2] == lengths[plan.pieces[:, 0]]).all()
+    sums = [int(lengths[row].sum()) for row in members(plan)]
+    assert 0 < min(sums) and max(sums) <= row_tokens
+    assert np.isclose(plan.fill(row_tokens), sum(sums) / (row_tokens * len(sums)))
+
+
+def test_rows_are_nearly_full():
+    lengths = realistic()
+    order = np.random.default_rng(1).permutation(len(lengths))
+    assert plan_epoch(lengths, 4096, 4096, order, seed=0).fill(4096) >= 0.97
+
+
+def test_a_window_is_packed_by_itself():
+    plan = epoch(np.asarray([30] * 40), row_tokens=64, window=10)
+    assert len(plan) == 4 * 5
+    for number, row in enumerate(members(plan)):
+        assert {sample // 10 for sample in row} == {number // 5}
+
+
+def test_the_seed_decides_the_order_and_nothing_else_does():
+    lengths = realistic(200)
+    assert members(epoch(lengths, 4096, 64, seed=3)) == members(epoch(lengths, 4096, 64, seed=3))
+    other = epoch(lengths, 4096, 64, seed=4)
+    assert members(epoch(lengths, 4096, 64, seed=3)) != members(other)
+    assert sorted(members(epoch(lengths, 4096, 64, seed=3))) == sorted(members(other))
+
+
+def test_long_samples_do_not_come_first():
+    lengths = realistic(4000)
+    rows = members(epoch(lengths, 4096, 4096, seed=0))
+    longest = [int(lengths[row].max()) for row in rows]
+    half = len(rows) // 2
+    assert 0.8 < np.mean(longest[:half]) / np.mean(longest[half:]) < 1.25
+    decreasing = [int(lengths[row].max()) for row in first_fit_decreasing(lengths, 4096)]
+    assert np.mean(decreasing[:half]) > 2 * np.mean(decreasing[half:])  # what shuffling the rows mends
+
+
+def test_without_a_seed_rows_stand_in_the_order_of_their_first_samples():
+    rows = members(epoch(np.asarray([10, 60, 20, 50, 5, 5]), row_tokens=64, window=6, seed=None))
+    assert rows == [[0, 3], [1], [2, 4, 5]]
+    single = members(epoch(np.full(30, 40), row_tokens=64, window=4, seed=None))
+    assert single == [[number] for number in range(30)]
+
+
+@given(lengths.filter(len), st.integers(2, 80))
+def test_documents_fill_every_row_but_the_last(lengths, row_tokens):
+    order = np.random.default_rng(0).permutation(len(lengths))
+    plan = plan_documents(lengths, row_tokens, order)
+    sums = [int((plan.row(n)[:, 2] - plan.row(n)[:, 1]).sum()) for n in range(len(plan))]
+    assert set(sums[:-1]) <= {row_tokens} and 0 < sums[-1] <= row_tokens
+    assert sum(sums) == lengths.sum()
+    laid = [(sample, token) for sample, first, last in plan.pieces.tolist() for token in range(first, last)]
+    assert laid == [(sample, token) for sample in order for token in range(lengths[sample])]
+
+
+def test_the_first_rows_of_a_plan():
+    plan = epoch(np.asarray([30] * 10))
+    assert members(plan.first(2)) == members(plan)[:2] and len(plan.first(0)) == 0

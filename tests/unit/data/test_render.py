@@ -1,0 +1,166 @@
+"""Every row becomes a sample or a reason; ids and what is trained of them come from one place."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fixtures_chats as chats
+import fixtures_models
+from fixtures_chats import chat, render, tokens_of
+from tunesmith.data import render as rendering
+from tunesmith.data.render import EMPTY_ANSWER, EMPTY_TEXT, NO_TURN, OVERLONG, place, rendered
+from tunesmith.errors import DataError, ModelError, TemplateError
+from tunesmith.formats.text import Text
+from tunesmith.seams import Format
+from tunesmith.types import Message, Sample
+
+GOOD = chat("Why?", "Because.")
+
+
+class TwoAnswers(Format):
+    """Two branches, as rows of comparisons have."""
+
+    def read(self, row: Mapping[str, Any]) -> Sample:
+        return Sample(((Message("user", "a"), Message("assistant", "b")),) * 2)
+
+
+def test_a_token_is_in_the_span_that_it_begins_in():
+    weight = place([(2, 5, 1.0), (7, 8, 0.5)], np.array([0, 1, 2, 4, 5, 6, 7, 7, 8]))
+    assert weight.tolist() == [0, 0, 1, 1, 0, 0, 0.5, 0.5, 0]
+
+
+def test_an_end_token_that_takes_the_line_end_behind_it_is_trained():
+    from tokenizers import AddedToken
+
+    tokenizer = fixtures_models.tiny_tokenizer(fixtures_models.CHATML.replace("<|im_end|>", "<|end|>"))
+    tokenizer.add_tokens(AddedToken("<|end|>", rstrip=True, special=True))
+    (one,) = render([GOOD], tokenizer=tokenizer)
+    (tokens,) = one.branches
+    assert tokenizer.decode(tokens.ids[tokens.weight > 0]) == "Because.<|end|>"
+    assert tokens.weight[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": [{"role": "user", "content": "Why?"}]}, NO_TURN),
+        (
+            {"messages": [*GOOD["messages"][:1], {"role": "assistant", "content": "No.", "train": False}]},
+            NO_TURN,
+        ),
+        (chat("Why?", ""), EMPTY_ANSWER),
+        (chat("Why?", " \n"), EMPTY_ANSWER),
+        (chat("Why?", "Because.", "And?", ""), EMPTY_ANSWER),
+        (chat("Why?", "Because. " * 100), OVERLONG),
+    ],
+)
+def test_what_cannot_be_learned_is_dropped_by_name(row, reason):
+    found = render([GOOD, row, GOOD], max_tokens=100)
+    assert [(one.where, one.dropped, len(one.branches)) for one in found] == [
+        ("rows:1", None, 1),
+        ("rows:2", reason, 0),
+        ("rows:3", None, 1),
+    ]
+
+
+def test_the_limit_is_the_longest_that_is_kept():
+    length = len(render([GOOD])[0].branches[0])
+    assert render([GOOD], max_tokens=length)[0].dropped is None
+    assert render([GOOD], max_tokens=length - 1)[0].dropped == OVERLONG
+
+
+def test_an_answer_of_calls_or_reasoning_alone_is_not_empty():
+    call = {"type": "function", "function": {"name": "warmth", "arguments": {}}}
+    for said in ({"tool_calls": [call]}, {"reasoning_content": "Hm."}):
+        row = {"messages": [*GOOD["messages"][:1], {"role": "assistant", "content": "", **said}]}
+        assert render([row])[0].dropped is None
+        assert row["messages"][1].get("train") is None
+
+
+@pytest.mark.parametrize("objective", ["sft", "pretrain"])
+def test_a_document_is_its_text_and_eos_all_trained(objective):
+    end = fixtures_models.tiny_tokenizer().eos_token_id
+    found = render([{"text": "A crow."}, {"text": " "}, {"text": "Ends <|im_end|>"}], Text(), objective=objective)
+    assert [one.dropped for one in found] == [None, EMPTY_TEXT, None]
+    assert found[0].branches[0].ids.tolist() == [*tokens_of("A crow."), end]
+    assert found[2].branches[0].ids.tolist() == tokens_of("Ends <|im_end|>")  # not twice
+    assert found[0].branches[0].weight.tolist() == [1.0] * (len(tokens_of("A crow.")) + 1)
+
+
+def test_a_document_starts_as_the_tokenizer_starts_texts():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = fixtures_models.tiny_tokenizer()
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
+    )
+    (one,) = render([{"text": "A crow."}], Text(), tokenizer=tokenizer)
+    assert one.branches[0].ids.tolist() == [start, *tokens_of("A crow."), tokenizer.eos_token_id]
+    (talk,) = render([GOOD], tokenizer=tokenizer)  # a template writes its own
+    assert talk.branches[0].ids.tolist() == render([GOOD])[0].branches[0].ids.tolist()
+
+
+def test_pretrain_learns_all_of_a_conversation_of_any_length():
+    (one,) = render([chat("Why?", "Because.", "So?", "")], objective="pretrain", max_tokens=2)
+    assert one.dropped is None
+    assert one.branches[0].weight.tolist() == [1.0] * len(one.branches[0])
+    assert len(one.branches[0]) > 10
+
+
+def test_documents_and_conversations_of_one_source_keep_their_order():
+    class Both(Format):
+        def read(self, row: Mapping[str, Any]) -> Sample:
+            turns = [Message("text", row["text"])] if "text" in row else []
+            turns += [Message("user", row["q"]), Message("assistant", row["a"])] if "q" in row else []
+            return Sample((tuple(turns),))
+
+    rows = [{"text": "one"}, {"q": "a", "a": "b"}, {"text": "two"}, {"q": "c", "a": "d"}]
+    tokenizer = fixtures_models.tiny_tokenizer()
+    found = [tokenizer.decode(one.branches[0].ids) for one in render(rows, Both())]
+    assert found[0] == "one<|im_end|>" and found[2] == "two<|im_end|>"
+    assert "b<|im_end|>" in found[1] and "d<|im_end|>" in found[3]
+
+
+def test_an_error_names_the_row():
+    with pytest.raises(DataError, match=r"^rows:2: column 'messages' is missing"):
+        render([GOOD, {"message": []}])
+    bad = {"messages": [{"role": "assistant", "content": "Hi."}]}
+    with pytest.raises(TemplateError, match=r"^rows:1: turn 1 of 1 is an answer to nothing"):
+        render([bad])
+    with pytest.raises(DataError, match=r"^rows:1: the objective learns from 1 conversation a row \(answer\)"):
+        render([{}], TwoAnswers())
+
+
+def test_a_tokenizer_that_cannot_serve_is_refused():
+    from transformers import PythonBackend
+
+    tokenizer = fixtures_models.tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="has no eos_token"):
+        render([{"text": "A crow."}], Text(), tokenizer=tokenizer)
+
+    class Slow(PythonBackend):
+        vocab_size = 1
+
+        def get_vocab(self):
+            return {}
+
+    with pytest.raises(ModelError, match="use a fast one"):
+        chats.renderer(Slow(), template="plain" if Slow().eos_token else {"type": "jinja", "file": __file__})
+
+
+def test_rendered_reads_the_sources_in_order_a_chunk_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "CHUNK_ROWS", 3)
+    first = chats.write_rows(tmp_path / "a.jsonl", [chat(f"q{n}", f"a{n}") for n in range(7)])
+    second = chats.write_rows(tmp_path / "b.jsonl", [{"instruction": "i", "output": "o"}] * 2)
+    read = []
+    own = rendering.source.read
+    monkeypatch.setattr(rendering.source, "read", lambda one: (read.append(row[0]) or row for row in own(one)))
+    stream = rendered(chats.recipe([first, second]), fixtures_models.tiny_tokenizer())
+    assert next(stream).where == f"{first}:1"
+    assert len(read) == 3  # rows of later chunks are not read before they are needed
+    rest = [one.where for one in stream]
+    assert rest == [f"{first}:{n}" for n in range(2, 8)] + [f"{second}:1", f"{second}:2"]

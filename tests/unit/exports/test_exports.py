@@ -1,0 +1,312 @@
+"""Exports of tiny runs: plain peft and transformers answer as the run did, and a bad export is caught."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+import fixtures_models
+from tunesmith.component import pick
+from tunesmith.errors import ModelError, RunError
+from tunesmith.exports import _check
+from tunesmith.exports.adapter import PlainAdapter
+from tunesmith.exports.merged import Merged
+from tunesmith.generate.engine import Generator
+from tunesmith.seams import Export, Report
+
+QUESTION = "What is two and three?"
+TOKENS = 40
+
+
+def make_run(folder, arch="llama", tied=True, dtype=torch.float32, prompts=(), **lora):
+    """A run folder as a finished LoRA run leaves it, on a base model that is stored in `dtype`."""
+    base = fixtures_models.save_model(
+        folder / "base", fixtures_models.tiny_model(arch=arch, tied=tied).to(dtype)
+    )
+    model = fixtures_models.tiny_model(arch=arch, tied=tied)
+    model.name_or_path = str(base)
+    run = folder / "run"
+    run.mkdir()
+    recipe = {"model": {"path": str(base)}, "eval": {"prompts": list(prompts)}}
+    (run / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    fixtures_models.tiny_lora(model, **lora).save_pretrained(run / "final", save_embedding_layers=False)
+    fixtures_models.tiny_tokenizer().save_pretrained(run / "final")
+    model.generation_config.eos_token_id = [0, 2]
+    model.generation_config.save_pretrained(run / "final")
+    return run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path)
+
+
+def prompt_ids(tokenizer):
+    messages = [{"role": "user", "content": QUESTION}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+
+
+def greedy(model, tokenizer):
+    """What plain transformers writes after the question, through its own `generate`."""
+    given = prompt_ids(tokenizer)
+    model.generation_config.eos_token_id = None
+    return model.generate(**given, max_new_tokens=TOKENS, do_sample=False)[0].tolist()
+
+
+@torch.no_grad()
+def logits(model, tokenizer):
+    return model(prompt_ids(tokenizer)["input_ids"]).logits
+
+
+def in_memory():
+    """The tuned model of `make_run`, never written anywhere."""
+    return fixtures_models.tiny_lora(fixtures_models.tiny_model()).eval()
+
+
+def test_adapter_loads_in_plain_peft(run, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    report = PlainAdapter().write(run, tmp_path / "out")
+    assert report == Report(tmp_path / "out", True, 3, 0.0, report.tolerance)
+    assert report.passed
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template == fixtures_models.CHATML
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    untuned = greedy(base, tokenizer)
+    with _quiet_peft():
+        loaded = PeftModel.from_pretrained(base, tmp_path / "out")
+    tuned = greedy(loaded, tokenizer)
+    assert tuned == greedy(in_memory(), tokenizer) != untuned
+    files = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"} <= files
+    assert {"tokenizer.json", "chat_template.jinja"} <= files and "model.safetensors" not in files
+
+
+def _quiet_peft():
+    from tunesmith.generate.load import peft_warnings
+
+    return peft_warnings()
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_merged_loads_in_plain_transformers(tmp_path, arch, tied):
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    run = make_run(tmp_path, arch, tied)
+    report = Merged().write(run, tmp_path / "out")
+    assert report.passed and report.same_greedy_tokens and report.partings == ()
+    assert 0 < report.largest_logit_difference < report.tolerance < 0.01
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tuned = fixtures_models.tiny_lora(fixtures_models.tiny_model(arch=arch, tied=tied)).eval()
+    assert torch.allclose(logits(merged, tokenizer), logits(tuned, tokenizer), atol=1e-4)
+    assert greedy(merged, tokenizer) == greedy(tuned, tokenizer)
+    assert merged.config.tie_word_embeddings is tied
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [0, 2]
+    assert tokenizer.chat_template == fixtures_models.CHATML
+    assert not list((tmp_path / "out").glob("*adapter*"))
+
+
+def test_trained_head_of_a_tied_model_is_not_lost(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    base = fixtures_models.tiny_model()
+    with pytest.warns(UserWarning, match="tie_word_embeddings=True"):
+        run = make_run(tmp_path, modules_to_save=["lm_head"])
+    weights = run / "final" / "adapter_model.safetensors"
+    stored = load_file(weights)
+    head = next(name for name in stored if "lm_head" in name)
+    stored[head] = stored[head] + 1.0
+    save_file(stored, weights, metadata={"format": "pt"})
+    with pytest.warns(UserWarning, match="tie_word_embeddings"):
+        report = Merged().write(run, tmp_path / "out")
+    assert report.passed
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(merged.lm_head.weight, base.lm_head.weight + 1.0)
+    assert torch.equal(merged.model.embed_tokens.weight, base.lm_head.weight)
+
+
+def test_shards_have_an_index(run, tmp_path):
+    report = Merged(max_shard_size="40KB").write(run, tmp_path / "out")
+    assert report.passed
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 1 and {shard.name for shard in shards} == set(index["weight_map"].values())
+    biggest = max(tensor.numel() * 4 for tensor in fixtures_models.tiny_model().parameters())
+    for shard in shards:
+        with safe_open(shard, "pt") as file:
+            held = [file.get_tensor(name).nbytes for name in file.keys()]
+        assert sum(held) <= 40_000 or held == [biggest]
+
+
+@pytest.mark.parametrize("size", ["5", "GB", "5 GB", "five MB", "-1GB"])
+def test_bad_shard_size_is_refused(size):
+    with pytest.raises(ValidationError, match="max_shard_size"):
+        Merged(max_shard_size=size)
+
+
+def stored_dtypes(folder):
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {file.get_tensor(name).dtype for name in file.keys()}
+
+
+def test_dtype_is_the_bases_or_the_asked_one(tmp_path):
+    run = make_run(tmp_path, dtype=torch.bfloat16)
+    low = Merged().write(run, tmp_path / "auto")
+    assert stored_dtypes(tmp_path / "auto") == {torch.bfloat16}
+    high = Merged(dtype="float32").write(run, tmp_path / "high")
+    assert stored_dtypes(tmp_path / "high") == {torch.float32}
+    half = Merged(dtype="float16").write(run, tmp_path / "half")
+    assert stored_dtypes(tmp_path / "half") == {torch.float16}
+    assert high.largest_logit_difference < half.largest_logit_difference < low.largest_logit_difference
+    assert high.tolerance < half.tolerance < low.tolerance
+
+
+def test_merge_in_bfloat16_rounds_each_weight_once(tmp_path):
+    run = make_run(tmp_path, dtype=torch.bfloat16)
+    Merged().write(run, tmp_path / "out")
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    adapter = load_file(run / "final" / "adapter_model.safetensors")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    a, b = (adapter[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+    exact = base[f"{name}.weight"].float() + (8 / 4) * (b @ a)  # lora_alpha / r
+    assert torch.equal(merged[f"{name}.weight"], exact.bfloat16())
+
+
+def test_run_that_trained_whole_weights(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    run = tmp_path / "run"
+    model = fixtures_models.tiny_model(seed=5)
+    fixtures_models.save_model(run / "final", model)
+    (run / "recipe.yaml").write_text("model: {path: builtin:tiny}\n", encoding="utf-8")
+    with pytest.raises(RunError, match="no adapter: use type=merged"):
+        PlainAdapter().write(run, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    report = Merged().write(run, tmp_path / "out")
+    assert report.passed and report.largest_logit_difference == 0
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(written[name], tensor) for name, tensor in model.state_dict().items())
+    assert Merged(dtype="bfloat16").write(run, tmp_path / "low").passed
+
+
+def test_nothing_is_overwritten(run, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    assert Merged().write(run, out).passed  # an empty folder is free
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    for export in (Merged(), PlainAdapter()):
+        with pytest.raises(RunError, match=f"{out} is not empty: choose another folder"):
+            export.write(run, out)
+        with pytest.raises(RunError, match="is a file"):
+            export.write(run, out / "config.json")
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["base", "out", "run"]
+
+
+def spoil(monkeypatch, name, change):
+    """Let `change` at a file that was written, before it is verified."""
+    whole = _check.load
+
+    def load(path, *rest):
+        file = next(item for item in _check.Path(path).iterdir() if item.name == name)
+        file.write_bytes(change(bytearray(file.read_bytes())))
+        return whole(path, *rest)
+
+    monkeypatch.setattr(_check, "load", load)
+
+
+def flipped(data):
+    """Sixteen of the last weights with every bit the other way."""
+    data[-64:] = bytes(byte ^ 0xFF for byte in data[-64:])
+    return data
+
+
+@pytest.mark.parametrize(
+    ("export", "name"), [(Merged(), "model.safetensors"), (PlainAdapter(), "adapter_model.safetensors")]
+)
+def test_corrupted_export_is_caught_and_removed(run, tmp_path, monkeypatch, export, name):
+    spoil(monkeypatch, name, flipped)
+    with pytest.raises(
+        RunError, match=r"out was not written.* logit difference is \S+ \(0\.00\d+ is allowed\)"
+    ):
+        export.write(run, tmp_path / "out")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["base", "run"]
+
+
+def test_torn_export_is_removed(run, tmp_path, monkeypatch):
+    spoil(monkeypatch, "model.safetensors", lambda data: data[: len(data) // 2])
+    with pytest.raises((ModelError, SafetensorError)):
+        Merged().write(run, tmp_path / "out")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["base", "run"]
+
+
+def test_a_merge_that_adds_nothing_is_caught(run, tmp_path, monkeypatch):
+    """The check is against the run before merging: a merge that leaves the adapter out cannot pass."""
+    from peft import LoraModel
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", LoraModel.unload)
+    with pytest.raises(RunError, match="on 3 of 3 prompts its greedy tokens are others"):
+        Merged().write(run, tmp_path / "out")
+
+
+def test_ties_part_and_clear_choices_do_not():
+    report = Report(None, False, 3, 0.01, 0.02, (0.03, 0.04))
+    assert report.passed and not report.same_greedy_tokens
+    assert not Report(None, False, 3, 0.01, 0.02, (0.03, 0.05)).passed
+    assert not Report(None, True, 3, 0.03, 0.02).passed
+    assert not Report(None, True, 3, float("nan"), 0.02).passed
+
+
+def test_lead_is_that_of_the_first_other_token():
+    table = torch.zeros(3, 5)
+    table[1] = torch.tensor([0.0, 2.0, 1.5, 0.0, 0.0])
+    one = _check.Probe("?", (1,), (4, 1, 0), table)
+    assert _check._lead(one, (4, 2, 3)) == 0.5
+
+
+def test_prompts_are_the_recipes_own(tmp_path):
+    run = make_run(tmp_path, prompts=[f"question {number}" for number in range(9)])
+    assert _check.questions(run) == tuple(f"question {number}" for number in range(5))
+    assert Merged().write(run, tmp_path / "out").prompts == 5
+    assert _check.questions(tmp_path) == _check.PROMPTS
+    probe = _check.probe(Generator.open(str(run)), ["a"])[0]
+    assert len(probe.tokens) >= 32 and probe.logits.shape == (len(probe.tokens), 400)
+    assert probe.logits.argmax(-1).tolist() == list(
+        probe.tokens
+    )  # the row of each token is the one that chose it
+
+
+def test_unfinished_damaged_and_missing_runs_are_refused(run, tmp_path):
+    from tunesmith.engine.checkpoint import atomic_folder
+
+    with atomic_folder(run / "whole") as folder:
+        shutil.copytree(run / "final", folder, dirs_exist_ok=True)
+    shutil.rmtree(run / "final")
+    with pytest.raises(RunError, match=f"has no final/ yet.*tunesmith train {run}"):
+        Merged().write(run, tmp_path / "out")
+    (run / "whole").rename(run / "final")
+    assert PlainAdapter().write(run, tmp_path / "good").passed
+    assert not (tmp_path / "good" / "manifest.json").exists()
+    weights = run / "final" / "adapter_model.safetensors"
+    weights.write_bytes(flipped(bytearray(weights.read_bytes())))
+    for export in (Merged(), PlainAdapter()):
+        with pytest.raises(RunError, match=r"cannot be exported: .*adapter_model\.safetensors is damaged"):
+            export.write(run, tmp_path / "out")
+    with pytest.raises(RunError, match="no run folder"):
+        Merged().write(_check.Path("some-hub-id"), tmp_path / "out")
+    with pytest.raises(ModelError, match="no model folder"):
+        Merged().write(tmp_path / "none" / "such", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_both_are_found_by_name():
+    assert isinstance(pick(Export, "adapter"), PlainAdapter)
+    assert pick(Export, {"max_shard_size": "1GB"}) == Merged(max_shard_size="1GB")
