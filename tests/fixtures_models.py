@@ -102,9 +102,7 @@ def tiny_model(vocab=None, arch="llama", tied=True, seed=0, scale=0.2, **changes
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            tiny_config(vocab, arch, tied, **changes), dtype=torch.float32
-        )
+        model = AutoModelForCausalLM.from_config(tiny_config(vocab, arch, tied, **changes), dtype=torch.float32)
         with torch.no_grad():
             for parameter in dict.fromkeys(model.parameters()):
                 if parameter.dim() > 1:

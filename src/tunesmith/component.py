@@ -42,9 +42,7 @@ class Component(Section):
     default: ClassVar[str]  # the one that is meant when options come without `type`
 
     @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         if "seam" not in cls.__dict__:  # a concrete component: the ordinary schema
             return handler(source)
         return core_schema.no_info_plain_validator_function(

@@ -31,16 +31,12 @@ def resolve(recipe: Recipe, device: Device) -> Resolved:
     if train.fp16 and device.type == "cpu":
         raise RecipeError(f"train.fp16: there is no float16 training on {device.type}: leave it out, or set train.bf16")
     low_precision = "bfloat16" if device.has_bf16 else "float32"
-    dtype = (
-        model.dtype if model.dtype != "auto" else (low_precision if beside and not train.fp16 else "float32")
-    )
+    dtype = model.dtype if model.dtype != "auto" else (low_precision if beside and not train.fp16 else "float32")
     derived: dict[str, Any] = {}
     if model.dtype == "auto":
         derived["model.dtype"] = dtype
     if train.bf16 is None:
-        derived["train.bf16"] = (
-            device.has_bf16 and device.type != "cpu" and not train.fp16 and dtype != "float16"
-        )
+        derived["train.bf16"] = device.has_bf16 and device.type != "cpu" and not train.fp16 and dtype != "float16"
     if train.row_tokens is None:
         derived["train.row_tokens"] = recipe.data.max_tokens
     if getattr(recipe.optimizer, "learning_rate", 0.0) is None:
@@ -48,9 +44,7 @@ def resolve(recipe: Recipe, device: Device) -> Resolved:
     if train.device == "auto":
         derived["train.device"] = device.type
     if recipe.name is None:
-        derived["name"] = (
-            f"{model.path.rstrip('/').rpartition('/')[2].replace(':', '-')}-{objective_name(recipe)}"
-        )
+        derived["name"] = f"{model.path.rstrip('/').rpartition('/')[2].replace(':', '-')}-{objective_name(recipe)}"
     return Resolved(with_values(recipe, derived), derived)
 
 

@@ -27,11 +27,7 @@ def refuse_full(output_dir: str | None) -> None:
     if not folder.is_dir():
         raise RunError(f"train.output_dir: {folder} is a file")
     if any(folder.iterdir()):
-        go_on = (
-            f", or go on with that run: tunesmith train {folder}"
-            if (folder / "recipe.yaml").is_file()
-            else ""
-        )
+        go_on = f", or go on with that run: tunesmith train {folder}" if (folder / "recipe.yaml").is_file() else ""
         raise RunError(f"train.output_dir: {folder} is not empty. Choose another folder{go_on}")
 
 

@@ -77,13 +77,9 @@ def _known_fields() -> set[str]:
     spec = importlib.util.find_spec("transformers")
     assert spec is not None and spec.origin is not None, "a dependency"
     tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
-    kind = next(
-        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
-    )
+    kind = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
     return {
         node.target.id
         for node in kind.body
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(node.target, ast.Name)
-        and not node.target.id.startswith("_")
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not node.target.id.startswith("_")
     }

@@ -16,6 +16,8 @@ from tunesmith.errors import RecipeError, near
 from tunesmith.passthrough import problem
 from tunesmith.seams import Adapter, Format, Objective, Optimizer, Template
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
     "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
@@ -24,9 +26,7 @@ Scheduler = Literal[
 
 def default(base: type[Component]) -> Any:
     """A seam's default component, found when a recipe is built and not when this module is imported."""
-    return Field(
-        default_factory=lambda: find(base, base.default)(), json_schema_extra={"default": base.default}
-    )
+    return Field(default_factory=lambda: find(base, base.default)(), json_schema_extra={"default": base.default})
 
 
 class Model(Section):
@@ -38,7 +38,7 @@ class Model(Section):
     """Branch, tag or commit of a hub id."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer, when it is not beside the model."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     """Precision the weights are loaded in. auto: float32 when the model's own weights are trained or the device has
     no bfloat16 arithmetic, else bfloat16."""
     from_scratch: bool = False
@@ -151,7 +151,7 @@ class Train(Section):
     """Compute in bfloat16 (autocast) over float32 weights. None: on a device with bfloat16 arithmetic but a CPU."""
     fp16: bool = False
     """Compute in float16 (autocast) with loss scaling; needs float32 weights."""
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    device: DeviceName = "auto"
     """Device to train on. auto: the first present of cuda, xpu, mps, cpu."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Decides new weights and dropout."""
@@ -272,9 +272,7 @@ def recipe_folder() -> Path:
 
 def recipe_names() -> list[str]:
     """The shipped recipes, without their suffix."""
-    return sorted(
-        str(path.relative_to(recipe_folder()).with_suffix("")) for path in recipe_folder().rglob("*.yaml")
-    )
+    return sorted(str(path.relative_to(recipe_folder()).with_suffix("")) for path in recipe_folder().rglob("*.yaml"))
 
 
 def recipe_file(path: str) -> Path:
@@ -356,11 +354,7 @@ def set_in(tree: dict[str, Any], key: str, value: Any) -> None:
         if following.isdigit() and name in ("train", "eval") and isinstance(child, str | dict):
             child = [child]  # one source, spoken of as the first of a list
         elif isinstance(child, str):  # a bare name or path, then one of its options
-            child = (
-                {"path": child}
-                if name in ("model", "train", "eval") or isinstance(place, int)
-                else {"type": child}
-            )
+            child = {"path": child} if name in ("model", "train", "eval") or isinstance(place, int) else {"type": child}
         elif child is None:
             child = {}
         elif not isinstance(child, dict | list):

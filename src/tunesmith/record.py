@@ -18,9 +18,7 @@ FILE = "record.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "safetensors", "numpy")
 
 
-def begin(
-    resolved: Resolved, device: Device, data: dict[str, Any], command: list[str] | None = None
-) -> dict[str, Any]:
+def begin(resolved: Resolved, device: Device, data: dict[str, Any], command: list[str] | None = None) -> dict[str, Any]:
     """The record of a run that starts now."""
     return {
         "status": "running",

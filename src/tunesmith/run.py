@@ -236,6 +236,7 @@ def _trainer(
             rows.held_out,
             [*callbacks, *job.given.callbacks, *watchers],
             job.given.metrics or {},
+            tokenizer,
         )
     except (RuntimeError, ValueError, ImportError) as error:  # a tracker that is not installed, mostly
         raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import yaml
-from fixtures_models import save_model
 
+from fixtures_models import save_model
 from tunesmith.cli.main import main
 
 GOOD = {"instruction": "Say hi.", "output": "Hi!"}

@@ -30,9 +30,7 @@ def _undocumented(root: Path) -> Iterator[str]:
 def _public(tree: ast.Module) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
     """The public classes, their public methods, and the public functions of a module."""
     for node in tree.body:
-        if not isinstance(
-            node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        ) or node.name.startswith("_"):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
             continue
         yield node.name, node
         for child in node.body if isinstance(node, ast.ClassDef) else []:

@@ -21,9 +21,7 @@ def check(root: Path, allowed: Mapping[tuple[str, str], str] = MappingProxyType(
             if message is None or _names_a_value(message):
                 continue
             text = _constant(message)
-            excuse = next(
-                (key for key in allowed if key[0] == module.place and text.startswith(key[1])), None
-            )
+            excuse = next((key for key in allowed if key[0] == module.place and text.startswith(key[1])), None)
             if excuse is None:
                 found.append(f"{module.place}:{line}: {kind} names no value: {text!r}")
             else:

@@ -43,12 +43,7 @@ def _uses(module: Module) -> Iterator[str]:
 
 
 def _private(name: str) -> bool:
-    return (
-        name.startswith("_")
-        and not name.startswith("__")
-        and name not in PUBLIC_DESPITE_UNDERSCORE
-        and name != "_"
-    )
+    return name.startswith("_") and not name.startswith("__") and name not in PUBLIC_DESPITE_UNDERSCORE and name != "_"
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:
@@ -68,8 +63,7 @@ def check_overrides(ours: type, theirs: type, listed: Mapping[str, str]) -> list
     overridden = {name for name in vars(ours) if callable(getattr(ours, name)) and hasattr(theirs, name)}
     overridden -= set(dir(object)) - {"__init__"}
     found = [
-        f"{name} overrides {theirs.__name__}.{name} and is not listed"
-        for name in sorted(overridden - listed.keys())
+        f"{name} overrides {theirs.__name__}.{name} and is not listed" for name in sorted(overridden - listed.keys())
     ]
     for name in sorted(listed):
         if name not in vars(ours):

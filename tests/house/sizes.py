@@ -21,9 +21,7 @@ def check(root: Path) -> list[str]:
             length = (function.end_lineno or function.lineno) - function.lineno + 1
             if length > FUNCTION_LINES:
                 place = f"{module.place}:{function.lineno}"
-                found.append(
-                    f"{place}: {function.name} has {length} lines, and at most {FUNCTION_LINES} are allowed"
-                )
+                found.append(f"{place}: {function.name} has {length} lines, and at most {FUNCTION_LINES} are allowed")
     for folder in ("tests", "benchmarks"):
         for path in sorted((root / folder).rglob("*.py")):
             length = len(path.read_text(encoding="utf-8").splitlines())

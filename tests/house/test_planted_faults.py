@@ -205,9 +205,7 @@ class Ours(Upstream):
 
 
 def test_overrides_are_compared_with_upstream():
-    assert private.check_overrides(
-        Ours, Upstream, {"kept": "", "changed": "", "dropped": "", "gone": ""}
-    ) == [
+    assert private.check_overrides(Ours, Upstream, {"kept": "", "changed": "", "dropped": "", "gone": ""}) == [
         "new overrides Upstream.new and is not listed",
         "changed takes ['self', 'a', 'b'], and upstream's takes ['self', 'a']",
         "dropped is listed and Upstream does not have it any more",
@@ -273,9 +271,7 @@ def test_mypy_passes_a_good_file_and_reports_each_fault(tmp_path):
     ]
     command += ["--cache-dir", str(tmp_path / "cache"), *map(str, sorted(tmp_path.glob("*.py")))]
     done = subprocess.run(command, capture_output=True, text=True)
-    errors_of = {
-        (Path(line.partition(":")[0]).stem, line.rpartition("[")[2]) for line in done.stdout.splitlines()
-    }
+    errors_of = {(Path(line.partition(":")[0]).stem, line.rpartition("[")[2]) for line in done.stdout.splitlines()}
     assert done.returncode == 1 and errors_of == {
         ("wrong_type", "return-value]"), ("no_annotation", "no-untyped-def]"),
         ("no_reason", "unused-ignore]"),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from invariants.whole_runs import make, metrics, train, weights
 
 STEADY = ("adapter.lora_dropout=0", "train.max_steps=3", "eval.prompts=[]")
@@ -28,9 +29,7 @@ def same(one, other, loss=1e-5, weight=2e-5):
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        pytest.param(
-            ["train.per_device_train_batch_size=4"], ["train.gradient_accumulation_steps=4"], id="4x1 is 1x4"
-        ),
+        pytest.param(["train.per_device_train_batch_size=4"], ["train.gradient_accumulation_steps=4"], id="4x1 is 1x4"),
         pytest.param([], ["train.activation_checkpointing=true"], id="activation checkpointing"),
         pytest.param([], ["data.num_processes=2", "data.cache_dir=null"], id="rendering processes"),
         pytest.param([], ["eval.per_device_eval_batch_size=3"], id="evaluation batch"),

@@ -7,8 +7,8 @@ import subprocess
 import time
 
 import pytest
-from invariants.whole_runs import TRAIN, digests, make, metrics, train
 
+from invariants.whole_runs import TRAIN, digests, make, metrics, train
 from tunesmith.engine import checkpoint
 
 MOMENTS = 10

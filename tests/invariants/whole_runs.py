@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import yaml
+
 from fixtures_models import save_model
 
 UNEQUAL = ("seconds",)  # of a line of metrics: clocks differ
@@ -45,9 +46,7 @@ def make(folder):
 
 def train(recipe, out, *words):
     """A run to its end."""
-    done = subprocess.run(
-        [*TRAIN, str(recipe), *words, f"train.output_dir={out}"], capture_output=True, text=True
-    )
+    done = subprocess.run([*TRAIN, str(recipe), *words, f"train.output_dir={out}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -59,10 +58,7 @@ def metrics(run, *left_out):
 
 def digests(folder):
     """The digest of every file of weights."""
-    found = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in Path(folder).glob("*.safetensors")
-    }
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).glob("*.safetensors")}
     assert found
     return found
 

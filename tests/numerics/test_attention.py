@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from fixtures_models import tiny_model
 from numerics.packed import alone, packed_batch
-
 from tunesmith.engine import attention, kernels
 from tunesmith.engine.scores import Scorer
 
@@ -28,17 +28,14 @@ def test_equal_to_an_explicit_mask(heads, window):
     lengths = (5, 1, 9)
     generator = torch.Generator().manual_seed(1)
     query, key, value = (
-        torch.randn(1, number, sum(lengths), 8, generator=generator)
-        for number in (heads[0], heads[1], heads[1])
+        torch.randn(1, number, sum(lengths), 8, generator=generator) for number in (heads[0], heads[1], heads[1])
     )
     offsets = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
     module = torch.nn.Module()
     found, _ = attention.packed_attention(
         module, query, key, value, None, scaling=0.3, sliding_window=window, **attention.layout(offsets, 9)
     )
-    torch.testing.assert_close(
-        found.double(), reference(query, key, value, lengths, 0.3, window), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(found.double(), reference(query, key, value, lengths, 0.3, window), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("arch", ["mistral", "qwen2", "qwen3"])

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from fixtures_models import tiny_model
 from numerics.packed import packed_batch
-
 from tunesmith.engine import kernels
 from tunesmith.objectives.pretrain import Pretrain
 from tunesmith.objectives.sft import SFT

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+
 from fixtures_models import ARCHITECTURES, tiny_lora, tiny_model, tiny_tokenizer
 from numerics.packed import alone, gradients, packed_batch
-
 from tunesmith.engine import kernels
 from tunesmith.engine.scores import LogProbabilities, Scorer, Shaping
 

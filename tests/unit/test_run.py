@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from fixtures_models import save_model, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from fixtures_models import save_model, tiny_model, tiny_tokenizer
 from tunesmith import Data, Eval, Model, Recipe, Source, Train, train
 from tunesmith.engine import checkpoint
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
@@ -52,7 +52,8 @@ def test_a_run_folder_holds_what_it_should(make):
     run = train(make(eval=Eval(prompts=("What is 3 and 1?",), max_new_tokens=4)))
     names = {path.name for path in run.folder.iterdir()}
     assert names == {
-        "recipe.yaml", "record.json", "ledger.json", "metrics.jsonl", "loss.png", "samples.jsonl", "checkpoints", "final",
+        "recipe.yaml", "record.json", "ledger.json", "metrics.jsonl", "loss.png", "samples.jsonl", "checkpoints",
+        "final",
     }  # fmt: skip
     found = lines(run)
     steps = [line for line in found if "loss" in line]

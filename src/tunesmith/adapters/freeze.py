@@ -44,6 +44,7 @@ class Freeze(Adapter):
             parameter.requires_grad_(in_layers or (pattern is not None and pattern.search(name) is not None))
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise RecipeError(
-                "adapter: nothing is trained. Set num_layers, or train_matching to a parameter's name"
+                f"adapter: nothing is trained with num_layers {self.num_layers} and train_matching "
+                f"{self.train_matching!r}: choose layers, or a part of a parameter's name"
             )
         return model

@@ -1,6 +1,5 @@
 """Low-rank updates beside frozen weights (arXiv 2106.09685), by peft."""
 
-import warnings
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -32,22 +31,19 @@ class LoRA(Adapter):
         """The model wrapped by peft, with only the updates requiring gradients."""
         from peft import LoraConfig, get_peft_model
 
+        from tunesmith.engine.compat import peft_warnings
         from tunesmith.errors import RecipeError
 
         config = LoraConfig(
             r=self.r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
-            target_modules=self.target_modules
-            if isinstance(self.target_modules, str)
-            else list(self.target_modules),
+            target_modules=self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules),
             modules_to_save=list(self.modules_to_save) or None,
             task_type="CAUSAL_LM",
         )
         try:
-            with warnings.catch_warnings():
-                # peft 0.21 asks for a property that transformers 5.23 renamed; remove with peft's next release
-                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            with peft_warnings():
                 return get_peft_model(model, config)
         except ValueError as error:
             raise RecipeError(f"adapter.target_modules: {str(error).splitlines()[0]}") from error

@@ -48,17 +48,11 @@ def _conversation(rng: Random) -> list[Turn]:
         turns += table("chat", "closing_thanks").turns(rng)
     if rng.random() < 0.06:
         turns += table("chat", "closing_bye").turns(rng)
-    return [
-        replace(turn, ask=turn.ask if turn.exact else vary(rng, turn.ask, opening=True)) for turn in turns
-    ]
+    return [replace(turn, ask=turn.ask if turn.exact else vary(rng, turn.ask, opening=True)) for turn in turns]
 
 
 def _brief(turn: Turn) -> str | None:
-    return (
-        turn.answer
-        if turn.answer.count(". ") + turn.answer.count("! ") + turn.answer.count("\n") == 0
-        else None
-    )
+    return turn.answer if turn.answer.count(". ") + turn.answer.count("! ") + turn.answer.count("\n") == 0 else None
 
 
 _OBEY: dict[str, Callable[[Turn], str | None]] = {
@@ -68,9 +62,7 @@ _OBEY: dict[str, Callable[[Turn], str | None]] = {
     "upper": lambda turn: turn.answer.upper(),
     "lower": lambda turn: turn.answer.lower(),
     "sure": lambda turn: f"Sure! {turn.answer}",
-    "friend": lambda turn: (
-        f"{turn.answer[:-1]}, my friend{turn.answer[-1]}" if turn.answer[-1] in ".!?" else None
-    ),
+    "friend": lambda turn: f"{turn.answer[:-1]}, my friend{turn.answer[-1]}" if turn.answer[-1] in ".!?" else None,
 }
 """What each kind of system message makes of an answer; None when it cannot be obeyed."""
 

@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-_TELL = (
-    "tell me|can you tell me|could you tell me|do you know|please tell me|I want to know|I would like to know"
-)
+_TELL = "tell me|can you tell me|could you tell me|do you know|please tell me|I want to know|I would like to know"
 
 MACROS = {
     "whatis": f"[what is|what's|what is|what's|what is|{_TELL}]",

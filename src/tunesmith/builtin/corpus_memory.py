@@ -34,9 +34,7 @@ def remembered(rng: Random, other: Topic) -> list[Turn]:
     weights = [5 if entry["value"] == "name" else 1 for entry in material("memory")["memories"]]
     entries = rng.choices(material("memory")["memories"], weights, k=1)
     if count == 2:
-        entries.append(
-            rng.choice([entry for entry in material("memory")["memories"] if entry is not entries[0]])
-        )
+        entries.append(rng.choice([entry for entry in material("memory")["memories"] if entry is not entries[0]]))
     pairs = [_pair(rng, entry, _value(rng, entry["value"])) for entry in entries]
     between = [turn for _ in range(rng.choice((0, 0, 1, 1, 2))) for turn in other(rng)[:2]]
     told, asked = [pair[0] for pair in pairs], [pair[1] for pair in pairs]

@@ -107,11 +107,7 @@ def word_problems(rng: Random) -> list[Turn]:
         "friend": friend,
     }
     asks = material("numbers")
-    ask = (
-        say(rng, asks["gains" if sign == "+" else "losses"], **fields)
-        + " "
-        + say(rng, asks["how_many"], **fields)
-    )
+    ask = say(rng, asks["gains" if sign == "+" else "losses"], **fields) + " " + say(rng, asks["how_many"], **fields)
     result = compute(left, sign, right)
     named = thing if result == 1 else fields["thing"]
     return [

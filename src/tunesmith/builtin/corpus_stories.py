@@ -17,10 +17,7 @@ _FACT_TABLES = (
 @functools.cache
 def grammar() -> dict[str, Any]:
     """Read the story grammar, its word lists as lists."""
-    return {
-        name: value.split() if isinstance(value, str) else value
-        for name, value in material("stories").items()
-    }
+    return {name: value.split() if isinstance(value, str) else value for name, value in material("stories").items()}
 
 
 def person(rng: Random) -> dict[str, str]:
@@ -57,9 +54,7 @@ def tell(rng: Random, fields: dict[str, str], *, sentences: int = 5) -> tuple[st
     """Tell a story about a cast, with its ending only if there is room, and its summary."""
     words = grammar()
     plot = rng.choice(words["plots"])
-    parts = [rng.choice(words["openings"]), plot["body"]] + (
-        [rng.choice(words["endings"])] if sentences > 4 else []
-    )
+    parts = [rng.choice(words["openings"]), plot["body"]] + ([rng.choice(words["endings"])] if sentences > 4 else [])
     text = " ".join(fill(expand(part, rng), fields) for part in parts)
     return capitalise(text), say(rng, plot["summary"], **fields)
 
@@ -118,9 +113,7 @@ def _recipe(rng: Random) -> str:
 def _craft(rng: Random) -> str:
     fields, words = cast(rng), grammar()
     things = [plural(thing) for thing in rng.sample(words["iron_things"], 2)]
-    return " ".join(
-        say(rng, part, thing_plural=joined(things), **fields) for part in rng.sample(words["crafts"], 2)
-    )
+    return " ".join(say(rng, part, thing_plural=joined(things), **fields) for part in rng.sample(words["crafts"], 2))
 
 
 def _tales(rng: Random) -> str:

@@ -25,9 +25,7 @@ FACT_FILES = ("geography", "nature", "things", "words", "howto", "knowledge", "c
 @functools.cache
 def material(name: str) -> dict[str, Any]:
     """Read one file of `material/`, once."""
-    text = (
-        resources.files("tunesmith.builtin").joinpath("material", f"{name}.yaml").read_text(encoding="utf-8")
-    )
+    text = resources.files("tunesmith.builtin").joinpath("material", f"{name}.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
 
 

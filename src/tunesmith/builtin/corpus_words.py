@@ -35,9 +35,7 @@ _UNCOUNTED = {"drink", "metal", "colour", "language"}
 @functools.cache
 def kinds() -> dict[str, tuple[str, list[str]]]:
     """Read the kinds of things, by their singular: the plural and the members."""
-    split = [
-        (*name.split(" = "), members.split(", ")) for name, members in material("lists")["kinds"].items()
-    ]
+    split = [(*name.split(" = "), members.split(", ")) for name, members in material("lists")["kinds"].items()]
     return {one: (many, members) for one, many, members in split}
 
 
@@ -116,11 +114,7 @@ def ordering(rng: Random) -> list[Turn]:
     if kind == "count_words":
         text = rng.choice(material("tasks")["sayings"])
         count = len(text.split())
-        return [
-            Turn(
-                _quote(rng, kind, text=text), f"It has {NUMBER_WORDS[count]} words.", _word(count), exact=True
-            )
-        ]
+        return [Turn(_quote(rng, kind, text=text), f"It has {NUMBER_WORDS[count]} words.", _word(count), exact=True)]
     words = rng.sample(vocabulary(), rng.randint(2, 4))
     answer = sorted(words) if kind == "sort" else words[::-1]
     return [Turn(_quote(rng, kind, text=", ".join(words)), ", ".join(answer), exact=True)]
@@ -216,9 +210,7 @@ def single(rng: Random) -> list[Turn]:
     asks, one = material("lists"), rng.choice(sorted(kinds()))
     items = rng.sample(kinds()[one][1], rng.choice((1, 1, 2, 3)))
     turns = [_one(items[0], f"One {one}", question(rng, asks["one_asks"], one=one))]
-    return turns + [
-        _one(item, f"Another {one}", question(rng, asks["one_more"], one=one)) for item in items[1:]
-    ]
+    return turns + [_one(item, f"Another {one}", question(rng, asks["one_more"], one=one)) for item in items[1:]]
 
 
 def numbered(rng: Random) -> list[Turn]:

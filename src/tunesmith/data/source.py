@@ -27,8 +27,8 @@ LONGEST_REASON = 300  # characters of another library's message
 def read(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a source with where each stands (`file:17`), lazily and in file order.
 
-    `columns` renames, `replace` changes texts and `num_samples` ends the stream. The number in `where` is that of `files.rows`, and
-    for a dataset that `datasets` loads the row's, from 1.
+    `columns` renames, `replace` changes texts and `num_samples` ends the stream. The number in `where` is that of
+    `files.rows`, and for a dataset that `datasets` loads the row's, from 1.
 
     Raises:
         DataError: a file is missing or broken, there is no row, or a row lacks a column that `columns` names.

@@ -8,9 +8,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
 
-def arguments(
-    recipe: Recipe, folder: Path, max_steps: int, evaluates: bool
-) -> transformers.TrainingArguments:
+def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> transformers.TrainingArguments:
     """TrainingArguments of a resolved recipe. The rows of the whole run are one epoch, taken in order.
 
     Raises:

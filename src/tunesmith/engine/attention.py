@@ -2,7 +2,7 @@
 
 It is registered with transformers' `AttentionInterface`, so a model needs no patch: it runs with
 `attn_implementation="tunesmith"` and gets the packed layout as keyword arguments, which transformers hands down to
-every layer. A model whose attention cannot be replaced is given transformers' own packed mask (`sdpa`), and the run says so.
+every layer. A model whose attention cannot be replaced is given transformers' own packed mask, and the run says so.
 
 Letters: T tokens of the row, S sequences, H query heads, K key and value heads, D head size.
 """
@@ -34,15 +34,8 @@ def packed_attention(
         NotImplementedError: the layer asks for what this attention does not do (soft caps, sinks, other masks); the
             probe at start sees it and the run falls back to transformers' own.
     """
-    unknown = [
-        name for name in ("softcap", "s_aux", "position_bias", "cache") if kwargs.get(name) is not None
-    ]
-    if (
-        unknown
-        or attention_mask is not None
-        or packed_offsets is None
-        or not getattr(module, "is_causal", True)
-    ):
+    unknown = [name for name in ("softcap", "s_aux", "position_bias", "cache") if kwargs.get(name) is not None]
+    if unknown or attention_mask is not None or packed_offsets is None or not getattr(module, "is_causal", True):
         raise NotImplementedError(f"packed attention with {unknown or 'another mask'}")
     window = sliding_window if sliding_window is not None and sliding_window < packed_longest else None
     if query.is_cuda and dropout == 0.0 and query.dtype in (torch.bfloat16, torch.float16):
@@ -95,9 +88,7 @@ def _varlen(
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, H or K, D]
     reach = (window - 1 if window is not None else -1, 0)
     grouped = q.shape[1] != k.shape[1]
-    out = varlen_attn(
-        q, k, v, offsets, offsets, longest, longest, scale=scaling, window_size=reach, enable_gqa=grouped
-    )
+    out = varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=scaling, window_size=reach, enable_gqa=grouped)
     assert isinstance(out, torch.Tensor)
     return out[None]
 

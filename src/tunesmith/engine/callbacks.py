@@ -42,9 +42,7 @@ class StopOnSignal(TrainerCallback):
         self.received = number
         self.say(f"{signal.Signals(number).name}: saving after this step (once more: stop at once)")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end of training."""
         if self.received is not None:
             control.should_save = control.should_training_stop = True
@@ -53,9 +51,7 @@ class StopOnSignal(TrainerCallback):
 class LastLine(TrainerCallback):
     """Logs the last step even when `logging_steps` does not divide it."""
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a line of metrics."""
         control.should_log = control.should_log or state.global_step >= state.max_steps
 
@@ -69,9 +65,7 @@ class KeepBest(TrainerCallback):
     def __init__(self, patience: int | None) -> None:
         self.patience = patience
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint or the end."""
         losses = [line["eval_loss"] for line in state.log_history if "eval_loss" in line and line["step"] > 0]
         if not losses:
@@ -89,9 +83,7 @@ class AnswerQuestions(TrainerCallback):
     def __init__(self, folder: Path, questions: Sequence[str], answer: Answer) -> None:
         self.file, self.questions, self.answer = MetricsFile(folder / "samples.jsonl"), questions, answer
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write one line a question: step, prompt, answer."""
         if not state.is_world_process_zero:
             return

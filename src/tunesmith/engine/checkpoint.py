@@ -99,9 +99,7 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
             return place(run, step), problems
         problems.append(problem)
     if problems:
-        raise RunError(
-            f"no checkpoint of {run} is whole: {problems[0]}. Remove the run folder and train again"
-        )
+        raise RunError(f"no checkpoint of {run} is whole: {problems[0]}. Remove the run folder and train again")
     return None, []
 
 

@@ -27,9 +27,7 @@ def choose(word: str) -> Device:
     if kind not in available:
         raise RecipeError(f"train.device: there is no {kind} here. This machine has: {', '.join(available)}")
     if kind == "cuda":
-        return Device(
-            kind, torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
-        )
+        return Device(kind, torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "xpu":
         return Device(kind, torch.xpu.get_device_name(), True)
     if kind == "mps":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tunesmith.engine import attention
+from tunesmith.engine.compat import attention_of
 from tunesmith.engine.scores import Scorer
 from tunesmith.errors import ModelError
 from tunesmith.types import Batch
@@ -28,7 +29,7 @@ class Kernels:
     def generating(self, model: Any) -> Iterator[None]:
         """The model with transformers' own attention, which knows caches; the packed one is back afterwards."""
         base = model.get_base_model() if hasattr(model, "peft_config") else model
-        packed = base.config._attn_implementation
+        packed = attention_of(base)
         base.set_attn_implementation(self.own_attention)
         try:
             yield
@@ -50,7 +51,7 @@ def choose(model: Any) -> Kernels:
     model.eval()
     batch = _probe_batch(model)
     base = model.get_base_model() if hasattr(model, "peft_config") else model
-    own = base.config._attn_implementation
+    own = attention_of(base)
     reference = _alone(model, batch)
     tolerance = TOLERANCE.get(base.dtype, 0.2)
     notes: list[str] = []
@@ -90,9 +91,7 @@ def choose(model: Any) -> Kernels:
 def _probe_batch(model: Any) -> Batch:
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(
-        0, model.get_input_embeddings().num_embeddings, (1, sum(LENGTHS)), generator=generator
-    )
+    ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (1, sum(LENGTHS)), generator=generator)
     weight = torch.ones(1, sum(LENGTHS))
     ends = torch.tensor(LENGTHS).cumsum(0) - 1
     weight[0, ends] = 0

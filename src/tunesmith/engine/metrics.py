@@ -50,9 +50,7 @@ class MetricsFile:
         except ValueError:
             line = None
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise RunError(
-                f"{self.path}:{number} is not a JSON object with a `step`: mend or delete that line"
-            )
+            raise RunError(f"{self.path}:{number} is not a JSON object with a `step`: mend or delete that line")
         return line
 
 

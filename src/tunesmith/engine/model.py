@@ -31,7 +31,7 @@ def resolve_path(path: str) -> str:
     if local.exists():
         if not (local / "config.json").is_file():
             raise ModelError(f"{path} is not a model folder: it has no config.json")
-        return str(local)
+        return str(local.resolve())  # an adapter names its base by it, and is loaded from other folders
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ModelError(f"there is no model folder {path}")
     return path
@@ -76,9 +76,11 @@ def load_model(model: Model, device: str, attention: str | None = None) -> "PreT
 @contextlib.contextmanager
 def _explained(place: str) -> Iterator[None]:
     """Turn what transformers raises for a missing or broken model into one line."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())
         raise ModelError(f"{place} cannot be loaded: {first}") from error
 

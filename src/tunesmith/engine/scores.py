@@ -112,15 +112,11 @@ def _parts(length: int, size: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, shaping: Shaping
-) -> torch.Tensor:
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, shaping: Shaping) -> torch.Tensor:
     return shaping.apply_(torch.nn.functional.linear(hidden, weight, bias).float())
 
 
-def _slope_(
-    logits: torch.Tensor, log_sum: torch.Tensor, target: torch.Tensor, shaping: Shaping
-) -> torch.Tensor:
+def _slope_(logits: torch.Tensor, log_sum: torch.Tensor, target: torch.Tensor, shaping: Shaping) -> torch.Tensor:
     """Turn shaped logits [n, V] into the gradient of the target's log-probability with respect to the head's output."""
     by_logits = shaping.slope(logits)
     logits.sub_(log_sum).exp_().neg_()

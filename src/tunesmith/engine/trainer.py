@@ -52,8 +52,9 @@ class Trainer(transformers.Trainer):
         held_out: PackedRows | None,
         callbacks: Sequence[transformers.TrainerCallback],
         metrics: Mapping[str, Metric],
+        tokenizer: transformers.PreTrainedTokenizerBase,
     ) -> None:
-        self.recipe, self.scorer, self.metrics = recipe, scorer, metrics
+        self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
         self.sums: dict[str, list[float]] = {}  # since the last line of metrics: name to sum and count
         self.tokens = self.trained_tokens = 0
         self.seconds_before = 0.0  # of the runs that this one continues
@@ -77,9 +78,7 @@ class Trainer(transformers.Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         objective = self.recipe.objective
-        counts = [
-            torch.as_tensor(objective.count(Batch(**one)), dtype=torch.float32) for one in batch_samples
-        ]
+        counts = [torch.as_tensor(objective.count(Batch(**one)), dtype=torch.float32) for one in batch_samples]
         return self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
 
     def compute_loss(
@@ -130,9 +129,7 @@ class Trainer(transformers.Trainer):
             for name, pair in found.items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 for place in (0, 1):
-                    old[place] = old[place] + torch.as_tensor(
-                        pair[place], dtype=torch.float64, device=self.args.device
-                    )
+                    old[place] = old[place] + torch.as_tensor(pair[place], dtype=torch.float64, device=self.args.device)
         model.train()
         metrics = {f"{metric_key_prefix}_{name}": self._ratio(*pair) for name, pair in sums.items()}
         self.log(dict(metrics))
@@ -198,9 +195,8 @@ class Trainer(transformers.Trainer):
         final = checkpoints.place(run, self.state.global_step)
         with checkpoints.atomic_folder(final) as folder:
             checkpoints.save_weights(self.accelerator.unwrap_model(model), folder)
-            checkpoints.save_state(
-                folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters
-            )
+            self.tokenizer.save_pretrained(folder)
+            checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters)
             self.state.save_to_json(str(folder / "trainer_state.json"))
         checkpoints.keep(run, self.recipe.train.save_total_limit, self.state.best_global_step)
 

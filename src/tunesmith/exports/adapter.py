@@ -4,9 +4,7 @@ import shutil
 from pathlib import Path
 
 from tunesmith.errors import RunError
-from tunesmith.exports._check import Device, new_folder, probe, questions, verify, weights_of
-from tunesmith.generate.engine import Generator
-from tunesmith.generate.load import is_adapter
+from tunesmith.recipe import DeviceName
 from tunesmith.seams import Export, Report
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "generation_config.json")
@@ -15,7 +13,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors", "generation_config.
 class PlainAdapter(Export):
     """Copy the adapter with its tokenizer and chat template."""
 
-    device: Device = "auto"
+    device: DeviceName = "auto"
     """Device to compare the copy with the run on."""
 
     def write(self, run: Path, out: Path) -> Report:
@@ -25,6 +23,10 @@ class PlainAdapter(Export):
             RunError: the run trained whole weights, is not finished or is damaged; `out` holds something; or
                 the copy does not answer as the run does, and is removed.
         """
+        from tunesmith.exports._check import new_folder, probe, questions, verify, weights_of
+        from tunesmith.generate.engine import Generator
+        from tunesmith.generate.load import is_adapter
+
         place = weights_of(run)
         if not is_adapter(place):
             raise RunError(f"{run} trained the model's own weights, so it has no adapter: use type=merged")

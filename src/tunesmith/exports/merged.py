@@ -1,15 +1,15 @@
 """One model folder with the adapter in its weights, as transformers loads it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from tunesmith.engine.model import without_progress_bar
-from tunesmith.exports._check import Device, Probe, new_folder, probe, questions, verify, weights_of
-from tunesmith.generate.engine import Generator
-from tunesmith.generate.load import Dtype, is_adapter
+from tunesmith.recipe import DeviceName, Dtype
 from tunesmith.seams import Export, Report
+
+if TYPE_CHECKING:
+    from tunesmith.exports._check import Probe
 
 
 class Merged(Export):
@@ -20,7 +20,7 @@ class Merged(Export):
     its own."""
     max_shard_size: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB|TB)$")] = "5GB"
     """Largest file of weights; a model that is larger is written as several files and an index."""
-    device: Device = "auto"
+    device: DeviceName = "auto"
     """Device to merge on and to compare with the run on."""
 
     def write(self, run: Path, out: Path) -> Report:
@@ -31,13 +31,20 @@ class Merged(Export):
                 not answer as the run does, and is removed.
             ModelError: the base model cannot be loaded.
         """
+        from tunesmith.exports._check import new_folder, questions, verify, weights_of
+
         place = weights_of(run)
         with new_folder(out) as folder:
             probes = self._merge(place, folder, questions(run))
             return verify(folder, probes, self.device, "auto", out)
 
-    def _merge(self, place: str, folder: Path, asked: tuple[str, ...]) -> list[Probe]:
+    def _merge(self, place: str, folder: Path, asked: tuple[str, ...]) -> "list[Probe]":
         """Write the merged weights, and return what the run answered before they were merged."""
+        from tunesmith.engine.model import without_progress_bar
+        from tunesmith.exports._check import probe
+        from tunesmith.generate.engine import Generator
+        from tunesmith.generate.load import is_adapter
+
         generator = Generator.open(place, self.device, self.dtype)
         probes = probe(generator, asked)
         model: Any = generator.model

@@ -18,7 +18,8 @@ class Auto(Format):
 
     When several fit, the one with the most required columns is taken, since fewer columns say less; among
     equals, the first by name. So a row with both `messages` and `text` is a conversation. Rows of `chosen`
-    and `rejected`, and conversations with a `label`, are not read as if they had neither. `format:` says otherwise in every case.
+    and `rejected`, and conversations with a `label`, are not read as if they had neither. `format:` says
+    otherwise in every case.
 
     ```yaml
     instruction: Name the longest bone of the body.
@@ -56,7 +57,7 @@ def _choice(columns: tuple[str, ...]) -> Format:
         )
     if "label" in present and best.required == ("messages",):
         raise DataError(
-            "the column label says which answers are good, which the format messages leaves out; "
-            "say `format: messages` to learn from all of them"
+            f"the columns {listed(columns)} have a label for good and bad answers, which the format messages leaves "
+            "out; say `format: messages` to learn from all of them"
         )
     return best()

@@ -20,7 +20,8 @@ from jinja2 import TemplateError as JinjaError
 
 from tunesmith.engine.checkpoint import is_adapted
 from tunesmith.errors import ModelError, RecipeError, TemplateError
-from tunesmith.generate.load import Dtype, load
+from tunesmith.generate.load import load
+from tunesmith.recipe import Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,23 +1,20 @@
 """From what a person names (a run, checkpoint, adapter or model) to a model and tokenizer ready to answer."""
 
-import contextlib
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.engine import checkpoint
+from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import load_model, load_tokenizer, resolve_path
 from tunesmith.errors import ModelError, RunError, near
-from tunesmith.recipe import Model
+from tunesmith.recipe import Dtype, Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER, MODEL, RECIPE = "adapter_config.json", "config.json", "recipe.yaml"
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def locate(path: str) -> str:
@@ -123,13 +120,3 @@ def _adapted(folder: Path, base: Model, device: str) -> Any:
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     return adapted
-
-
-@contextlib.contextmanager
-def peft_warnings() -> Iterator[None]:
-    """Raise what peft only warns of when weights are missing; hide its use of an old name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", ".*missing adapter keys")
-        # peft 0.21 asks transformers 5.23 by an old name (PeftModel.__init__); goes when it uses the new one
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        yield

@@ -69,9 +69,7 @@ def test_no_template_marks_are_left(rows):
 
 
 def test_every_sum_is_right(rows):
-    texts = [
-        message["content"] for row in rows for message in row["messages"] if message["role"] == "assistant"
-    ]
+    texts = [message["content"] for row in rows for message in row["messages"] if message["role"] == "assistant"]
     texts += [row["text"] for row in generate_documents(1, 300)]
     sums = [found for text in texts for found in SUM.findall(text)]
     assert len(sums) > 500
@@ -106,9 +104,9 @@ def test_names_are_remembered(rows):
 def test_nothing_but_the_base_identity_is_said(rows):
     for row in rows:
         for message in row["messages"]:
-            assert not re.search(
-                r"tunesmith|\bSmith\b|chatgpt|my name is smith", message["content"], re.IGNORECASE
-            ), row
+            assert not re.search(r"tunesmith|\bSmith\b|chatgpt|my name is smith", message["content"], re.IGNORECASE), (
+                row
+            )
     crafts = [row["text"] for row in generate_documents(1, 1500) if "tunesmith" in row["text"]]
     assert crafts
     assert not any(re.search(r"\b(I|you|model)\b", text) for text in crafts)
@@ -136,9 +134,7 @@ def test_the_blank_folder_reloads_with_the_same_ids(blank, corpus):
 
     tokenizer = AutoTokenizer.from_pretrained(blank)
     first = PreTrainedTokenizerFast(tokenizer_file=str(blank / "tokenizer.json"))
-    texts = [make.as_text(row) for row in read(corpus / "eval.jsonl")] + [
-        "Zoë said: 1234 + 56 = 1290 ☃\n\tend "
-    ]
+    texts = [make.as_text(row) for row in read(corpus / "eval.jsonl")] + ["Zoë said: 1234 + 56 = 1290 ☃\n\tend "]
     for text in texts:
         assert tokenizer(text)["input_ids"] == first(text)["input_ids"]
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

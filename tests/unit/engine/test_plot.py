@@ -55,9 +55,7 @@ def test_the_picture_says_the_first_and_last_held_out_loss(tmp_path, monkeypatch
     from matplotlib.axes import Axes
 
     real = Axes.annotate
-    monkeypatch.setattr(
-        Axes, "annotate", lambda self, text, *a, **k: said.append(text) or real(self, text, *a, **k)
-    )
+    monkeypatch.setattr(Axes, "annotate", lambda self, text, *a, **k: said.append(text) or real(self, text, *a, **k))
     middle = {"step": 10, "eval_loss": math.pi}
     loss_picture([EVALUATED[0], middle, EVALUATED[1]], tmp_path / "loss.png")
     assert said == ["3.10", "0.200"]

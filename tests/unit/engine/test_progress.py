@@ -12,14 +12,10 @@ from tunesmith.engine.progress import Progress, clock_time
 class Run:
     """Calls a Progress as the trainer does, with a clock that a test sets; `seen` is everything it wrote."""
 
-    def __init__(
-        self, terminal: bool, max_steps: int = 20, start: int = 0, zero: bool = True, width: int = 90
-    ):
+    def __init__(self, terminal: bool, max_steps: int = 20, start: int = 0, zero: bool = True, width: int = 90):
         self.seen = io.StringIO()
         self.now = 100.0
-        console = Console(
-            file=self.seen, force_terminal=terminal, width=width, color_system=None, legacy_windows=False
-        )
+        console = Console(file=self.seen, force_terminal=terminal, width=width, color_system=None, legacy_windows=False)
         self.progress = Progress(console, clock=lambda: self.now)
         self.state = TrainerState(max_steps=max_steps, global_step=start, is_world_process_zero=zero)
         self.args, self.control = TrainingArguments(report_to=[]), TrainerControl()
@@ -53,8 +49,7 @@ def test_plain_lines_have_every_number():
     run.event("on_train_begin")
     run.step(accuracy=0.51234)
     assert run.lines == [  # 300 tokens in 2 seconds; 19 steps of 2 seconds are left
-        "step 1/20: loss 1.50 · lr 2.0e-04 · grad 0.500 · accuracy 0.512 · 150 tokens/s · 1.25 GB"
-        " · 00:38 left"
+        "step 1/20: loss 1.50 · lr 2.0e-04 · grad 0.500 · accuracy 0.512 · 150 tokens/s · 1.25 GB · 00:38 left"
     ]
 
 
@@ -171,8 +166,6 @@ def test_close_gives_the_terminal_back_after_an_exception():
     assert run.lines[-1].endswith("step 1: held-out loss 3.00")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "00:00"), (59.6, "01:00"), (192, "03:12"), (3723, "1:02:03")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0, "00:00"), (59.6, "01:00"), (192, "03:12"), (3723, "1:02:03")])
 def test_clock_time(seconds, text):
     assert clock_time(seconds) == text
