@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.recipe import Data, Eval, Model, Recipe, Source, Train
-    from tunesmith.run import Run, train
+    from tunesmith.run import Run, resume, train
 
 __version__ = "0.1.0"
 
 _HOMES = {name: "tunesmith.recipe" for name in ("Data", "Eval", "Model", "Recipe", "Source", "Train")}
-_HOMES |= {"Run": "tunesmith.run", "train": "tunesmith.run"}
-__all__ = ["Data", "Eval", "Model", "Recipe", "Run", "Source", "Train", "__version__", "train"]
+_HOMES |= dict.fromkeys(("Run", "resume", "train"), "tunesmith.run")
+__all__ = ["Data", "Eval", "Model", "Recipe", "Run", "Source", "Train", "__version__", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,6 +32,11 @@ def resolve(recipe: Recipe, device: Device) -> Resolved:
         raise RecipeError(f"train.fp16: there is no float16 training on {device.type}: leave it out, or set train.bf16")
     low_precision = "bfloat16" if device.has_bf16 else "float32"
     dtype = model.dtype if model.dtype != "auto" else (low_precision if beside and not train.fp16 else "float32")
+    if train.fp16 and not beside and dtype != "float32":
+        raise RecipeError(
+            f"train.fp16 scales the loss, which needs trained weights in float32, and model.dtype is {dtype}: "
+            "set model.dtype=float32"
+        )
     derived: dict[str, Any] = {}
     if model.dtype == "auto":
         derived["model.dtype"] = dtype

@@ -38,4 +38,5 @@ def near(wrong: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(wrong, names, n=3, cutoff=0.6)
     if close:
         return "Did you mean " + " or ".join(repr(name) for name in close) + "?"
-    return "Known: " + ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") + "."
+    shown = [name if name.isprintable() else repr(name) for name in names[:12]]
+    return "Known: " + ", ".join(shown) + (", ..." if len(names) > 12 else "") + "."

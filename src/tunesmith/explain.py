@@ -49,7 +49,8 @@ class _Problem:
     hint: str = ""
 
     def line(self) -> str:
-        return f"{'.'.join(self.where) or 'recipe'}: {self.text}{self.value}{self.hint}"
+        place = ".".join(part if part.isprintable() else repr(part) for part in self.where)
+        return f"{place or 'recipe'}: {self.text}{self.value}{self.hint}"
 
 
 def explain(error: ValidationError, section: type[Section]) -> str:
@@ -171,6 +172,8 @@ def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ..
         return f"Did you mean {passthrough.OWNED[wrong]!r}?"
     if not place.model_fields:
         return f"{place.__name__} has no options"
-    if "transformers" in place.model_fields and passthrough.problem({wrong: None}) is None:
+    if wrong in passthrough.REFUSED:
+        return f"It cannot be set: {passthrough.REFUSED[wrong]}"
+    if "transformers" in place.model_fields and wrong in passthrough.ALLOWED:
         return f"Did you mean 'train.transformers.{wrong}'?"
     return near(wrong, place.model_fields)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,29 +21,59 @@ def look_for_files(recipe: Recipe, with_train: bool = True) -> None:
 
 
 def refuse_full(output_dir: str | None) -> None:
-    """Raise RunError when the folder that a recipe names holds something."""
-    folder = Path(output_dir) if output_dir is not None else None
-    if folder is None or not folder.exists():
-        return
-    if not folder.is_dir():
-        raise RunError(f"train.output_dir: {folder} is a file")
-    if any(folder.iterdir()):
-        go_on = f", or go on with that run: tunesmith train {folder}" if (folder / "recipe.yaml").is_file() else ""
-        raise RunError(f"train.output_dir: {folder} is not empty. Choose another folder{go_on}")
+    """Raise RunError when the folder that a recipe names holds something, or cannot be written."""
+    folder = _said(output_dir) if output_dir is not None else Path("runs")
+    if output_dir is not None and folder.exists():
+        if not folder.is_dir():
+            raise RunError(f"train.output_dir: {folder} is a file")
+        if any(folder.iterdir()):
+            go_on = f", or go on with that run: tunesmith train {folder}" if (folder / "recipe.yaml").is_file() else ""
+            raise RunError(f"train.output_dir: {folder} is not empty. Choose another folder{go_on}")
+    _refuse_unwritable(folder)
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Make a folder where the first one would be made, and remove it: only that says whether it can be."""
+    place = folder.resolve()
+    if not _is_fixed(place):
+        place = next(parent for parent in place.parents if parent.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=".tunesmith-", dir=place).cleanup()
+    except OSError as error:
+        reason = f"{place} cannot be written ({error.strerror})"
+        raise RunError(f"train.output_dir: {folder}: {reason}. Choose another folder") from error
+
+
+def _said(output_dir: str) -> Path:
+    """The folder with `~` expanded, and with a name also where `.` or `..` was said."""
+    try:
+        folder = Path(output_dir).expanduser()
+    except RuntimeError as error:
+        raise RunError(f"train.output_dir: {output_dir}: there is no such user") from error
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
+def _is_fixed(folder: Path) -> bool:
+    """Whether a folder is there and cannot be replaced by another of its name: a mount point or the working folder."""
+    return folder.exists() and (folder.is_mount() or folder.samefile(Path.cwd()))
 
 
 def new_folder(recipe: Recipe, files: Mapping[str, bytes]) -> Path:
     """Make the folder of a new run: as the recipe says, or the next free one of its name under runs/.
 
-    It appears with its first files, or empty if the program is killed here: never with some of them.
+    It appears with its first files, or empty if the program is killed here: never with some of them (but where it is
+    a mount point or the working folder, into which they are written one after the other).
     """
     folder = _claimed(recipe)
-    work = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+    place = folder.resolve()
+    work = place if _is_fixed(place) else place.with_name(f".{place.name}.partial")
+    if work != place:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
     for name, content in files.items():
         (work / name).write_bytes(content)
-    os.replace(work, folder)
+    if work != place:
+        os.replace(work, place)
     return folder
 
 
@@ -50,7 +81,7 @@ def _claimed(recipe: Recipe) -> Path:
     """An empty folder of our own."""
     if recipe.train.output_dir is not None:
         refuse_full(recipe.train.output_dir)
-        folder = Path(recipe.train.output_dir)
+        folder = _said(recipe.train.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     number = 1

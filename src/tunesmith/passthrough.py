@@ -1,4 +1,7 @@
-"""`train.transformers`: fields of TrainingArguments that tunesmith does not own, checked before anything is loaded."""
+"""`train.transformers`: fields of TrainingArguments that tunesmith does not own, checked before anything is loaded.
+
+Every field is in one of three lists: ours under another name, passed on, or refused with the reason.
+"""
 
 import ast
 import importlib.util
@@ -21,6 +24,8 @@ OWNED = {
     "adam_beta2": "optimizer.betas",
     "adam_epsilon": "optimizer.epsilon",
     "optim": "optimizer.type",
+    "optim_args": "the options of optimizer",
+    "optim_target_modules": "the options of optimizer",
     "lr_scheduler_type": "train.lr_scheduler_type",
     "warmup_steps": "train.warmup_steps",
     "max_grad_norm": "train.max_grad_norm",
@@ -46,16 +51,77 @@ OWNED = {
     "resume_from_checkpoint": "`tunesmith train RUN_FOLDER`",
 }
 
-REFUSED = {
-    "remove_unused_columns": "rows are packed before the trainer sees them",
-    "disable_tqdm": "tunesmith shows its own progress",
-    "logging_nan_inf_filter": "a loss that is not finite stops the run",
-    "label_smoothing_factor": "the objective owns the loss",
-    "auto_find_batch_size": "rows have a fixed number of tokens: set train.row_tokens",
-    "push_to_hub": "nothing is uploaded in training",
-    "ignore_data_skip": "a resumed run sees the rows that are left",
-    "full_determinism": "it would seed after the model is made; train.seed decides the run",
+ALLOWED = {  # what has an effect, and leaves rows, loss, steps and checkpoints as the recipe says
+    "activation_checkpointing_kwargs",
+    "dataloader_multiprocessing_context",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_pin_memory",
+    "dataloader_prefetch_factor",
+    "ddp_backend",
+    "ddp_broadcast_buffers",
+    "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters",
+    "ddp_static_graph",
+    "ddp_timeout",
+    "hub_private_repo",  # whether trackio's page is private
+    "log_level",
+    "log_level_replica",
+    "log_on_each_node",
+    "logging_first_step",
+    "lr_scheduler_kwargs",
+    "project",
+    "run_name",
+    "tf32",
+    "torch_compile",  # a resumed run compiles anew: it equals the other up to rounding
+    "torch_compile_backend",
+    "torch_compile_mode",
+    "torch_empty_cache_steps",
+    "trackio_bucket_id",
+    "trackio_space_id",
+    "trackio_static_space_id",
 }
+
+WORKERS = ("dataloader_multiprocessing_context", "dataloader_persistent_workers", "dataloader_prefetch_factor")
+
+_WHY_REFUSED = {
+    "rows are packed, and their order decided, before the trainer sees them": (
+        "remove_unused_columns", "dataloader_drop_last", "dataloader_in_order", "length_column_name",
+    ),
+    "rows have a fixed number of tokens: set train.row_tokens": ("auto_find_batch_size",),
+    "tunesmith shows its own progress": ("disable_tqdm",),
+    "tunesmith counts tokens and memory itself (metrics.jsonl)": (
+        "include_num_input_tokens_seen", "skip_memory_metrics",
+    ),
+    "a loss that is not finite stops the run": ("logging_nan_inf_filter", "debug"),
+    "the objective owns the loss": ("label_smoothing_factor",),
+    "the loss is divided by the units of all ranks": ("average_tokens_across_devices",),
+    "its noise shrinks with the length of a packed row, so that packing would change the training": (
+        "neftune_noise_alpha",
+    ),
+    "log-probabilities come from tunesmith's own kernel": ("use_liger_kernel", "liger_kernel_config"),
+    "training has no use for a cache": ("use_cache",),
+    "tunesmith evaluates before the first step, and then as eval.eval_steps says": ("eval_on_start", "eval_delay"),
+    "evaluation is tunesmith's own, in the precision of training": (
+        "bf16_full_eval", "fp16_full_eval", "prediction_loss_only", "eval_do_concat_batches",
+        "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics",
+        "label_names",
+    ),
+    "checkpoints are tunesmith's own and hold all that a run goes on with": (
+        "save_only_model", "save_on_each_node", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint",
+    ),
+    "a resumed run sees the rows that are left": ("ignore_data_skip",),
+    "it would seed after the model is made; train.seed decides the run": ("full_determinism",),
+    "nothing is uploaded in training": (
+        "push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+    ),
+    "tunesmith does not train sharded models yet": (
+        "fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config",
+    ),
+    "it has no effect on a run": ("do_train", "do_eval", "do_predict", "local_rank"),
+    "it is the old name of activation_checkpointing_kwargs": ("gradient_checkpointing_kwargs",),
+}  # fmt: skip
+REFUSED = {name: why for why, names in _WHY_REFUSED.items() for name in names}
 
 
 def problem(fields: Mapping[str, Any]) -> str | None:
@@ -65,14 +131,26 @@ def problem(fields: Mapping[str, Any]) -> str | None:
             return f"{name} is tunesmith's own: set {OWNED[name]}"
         if name in REFUSED:
             return f"{name} cannot be set: {REFUSED[name]}"
-    known = _known_fields() if fields else set()
-    for name in fields:
-        if name not in known:
-            return f"TrainingArguments has no field {name!r}. {near(name, known - set(OWNED) - set(REFUSED))}"
+    unknown = [name for name in fields if name not in ALLOWED]
+    if not unknown:
+        return _alone(fields)
+    known = known_fields()
+    for name in unknown:
+        if name in known:
+            return f"{name} is newer than tunesmith, which does not know what it would change: open an issue"
+    return f"TrainingArguments has no field {unknown[0]!r}. {near(unknown[0], ALLOWED)}"
+
+
+def _alone(fields: Mapping[str, Any]) -> str | None:
+    """A field of worker processes without any: torch would refuse it when the first rows are loaded."""
+    if not fields.get("dataloader_num_workers"):
+        for name in WORKERS:
+            if fields.get(name):
+                return f"{name} needs dataloader_num_workers of 1 or more"
     return None
 
 
-def _known_fields() -> set[str]:
+def known_fields() -> set[str]:
     """The fields of TrainingArguments, read from its source: importing transformers would take seconds."""
     spec = importlib.util.find_spec("transformers")
     assert spec is not None and spec.origin is not None, "a dependency"

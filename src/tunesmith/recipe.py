@@ -82,7 +82,8 @@ class Data(Section):
     train: Annotated[Sources, Field(min_length=1)]
     """Sources to train on."""
     eval: Annotated[float, Field(ge=0)] | Sources = 0.0
-    """Held-out samples: a fraction of the samples (below 1), a count, or a list of sources."""
+    """Held-out samples: a fraction of the samples (below 1), a count, or a list of sources. Parts of a split row go
+    together, so that a count may be exceeded by those of one row."""
     template: Template = default(Template)
     """How a conversation is written as tokens."""
     max_tokens: Annotated[int, Field(gt=1, le=10_000_000)] = 2048
@@ -97,7 +98,7 @@ class Data(Section):
     window_samples: Annotated[int, Field(gt=0)] = 4096
     """Samples of the shuffled stream that are packed into rows together."""
     num_processes: Annotated[int, Field(gt=0, le=1024)] | None = None
-    """Processes that render. None: one, or one per processor when the files exceed 64 MB."""
+    """Processes that render. None: one for every 64 MB of a source, and at most one per processor."""
     cache_dir: str | None = None
     """Where rendered rows are kept. None: tunesmith's folder in the user's cache."""
 
@@ -109,6 +110,8 @@ class Data(Section):
     @field_validator("eval", mode="before")
     @classmethod
     def _eval_list(cls, value: Any) -> Any:
+        if isinstance(value, bool) or value in ([], ()):
+            raise ValueError("must be a fraction below 1, a whole count or a list of sources; 0 holds nothing out")
         if isinstance(value, str):
             try:
                 return float(value)
@@ -164,7 +167,7 @@ class Train(Section):
     report_to: tuple[str, ...] = ()
     """Experiment trackers of transformers: tensorboard, wandb, mlflow ..."""
     transformers: dict[str, Any] = {}
-    """Any other field of transformers' TrainingArguments."""
+    """Other fields of transformers' TrainingArguments: those that change neither rows, loss, steps nor checkpoints."""
 
     @field_validator("report_to", mode="before")
     @classmethod
@@ -235,6 +238,8 @@ class Recipe(Section):
     def _evaluates_on_something(self) -> "Recipe":
         if self.eval.eval_steps is not None and not self.data.eval:
             raise ValueError("eval.eval_steps is set but data.eval is 0: say which rows are held out")
+        if self.eval.prompts and not self.data.eval:
+            raise ValueError("eval.prompts are answered at evaluations but data.eval is 0: say which rows are held out")
         return self
 
     def __init__(self, **options: Any) -> None:

@@ -1,5 +1,6 @@
 """What a run was: recipe, derived values, versions, git state, data, device, results."""
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -15,25 +16,44 @@ from tunesmith.engine.metrics import write_whole
 from tunesmith.errors import RunError
 
 FILE = "record.json"
+SEEN = 4096  # values of each parameter that its fingerprint is made of
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "safetensors", "numpy")
 
 
-def begin(resolved: Resolved, device: Device, data: dict[str, Any], command: list[str] | None = None) -> dict[str, Any]:
-    """The record of a run that starts now."""
+def begin(
+    resolved: Resolved, device: Device, data: dict[str, Any], model: str | None, given: list[str]
+) -> dict[str, Any]:
+    """The record of a run that starts now; `model` is a fingerprint, `given` what a script brought."""
     return {
         "status": "running",
         "recipe": resolved.recipe.model_dump(mode="json"),
         "derived": resolved.derived,
         "seeds": {"train.seed": resolved.recipe.train.seed, "data.seed": resolved.recipe.data.seed},
         "data": data,
+        "model": model,
+        "given": given,
         "device": {"type": device.type, "name": device.name},
         "versions": {"python": platform.python_version(), "tunesmith": __version__}
         | {name: metadata.version(name) for name in PACKAGES},
         "git": git_state(),
-        "command": command if command is not None else sys.argv,
+        "command": sys.argv,
+        "working_folder": str(Path.cwd()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "resumed": [],
     }
+
+
+def model_fingerprint(model: Any) -> str:
+    """What tells a loaded model's weights from others: values of each parameter, digested."""
+    import torch
+
+    digest = hashlib.sha256()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            flat = parameter.detach().flatten()
+            seen = torch.stack([flat[:: max(1, flat.numel() // SEEN)].double().sum(), flat[-1].double()])
+            digest.update(name.encode() + seen.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def text(record: dict[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,13 +33,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Given:
-    """What a Python caller brings in place of what the recipe names."""
+    """What a Python caller brings in place of, or beside, what the recipe names."""
 
     model: "PreTrainedModel | None" = None
     tokenizer: "PreTrainedTokenizerBase | None" = None
     rows: Iterable[Mapping[str, Any]] | None = None
     callbacks: "Sequence[TrainerCallback]" = ()
     metrics: "Mapping[str, Metric] | None" = None
+
+    def names(self) -> list[str]:
+        """What was brought."""
+        return [name for name, value in vars(self).items() if value is not None and value != ()]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,17 @@ class Job:
     given: Given
     folder: Path | None  # the run to go on with; None: a new one
     say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is trained, and what it is trained with."""
+
+    model: Any  # adapted
+    tokenizer: "PreTrainedTokenizerBase"  # as the template prepared it
+    rows: "Rows"
+    kernels: "Kernels"
+    fingerprint: str | None  # of the weights that training starts from
 
 
 def train(
@@ -69,7 +85,8 @@ def train(
     (Scores, Batch) that give a sum and a count.
 
     Raises:
-        TunesmithError: the recipe, the data, the model or the folder cannot be used; nothing was written.
+        RecipeError, DataError, TemplateError, ModelError: something cannot be used; nothing was written.
+        RunError: the folder holds something, or training cannot go on; what was saved is kept.
     """
     look_for_files(recipe, with_train=rows is None)
     refuse_full(recipe.train.output_dir)
@@ -80,25 +97,43 @@ def train(
     return _run(Job(recipe, resolve(recipe, device), device, given, None, _speaker()))
 
 
-def resume(folder: Path) -> Run:
+def resume(
+    folder: Path,
+    *,
+    model: "PreTrainedModel | None" = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    callbacks: "Sequence[TrainerCallback]" = (),
+    metrics: "Mapping[str, Metric] | None" = None,
+) -> Run:
     """Go on with a run from its newest whole checkpoint; what follows equals an uninterrupted run's.
 
+    What a script brought to `train` it brings again.
+
     Raises:
-        RunError: the folder is no run, its data changed, or no checkpoint is whole.
+        RunError: the folder is no run, its data or model changed, or no checkpoint is whole.
     """
-    from tunesmith import record
+    from tunesmith import ending, record
     from tunesmith.engine.device import choose
 
+    folder, say = Path(folder).absolute(), _speaker()
     past = record.read(folder)
-    say = _speaker()
     if (folder / FINAL).is_dir():
         say(f"{folder} is finished: nothing to do")
-        return Run(folder, past.get("summary", {}))
-    recipe = Recipe.load(str(folder / "recipe.yaml"))
-    look_for_files(recipe)
-    resolved = Resolved(with_values(recipe, past["derived"]), past["derived"])
-    device = choose(resolved.recipe.train.device)
-    return _run(Job(recipe, resolved, device, Given(), folder, say))
+        return Run(folder, past["summary"] if "summary" in past else ending.finish(folder, say))
+    given = Given(model, tokenizer, rows, callbacks, metrics)
+    missing = [name for name in past["given"] if name not in given.names()]
+    if missing:
+        raise RunError(
+            f"{folder} was begun by a script that brought {', '.join(missing)}: go on with "
+            f"tunesmith.resume(folder, {', '.join(f'{name}=...' for name in missing)})"
+        )
+    with _working_folder(past["working_folder"], say):
+        recipe = Recipe.load(str(folder / "recipe.yaml"))
+        look_for_files(recipe, with_train=given.rows is None)
+        resolved = Resolved(with_values(recipe, past["derived"]), past["derived"])
+        device = choose(resolved.recipe.train.device)
+        return _run(Job(recipe, resolved, device, given, folder, say))
 
 
 def _speaker() -> Callable[[str], None]:
@@ -108,15 +143,62 @@ def _speaker() -> Callable[[str], None]:
     return lambda line: console.print(line, markup=False, soft_wrap=True)
 
 
+@contextlib.contextmanager
+def _working_folder(place: str, say: Callable[[str], None]) -> Any:
+    """The folder where a run began, which the recipe's paths are relative to."""
+    if Path(place) == Path.cwd() or not Path(place).is_dir():
+        yield
+        return
+    say(f"paths are relative to {place}, where the run began")
+    with contextlib.chdir(place):
+        yield
+
+
 def _run(job: Job) -> Run:
     """The whole story of a run."""
+    from tunesmith import ending
+    from tunesmith.engine import checkpoint
+    from tunesmith.engine.callbacks import StopOnSignal
+    from tunesmith.engine.progress import Progress
+
+    loaded = _load(job)
+    start, problems = checkpoint.newest(job.folder) if job.folder else (None, [])
+    for problem in problems:
+        job.say(f"passed over: {problem}")
+    folder = _go_on(job, loaded, start) if job.folder else _begin(job, loaded)
+    stop, progress = StopOnSignal(job.say), Progress()
+    try:
+        trainer = _trainer(job, folder, loaded, [progress, stop])
+    except Exception:
+        if job.folder is None:  # nothing has happened in it
+            shutil.rmtree(folder)
+        raise
+    try:
+        with stop.listening(), contextlib.closing(progress):
+            if start is None and loaded.rows.held_out is not None:
+                trainer.evaluate()
+            if start is None or not trainer.was_over(start):
+                trainer.train(resume_from_checkpoint=str(start) if start else None)
+        step = trainer.state.global_step
+        if stop.received is not None:
+            job.say(f"stopped at step {step}. Go on with: tunesmith train {shlex.quote(str(folder))}")
+            return Run(folder, ending.interrupted(folder, step, stop.received), 128 + stop.received)
+        trainer.log_the_rest()
+        _save_final(trainer, loaded, folder)
+    finally:
+        loaded.kernels.restore(trainer.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False))
+    return Run(folder, ending.finish(folder, job.say))
+
+
+def _load(job: Job) -> Loaded:
+    """The rows, the adapted model and its kernels, each said."""
+    import torch
     import transformers
 
+    from tunesmith import record
     from tunesmith.data.load import load_rows
-    from tunesmith.engine import checkpoint, kernels
-    from tunesmith.engine.callbacks import StopOnSignal
+    from tunesmith.engine import kernels
     from tunesmith.engine.model import load_model, load_tokenizer
-    from tunesmith.engine.progress import Progress
 
     recipe, say = job.resolved.recipe, job.say
     for option, value in job.resolved.derived.items():
@@ -125,97 +207,87 @@ def _run(job: Job) -> Run:
     rows = load_rows(recipe, tokenizer, job.given.rows)
     for line in rows.lines:
         say(line)
-
     transformers.set_seed(recipe.train.seed)
-    loaded = job.given.model if job.given.model is not None else load_model(recipe.model, job.device.type)
-    model = recipe.adapter.apply(loaded)
-    chosen = kernels.choose(model)
-    for line in (*chosen.notes, _parameters(model), f"device: {job.device.type} ({job.device.name})"):
-        say(line)
-
-    start, problems = checkpoint.newest(job.folder) if job.folder else (None, [])
-    for problem in problems:
-        say(f"passed over: {problem}")
-    folder = _open_folder(job, rows, start)
-    stop, progress = StopOnSignal(say), Progress()
-    try:
-        trainer = _trainer(job, folder, rows, model, tokenizer, chosen, [progress, stop])
-    except Exception:
-        if job.folder is None:  # nothing has happened in it
-            shutil.rmtree(folder)
-        raise
-    with stop.listening(), contextlib.closing(progress):
-        if start is None and rows.held_out is not None:
-            trainer.evaluate()
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
-    if stop.received is not None:
-        say(f"stopped at step {trainer.state.global_step}. Go on with: tunesmith train {folder}")
-        return Run(folder, {"step": trainer.state.global_step}, 128 + stop.received)
-    _save_final(trainer, tokenizer, rows, folder)
-    return Run(folder, _finish(job, trainer, folder))
-
-
-def _parameters(model: Any) -> str:
+    if job.given.model is not None:
+        given: Any = job.given.model
+        model, fingerprint = given.to(job.device.type), None
+    else:
+        model = load_model(recipe.model, job.device.type)
+        fingerprint = record.model_fingerprint(model)
+    model = recipe.adapter.apply(model)
+    half = torch.bfloat16 if recipe.train.bf16 else torch.float16
+    with torch.autocast(job.device.type, half, enabled=bool(recipe.train.bf16) or recipe.train.fp16):
+        chosen = kernels.choose(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    return f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})"
+    for line in (
+        *chosen.notes,
+        f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})",
+        f"device: {job.device.type} ({job.device.name})",
+    ):
+        say(line)
+    return Loaded(model, tokenizer, rows, chosen, fingerprint)
 
 
-def _open_folder(job: Job, rows: "Rows", start: Path | None) -> Path:
-    """Make the run folder, or take up an old one where its checkpoint left it."""
+def _begin(job: Job, loaded: Loaded) -> Path:
+    """The folder of a new run, with its recipe, ledger and record."""
     import yaml
 
     from tunesmith import record
-    from tunesmith.engine.metrics import MetricsFile
-
-    if job.folder is not None:
-        past = record.read(job.folder)
-        if past["data"]["fingerprint"] != rows.fingerprint:
-            raise RunError(
-                f"the data of {job.folder} is not what it was when the run began, so it cannot go on exactly. "
-                "Bring the files back, or start a new run"
-            )
-        step = int(start.name.removeprefix("step-")) if start else -1
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            if (job.folder / name).exists():
-                MetricsFile(job.folder / name).trim(step)
-        record.write(job.folder, past | {"resumed": [*past["resumed"], max(step, 0)]})
-        job.say(f"going on with {job.folder} at step {max(step, 0)}")
-        return job.folder
 
     said = job.recipe.model_dump(mode="json", exclude_unset=True)
-    data = {"fingerprint": rows.fingerprint, "ledger": rows.ledger}
+    data = {"fingerprint": loaded.rows.fingerprint, "ledger": loaded.rows.ledger}
+    begun = record.begin(job.resolved, job.device, data, loaded.fingerprint, job.given.names())
     folder = new_folder(
         job.resolved.recipe,
         {
             "recipe.yaml": yaml.safe_dump(said, sort_keys=False, allow_unicode=True).encode(),
-            "ledger.json": json.dumps(rows.ledger, indent=2).encode(),
-            record.FILE: record.text(record.begin(job.resolved, job.device, data)),
+            "ledger.json": json.dumps(loaded.rows.ledger, indent=2).encode(),
+            record.FILE: record.text(begun),
         },
     )
     job.say(f"run folder: {folder}")
     return folder
 
 
-def _trainer(
-    job: Job,
-    folder: Path,
-    rows: "Rows",
-    model: Any,
-    tokenizer: "PreTrainedTokenizerBase",
-    chosen: "Kernels",
-    watchers: "list[TrainerCallback]",
-) -> "Trainer":
+def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
+    """Take up an old run where its checkpoint left it, and drop what came later."""
+    from tunesmith import record
+    from tunesmith.engine import checkpoint
+    from tunesmith.engine.metrics import MetricsFile
+
+    assert job.folder is not None
+    past = record.read(job.folder)
+    for what, before, now in (
+        ("data", past["data"]["fingerprint"], loaded.rows.fingerprint),
+        ("model", past["model"], loaded.fingerprint),
+    ):
+        if before != now:
+            raise RunError(
+                f"the {what} of {job.folder} is not what it was when the run began, so it cannot go on exactly. "
+                "Bring it back, or start a new run"
+            )
+    step = int(start.name.removeprefix("step-")) if start else -1
+    checkpoint.forget_after(job.folder, step)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        if (job.folder / name).exists():
+            MetricsFile(job.folder / name).trim(step)
+    record.write(job.folder, past | {"status": "running", "resumed": [*past["resumed"], max(step, 0)]})
+    job.say(f"going on with {job.folder} at step {max(step, 0)}")
+    return job.folder
+
+
+def _trainer(job: Job, folder: Path, loaded: Loaded, watchers: "list[TrainerCallback]") -> "Trainer":
     from tunesmith.engine.arguments import arguments
     from tunesmith.engine.callbacks import AnswerQuestions, KeepBest, LastLine
     from tunesmith.engine.trainer import Trainer
     from tunesmith.generate.engine import Generator
 
-    recipe = job.resolved.recipe
+    recipe, rows = job.resolved.recipe, loaded.rows
 
     def answer(trained: Any, question: str) -> str:
-        with chosen.generating(trained):
-            generator = Generator(trained, tokenizer)
+        with loaded.kernels.generating(trained):
+            generator = Generator(trained, loaded.tokenizer)
             return generator.complete(
                 [{"role": "user", "content": question}], max_new_tokens=recipe.eval.max_new_tokens
             )
@@ -229,82 +301,32 @@ def _trainer(
     try:
         return Trainer(
             recipe,
-            model,
-            chosen.scorer,
+            loaded.model,
+            loaded.kernels.scorer,
             args,
             rows.train,
             rows.held_out,
             [*callbacks, *job.given.callbacks, *watchers],
             job.given.metrics or {},
-            tokenizer,
+            loaded.tokenizer,
         )
     except (RuntimeError, ValueError, ImportError) as error:  # a tracker that is not installed, mostly
         raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error
 
 
-def _save_final(trainer: "Trainer", tokenizer: "PreTrainedTokenizerBase", rows: "Rows", folder: Path) -> None:
+def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:
     """Write `final/`: plain weights, tokenizer, template, and the tokens that end an answer."""
     from tunesmith.engine import checkpoint
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     best = trainer.state.best_global_step
     if trainer.recipe.eval.load_best_model_at_end and best:
-        checkpoint.load_weights(model, checkpoint.place(folder, best))
-    base = model.get_base_model() if checkpoint.is_adapted(model) else model
-    own = base.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *rows.end_tokens, *(own if isinstance(own, list) else [own])} - {None}
-    base.generation_config.eos_token_id = sorted(ends)
+        place = checkpoint.place(folder, best)
+        problem = checkpoint.damage(place)
+        if problem is not None:
+            raise RunError(f"the best weights cannot be loaded: {problem}. Its last are in {folder}/checkpoints")
+        checkpoint.load_weights(model, place)
     with checkpoint.atomic_folder(folder / FINAL) as final:
         checkpoint.save_weights(model, final)
-        tokenizer.save_pretrained(final)
-        base.generation_config.save_pretrained(final)
-
-
-def _finish(job: Job, trainer: "Trainer", folder: Path) -> dict[str, Any]:
-    """The picture, the record's last words, and what the user sees at the end."""
-    from tunesmith import record
-    from tunesmith.engine.plot import loss_picture
-
-    lines = trainer.metrics_file.read()
-    loss_picture(lines, folder / "loss.png")
-    held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
-    last = next(line for line in reversed(lines) if "loss" in line)
-    summary: dict[str, Any] = {
-        "folder": str(folder),
-        "steps": trainer.state.global_step,
-        "loss": last["loss"],
-        "tokens": last["tokens"],
-        "trained_tokens": last["trained_tokens"],
-        "seconds": last["seconds"],
-    }
-    if held_out:
-        summary |= {"eval_loss_before": held_out[0], "eval_loss_after": held_out[-1]}
-    past = record.read(folder)
-    record.write(folder, past | {"status": "finished", "summary": summary})
-    for line in closing_words(folder, summary):
-        job.say(line)
-    return summary
-
-
-def closing_words(folder: Path, summary: Mapping[str, Any]) -> list[str]:
-    """What a run ends with: answers and held-out loss before and after, the picture, and what to try next."""
-    from tunesmith.engine.metrics import MetricsFile
-
-    words = []
-    samples = MetricsFile(folder / "samples.jsonl").read()
-    for question in dict.fromkeys(sample["prompt"] for sample in samples):
-        answers = [sample["answer"] for sample in samples if sample["prompt"] == question]
-        words += ["", f"Q      {question}", f"before {answers[0]}", f"after  {answers[-1]}"]
-    words.append("")
-    if "eval_loss_before" in summary:
-        words.append(f"held-out loss: {summary['eval_loss_before']:.3f} -> {summary['eval_loss_after']:.3f}")
-    words += [
-        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s",
-        f"loss picture: {folder / 'loss.png'}",
-        "",
-        "Next:",
-        f"  tunesmith chat {folder}",
-        f"  tunesmith export {folder} {folder}-merged type=merged",
-        "  tunesmith recipes copy sft-lora my-recipe.yaml",
-    ]
-    return words
+        loaded.tokenizer.save_pretrained(final)
+        checkpoint.save_ends(model, final, {loaded.tokenizer.eos_token_id, *loaded.rows.end_tokens})

@@ -17,7 +17,7 @@ LAYERS = (
     {"formats", "templates", "data"},
     {"objectives", "adapters", "optimizers", "engine"},
     {"generate"},
-    {"run", "record", "folder", "health"},
+    {"run", "record", "folder", "health", "ending"},
     {"exports"},
     {"cli", "__main__"},
 )

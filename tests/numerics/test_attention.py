@@ -22,6 +22,32 @@ def reference(query, key, value, lengths, scaling, window):
     return (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value).transpose(1, 2)
 
 
+def layout(lengths):
+    return attention.Layout.of(packed_batch(lengths, 5))
+
+
+def test_a_layout_holds_offsets_lengths_and_the_longest():
+    found = layout((5, 1, 9))
+    assert (found.offsets.tolist(), found.lengths, found.longest) == ([0, 5, 6, 15], (5, 1, 9), 9)
+
+
+def test_autocast_takes_queries_keys_and_values_of_different_dtypes(monkeypatch):
+    lengths = (5, 1, 9)
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(1, 4, sum(lengths), 8, generator=generator) for _ in range(3))
+    expected = reference(query, key, value, lengths, 0.3, None)
+    given = []
+    by_sequence = attention._by_sequence
+    monkeypatch.setattr(attention, "_by_sequence", lambda *a: (given.extend(a[:3]), by_sequence(*a))[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attention.packed_attention(
+            torch.nn.Module(), query, key, value.bfloat16(), None, scaling=0.3, packed=layout(lengths)
+        )
+    assert [one.dtype for one in given] == [torch.bfloat16] * 3  # what the CUDA kernel takes
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 @pytest.mark.parametrize("window", [None, 3, 1000])
 def test_equal_to_an_explicit_mask(heads, window):
@@ -30,10 +56,8 @@ def test_equal_to_an_explicit_mask(heads, window):
     query, key, value = (
         torch.randn(1, number, sum(lengths), 8, generator=generator) for number in (heads[0], heads[1], heads[1])
     )
-    offsets = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
-    module = torch.nn.Module()
     found, _ = attention.packed_attention(
-        module, query, key, value, None, scaling=0.3, sliding_window=window, **attention.layout(offsets, 9)
+        torch.nn.Module(), query, key, value, None, scaling=0.3, sliding_window=window, packed=layout(lengths)
     )
     torch.testing.assert_close(found.double(), reference(query, key, value, lengths, 0.3, window), rtol=1e-5, atol=1e-6)
 

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fixtures_models import ARCHITECTURES, tiny_lora, tiny_model, tiny_tokenizer
 from numerics.packed import alone, gradients, packed_batch
-from tunesmith.engine import kernels
+from tunesmith.engine import kernels, scores
 from tunesmith.engine.scores import LogProbabilities, Scorer, Shaping
 
 LENGTHS = (7, 1, 12, 4)
@@ -38,6 +39,52 @@ def test_equal_to_log_softmax(arch):
     assert chosen.scorer.fused, chosen.notes
     assert chosen.scorer.packed == (arch != "gemma2"), chosen.notes  # Gemma 2 caps its attention scores
     compare(model, batch, chosen.scorer)
+
+
+def test_bfloat16_autocast_scores_float32_weights(monkeypatch):
+    model = tiny_model(tied=False)
+    batch = packed_batch(LENGTHS, model.config.vocab_size)
+    expected = alone(model, batch)
+    heads = []
+    logits = scores._logits
+    monkeypatch.setattr(scores, "_logits", lambda *a: (heads.append(a[:2]), logits(*a))[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen = kernels.choose(model)
+        found = chosen.scorer(model, batch).logps
+    assert chosen.scorer.packed and chosen.scorer.fused, chosen.notes
+    assert found.dtype == torch.float32
+    assert {one.dtype for pair in heads for one in pair} == {torch.bfloat16}
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.1)
+    (expected * batch.weight).sum().backward()
+    theirs = gradients(model)
+    model.zero_grad()
+    (found * batch.weight).sum().backward()
+    ours = gradients(model)
+    assert theirs.keys() == ours.keys()
+    for name, gradient in theirs.items():
+        assert ours[name].dtype == torch.float32
+        assert (ours[name] - gradient).norm() < 0.05 * gradient.norm(), name
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    model = tiny_model()
+    batch = packed_batch(LENGTHS, model.config.vocab_size)
+    scorer = kernels.choose(model).scorer
+    model.train()
+    (scorer(model, batch).logps * batch.weight).sum().backward()
+    plain = gradients(model)
+    model.zero_grad()
+    model.activation_checkpointing_enable()
+    (scorer(model, batch).logps * batch.weight).sum().backward()
+    torch.testing.assert_close(gradients(model), plain, rtol=0, atol=0)
+
+
+def test_float16_weights_are_scored_on_a_cpu():
+    model = tiny_model(tied=False)
+    batch = packed_batch(LENGTHS, model.config.vocab_size)
+    expected = alone(model, batch)
+    scorer = kernels.choose(model.half()).scorer
+    torch.testing.assert_close(scorer(model, batch).logps, expected, rtol=0.01, atol=0.02)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -86,6 +133,21 @@ def test_gradients_of_hidden_weight_and_bias_in_float64(shaping, with_bias):
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
     for one, other in zip(ours, by_hand, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_a_head_trained_in_part_gets_that_gradient_alone(trained):
+    head = torch.nn.Linear(4, 11).requires_grad_(False)
+    part = getattr(head, trained).requires_grad_()
+    hidden, target = torch.randn(9, 4, generator=torch.Generator().manual_seed(3)), torch.arange(9)
+    expected = head(hidden).log_softmax(-1).gather(-1, target[:, None]).sum()
+    (by_hand,) = torch.autograd.grad(expected, [part])
+    with FlopCounterMode(display=False) as counter:
+        LogProbabilities.apply(hidden, head.weight, head.bias, target, Shaping(), 4).sum().backward()
+    products = 3 if trained == "weight" else 2  # logits forward and backward; a bias needs no product of its own
+    assert counter.get_total_flops() == products * 2 * 9 * 4 * 11
+    torch.testing.assert_close(part.grad, by_hand, rtol=1e-5, atol=1e-5)
+    assert [name for name, one in head.named_parameters() if one.grad is not None] == [trained]
 
 
 def test_a_frozen_head_costs_no_gradient_of_its_own():

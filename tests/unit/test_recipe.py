@@ -51,8 +51,12 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
             "train.gradient_checkpointing: no such option. Did you mean 'train.activation_checkpointing'?",
         ),
         (
+            {"train": {"dataloader_num_workers": 5}},
+            "train.dataloader_num_workers: .* Did you mean 'train.transformers.dataloader_num_workers'.",
+        ),
+        (
             {"train": {"neftune_noise_alpha": 5}},
-            "train.neftune_noise_alpha: .* Did you mean 'train.transformers.neftune_noise_alpha'.",
+            "train.neftune_noise_alpha: no such option. It cannot be set: its noise shrinks .*",
         ),
         (
             {"train": {"learning-rate": 1}},
@@ -91,6 +95,7 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
         ({"data": data(shuffle="maybe")}, r"data.shuffle: must be true or false \(it was 'maybe'\)"),
         ({"name": 3}, r"name: must be text \(it was 3\)"),
         ({"optimizer": {"betas": 0.9}}, r"optimizer.betas: must be a list \(it was 0.9\)"),
+        ({"ob\njective": "sft"}, r"'ob\\njective': no such option. .*"),
         ({"train": [1]}, r"train: must be a mapping \(it was \[1\]\)"),
         ({"train": None}, r"train: must be a mapping \(it was null\). Leave it out, or give it a value"),
         ({"model": {"path": {"x": 1}}}, r"model.path: must be text \(it was a mapping\)"),
@@ -98,6 +103,8 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
         ({"name": "x " * 99}, r"name: .{,150}\.\.\.\)"),
         # a value that may be of several kinds: only what is wrong with the kind that was meant
         ({"data": data(eval=-1)}, r"data.eval: must be greater than or equal to 0 \(it was -1\)"),
+        ({"data": data(eval=True)}, r"data.eval: must be a fraction below 1, a whole count .* \(it was True\)"),
+        ({"data": data(eval=[])}, r"data.eval: must be .*; 0 holds nothing out \(it was \[\]\)"),
         ({"data": data(eval=[{"path": 3}])}, r"data.eval.0.path: must be text \(it was 3\)"),
         ({"data": {"train": []}}, r"data.train: must have at least 1 item \(it was \[\]\)"),
         (
@@ -107,6 +114,7 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
         # pairs that cannot go together
         ({"train": {"bf16": True, "fp16": True}}, "train: bf16 and fp16 cannot both be true: .*"),
         ({"eval": {"eval_steps": 3}}, "recipe: eval.eval_steps is set but data.eval is 0: .*"),
+        ({"eval": {"prompts": ["Who?"]}}, "recipe: eval.prompts are answered at evaluations but data.eval is 0: .*"),
         ({"eval": {"early_stopping_patience": 2}}, r"eval: early_stopping_patience needs .* \(it was 2\)"),
         # components
         ({"objective": "sfft"}, r"objective: there is no objective 'sfft'. Did you mean 'sft'\?"),
@@ -163,7 +171,7 @@ def test_a_recipe_says_itself_again():
 def test_words_are_set_in_order(tmp_path):
     path = write(tmp_path, YAML + "objective: sft\nadapter: lora\n")
     words = ["train.max_steps=7", "train.max_steps=9", "adapter.r=4", "optimizer.learning_rate=1e-4"]
-    recipe = Recipe.load(path, [*words, "data.train.0.num_samples=5", "eval.prompts=['Hello?', 'a: b']"])
+    recipe = Recipe.load(path, [*words, "data.train.0.num_samples=5", "eval.prompts=['Hello?', 'a: b']", "data.eval=9"])
     assert recipe.train.max_steps == 9
     assert recipe.adapter.model_dump()["r"] == 4
     assert recipe.optimizer.model_dump()["learning_rate"] == 1e-4
@@ -279,6 +287,17 @@ def test_defaults_follow_from_what_was_said_and_the_device():
     said = Recipe(**LEAST, optimizer={"learning_rate": 0.5}, train={"row_tokens": 99, "device": "cpu"}, name="n")
     assert set(resolve(said, CPU).derived) == {"model.dtype", "train.bf16"}
     assert resolve(Recipe(model="m", data=data(max_tokens=77)), CPU).recipe.train.row_tokens == 77
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_float16_needs_trained_weights_in_float32(dtype):
+    def said(adapter, dtype):
+        return Recipe(model=Model(path="m", dtype=dtype), data=data(), adapter=adapter, train={"fp16": True})
+
+    with pytest.raises(RecipeError, match=rf"train.fp16 .* model.dtype is {dtype}: set model.dtype=float32"):
+        resolve(said("full", dtype), GPU)
+    assert resolve(said("lora", dtype), GPU).recipe.model.dtype == dtype
+    assert resolve(said("full", "auto"), GPU).recipe.model.dtype == "float32"
 
 
 def test_choose_explains_a_component_outside_a_recipe():

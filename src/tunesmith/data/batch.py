@@ -98,26 +98,37 @@ def evaluation_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> Packed
     return PackedRows(store, plan, plan.fill(recipe.train.row_tokens))
 
 
-def hold_out(recipe: Recipe, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The samples to train on and those held out by `data.eval` as a fraction or count; by the seed alone."""
-    share = recipe.data.eval
+def hold_out(recipe: Recipe, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The samples to train on and those held out by `data.eval` as a fraction or count; by the seed alone.
+
+    `rows` [M] says which row each sample comes from: whole rows are held out, as many as give the samples asked for.
+    """
+    share, number = recipe.data.eval, len(rows)
     assert isinstance(share, float)
-    held = round(share * number) if share < 1 else int(share)
-    held = max(held, 1) if share else 0
-    if held >= number:
-        raise RecipeError(f"data.eval: {held} of {number} samples are held out, so none is left to train on")
-    order = np.random.default_rng([recipe.data.seed, 1]).permutation(number)
-    return np.sort(order[held:]), np.sort(order[:held])
+    if not share:
+        return np.arange(number), np.arange(0)
+    wanted = max(1, round(share * number) if share < 1 else int(share))
+    _, row_of, samples = np.unique(rows, return_inverse=True, return_counts=True)
+    order = np.random.default_rng([recipe.data.seed, 1]).permutation(len(samples))
+    taken = np.searchsorted(np.cumsum(samples[order]), wanted) + 1
+    held = np.isin(row_of, order[:taken])
+    if held.all():
+        source = f"{len(samples)} rows" if len(samples) > 1 else "one row"
+        raise RecipeError(
+            f"data.eval: {number} of {number} samples are held out, so none is left to train on (they come from "
+            f"{source}, and the parts of a row stay together)"
+        )
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def _plan(recipe: Recipe, store: Store, samples: np.ndarray, epoch: int) -> Plan:
     if not recipe.data.shuffle:
         return _pack(recipe, store, samples, seed=None)
     order = np.random.default_rng([recipe.data.seed, 2, epoch]).permutation(samples)
-    return _pack(recipe, store, order, seed=recipe.data.seed + epoch)
+    return _pack(recipe, store, order, seed=(recipe.data.seed, 3, epoch))
 
 
-def _pack(recipe: Recipe, store: Store, order: np.ndarray, seed: int | None) -> Plan:
+def _pack(recipe: Recipe, store: Store, order: np.ndarray, seed: tuple[int, ...] | None) -> Plan:
     row_tokens = recipe.train.row_tokens
     assert row_tokens is not None, "resolved before the run"
     lengths = store.lengths()

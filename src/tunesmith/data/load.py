@@ -47,7 +47,7 @@ def load_rows(
         lines += [f"held out: {line}" for line in (*other.notes, *other.ledger.lines())]
         fingerprint += f"+{other.digest}"
     elif data.eval:
-        samples, held = hold_out(recipe, len(store))
+        samples, held = hold_out(recipe, store.row)
         held_out = evaluation_rows(recipe, store, held)
         lines.append(f"held out: {len(held):,} of {len(store):,} samples (data.seed {data.seed})")
     train = training_rows(recipe, store, samples)
@@ -64,6 +64,21 @@ def load_rows(
 
 def _packing(recipe: Recipe, rows: PackedRows) -> dict[str, Any]:
     return {"packed_rows": len(rows), "row_tokens": recipe.train.row_tokens, "fill": round(rows.fill, 4)}
+
+
+def context_problem(ledger: Mapping[str, Any], config: Any) -> str | None:
+    """What to say when a sequence is longer than a model of this config has seen; None when none is.
+
+    It is no reason to refuse: rotary positions go on beyond the length they were trained with, less well.
+    """
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(min(part.get("longest_tokens", 0), part["row_tokens"]) for part in ledger.values())
+    if limit is None or longest <= limit:
+        return None
+    return (
+        f"the longest sample has {longest:,} tokens, and the model was made for {limit:,} (max_position_embeddings): "
+        f"beyond them it may answer badly. data.max_tokens={limit} keeps to them"
+    )
 
 
 def end_tokens(store: Store, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:

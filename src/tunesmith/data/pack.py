@@ -33,7 +33,9 @@ class Plan:
         return used / (row_tokens * max(1, len(self)))
 
 
-def plan_epoch(lengths: np.ndarray, row_tokens: int, window: int, order: np.ndarray, seed: int | None) -> Plan:
+def plan_epoch(
+    lengths: np.ndarray, row_tokens: int, window: int, order: np.ndarray, seed: tuple[int, ...] | None
+) -> Plan:
     """Pack whole samples, taken in `order`, a window at a time.
 
     `seed` shuffles the rows of a window (packing puts long samples first); None orders them by their first
@@ -43,7 +45,7 @@ def plan_epoch(lengths: np.ndarray, row_tokens: int, window: int, order: np.ndar
     for start in range(0, len(order), window):
         members = order[start : start + window]
         packed = [sorted(row) for row in first_fit_decreasing(lengths[members], row_tokens)]
-        turn = np.random.default_rng([seed, start]).permutation(len(packed)) if seed is not None else None
+        turn = np.random.default_rng([*seed, start]).permutation(len(packed)) if seed is not None else None
         packed = sorted(packed) if turn is None else [packed[i] for i in turn]
         rows += [[int(members[i]) for i in row] for row in packed]
     samples = np.asarray([sample for row in rows for sample in row], np.int64)
@@ -52,7 +54,10 @@ def plan_epoch(lengths: np.ndarray, row_tokens: int, window: int, order: np.ndar
 
 
 def plan_documents(lengths: np.ndarray, row_tokens: int, order: np.ndarray) -> Plan:
-    """Lay documents end to end, in `order`, and cut every `row_tokens` tokens: only the last row has room."""
+    """Lay documents end to end, in `order`, and cut every `row_tokens` tokens: only the last row has room.
+
+    A document's last token has no next to ask for, so a row that holds no more is left out: there is nothing to learn.
+    """
     pieces: list[tuple[int, int, int]] = []
     row_offsets = [0]
     room = row_tokens
@@ -67,7 +72,15 @@ def plan_documents(lengths: np.ndarray, row_tokens: int, order: np.ndarray) -> P
                 room = row_tokens
     if row_offsets[-1] != len(pieces):
         row_offsets.append(len(pieces))
-    return Plan(np.asarray(pieces, np.int64).reshape(-1, 3), np.asarray(row_offsets))
+    return _asking(Plan(np.asarray(pieces, np.int64).reshape(-1, 3), np.asarray(row_offsets)), lengths)
+
+
+def _asking(plan: Plan, lengths: np.ndarray) -> Plan:
+    """The rows of a plan in which a position has a next token."""
+    sample, first, last = plan.pieces.T
+    asked = np.cumsum([0, *(np.minimum(last, lengths[sample] - 1) - first)])[plan.row_offsets]
+    kept, sizes = np.diff(asked) > 0, np.diff(plan.row_offsets)
+    return Plan(plan.pieces[np.repeat(kept, sizes)], np.cumsum([0, *sizes[kept]]))
 
 
 def first_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[list[int]]:

@@ -1,10 +1,12 @@
 """Sources to a store: rendered in one process or many, kept under a key that holds all that matters."""
 
+import contextlib
 import hashlib
 import inspect
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LIBRARIES = ("transformers", "tokenizers", "jinja2")  # whose version can change a token
-SMALL_BYTES = 64_000_000  # files below this render faster than processes start
+PROCESS_BYTES = 64_000_000  # less than this renders faster than a process starts
 
 _worker: dict[str, Renderer] = {}  # filled once in each rendering process, empty in the parent
 
@@ -34,20 +36,26 @@ _worker: dict[str, Renderer] = {}  # filled once in each rendering process, empt
 def prepare(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTrainedTokenizerBase") -> Store:
     """The rendered samples of some sources, for a prepared tokenizer; from the cache when they lie there.
 
+    Those of a component without a file (defined in a notebook) are not kept: what its code calls cannot be known.
+
     Raises:
         DataError: a source cannot be read, a row is not of its format, or no row is left.
         TemplateError: a conversation cannot be written or trained as asked.
         ModelError: the tokenizer cannot be used to train.
     """
     renderer = Renderer(recipe.data, recipe.objective, tokenizer)
-    folder = cache_folder(recipe.data.cache_dir) / cache_key(recipe, sources, tokenizer)
-    cached = is_whole(folder)
-    if not cached:
-        with StoreWriter(folder) as writer:
-            for one in sources:
-                _fill(writer, one, renderer, _processes(recipe, one))
-            _refuse_empty(writer.ledger)
-    return Store.open(folder, cached)
+    with contextlib.ExitStack() as stack:
+        if all(_has_file(kind) for kind in _kinds(recipe, sources)):
+            folder = cache_folder(recipe.data.cache_dir) / cache_key(recipe, sources, tokenizer)
+        else:
+            folder = stack.enter_context(_passing_folder())
+        cached = is_whole(folder)
+        if not cached:
+            with StoreWriter(folder) as writer:
+                for one in sources:
+                    _fill(writer, one, renderer, _processes(recipe, one))
+                _refuse_empty(writer.ledger)
+        return Store.open(folder, cached)
 
 
 def prepare_rows(recipe: Recipe, rows: Iterable[Any], tokenizer: "PreTrainedTokenizerBase") -> Store:
@@ -60,14 +68,23 @@ def prepare_rows(recipe: Recipe, rows: Iterable[Any], tokenizer: "PreTrainedToke
     renderer = Renderer(recipe.data, recipe.objective, tokenizer)
     format_: Format | None = None
     placed = iter(_placed(rows))
-    # The arrays stay mapped when their files are removed; where they cannot be (Windows), they are left.
-    with tempfile.TemporaryDirectory(prefix="tunesmith-rows-", ignore_cleanup_errors=True) as folder:
-        with StoreWriter(Path(folder) / "store") as writer:
+    with _passing_folder() as folder:
+        with StoreWriter(folder) as writer:
             while chunk := list(islice(placed, render.CHUNK_ROWS)):
                 format_ = format_ or render.format_of(one, chunk[0][1], chunk[0][0])
                 writer.add(renderer.render(chunk, format_))
             _refuse_empty(writer.ledger)
-        return Store.open(writer.folder, cached=False)
+        return Store.open(folder, cached=False)
+
+
+@contextlib.contextmanager
+def _passing_folder() -> Iterator[Path]:
+    """A place for a store that is not kept: its arrays stay mapped when the files are removed.
+
+    Where they cannot be removed then (Windows), they are left.
+    """
+    with tempfile.TemporaryDirectory(prefix="tunesmith-rows-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder) / "store"
 
 
 def _placed(rows: Iterable[Any]) -> Iterator[Row]:
@@ -107,9 +124,16 @@ def _code(recipe: Recipe, sources: tuple[Source, ...]) -> set[Path]:
     """The files whose code reads and renders rows: the package's own, and those of a user's components."""
     package = Path(__file__).parent.parent
     shipped = [path for folder in ("data", "formats", "templates") for path in (package / folder).glob("*.py")]
+    return {package / "types.py", *shipped, *(Path(inspect.getfile(kind)) for kind in _kinds(recipe, sources))}
+
+
+def _kinds(recipe: Recipe, sources: tuple[Source, ...]) -> set[type[Component]]:
     used: list[Component] = [recipe.data.template, recipe.objective, *(one.format for one in sources)]
-    kinds = {kind for one in used for kind in type(one).__mro__ if issubclass(kind, Component)}
-    return {package / "types.py", *shipped, *(Path(inspect.getfile(kind)) for kind in kinds)}
+    return {kind for one in used for kind in type(one).__mro__ if issubclass(kind, Component)}
+
+
+def _has_file(kind: type[Component]) -> bool:
+    return getattr(sys.modules[kind.__module__], "__file__", None) is not None
 
 
 def _digest(path: Path) -> str:
@@ -120,7 +144,12 @@ def _processes(recipe: Recipe, one: Source) -> int:
     if recipe.data.num_processes is not None:
         return recipe.data.num_processes
     size = sum(path.stat().st_size for path in source.local_files(one))
-    return 1 if size < SMALL_BYTES else os.cpu_count() or 1
+    return max(1, min(_processors(), size // PROCESS_BYTES))
+
+
+def _processors() -> int:
+    """The processors that this process may use: a container or a scheduler gives fewer than there are."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _fill(writer: StoreWriter, one: Source, renderer: Renderer, processes: int) -> None:

@@ -70,6 +70,7 @@ class Renderer:
         for (where, sample), texts in zip(samples, written, strict=True):
             branches = tuple(islice(documents, 1) if sample.is_document else islice(tokens, len(texts)))
             found += self._judge(where, sample, branches)
+        assert all(tokens.weight[1:].any() for one in found for tokens in one.branches), "a kept sample asks something"
         return found
 
     def _read(self, where: str, row: Mapping[str, Any], format_: Format) -> Sample:

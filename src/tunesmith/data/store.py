@@ -32,6 +32,7 @@ ARRAYS: dict[str, np.dtype] = {
     "branch_tokens": np.dtype("<i8"),  # [B] tokens of each branch
     "sample_branches": np.dtype("<i8"),  # [M] branches of each sample
     "label": np.dtype("<f4"),  # [M]
+    "row": np.dtype("<i8"),  # [M] number of the row that each sample comes from; the parts of a split row share it
 }
 META = "meta.json"
 UNFINISHED = ".tunesmith-unfinished-"  # begins the name of a folder that is being written
@@ -47,6 +48,7 @@ class Store:
     token_offsets: np.ndarray  # [B+1]
     branch_offsets: np.ndarray  # [M+1]
     label: np.ndarray
+    row: np.ndarray
     ledger: Ledger
     notes: tuple[str, ...]  # what was chosen for the user and must be said
     digest: str  # of every token, weight and label, in order
@@ -63,6 +65,7 @@ class Store:
             token_offsets=np.concatenate([[0], np.cumsum(arrays["branch_tokens"])]),
             branch_offsets=np.concatenate([[0], np.cumsum(arrays["sample_branches"])]),
             label=arrays["label"],
+            row=arrays["row"],
             ledger=Ledger.from_dict(meta["ledger"]),
             notes=tuple(meta["notes"]),
             digest=meta["digest"],
@@ -104,6 +107,7 @@ class StoreWriter:
         self.folder = folder
         self.ledger = Ledger()
         self.notes: list[str] = []
+        self._row = -1
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             _remove_dead(folder.parent)
@@ -121,6 +125,7 @@ class StoreWriter:
         """Count some samples and write those that are kept."""
         for one in samples:
             self.ledger.add(one)
+            self._row += one.part == 0
             if one.dropped is not None:
                 continue
             for tokens in one.branches:
@@ -129,6 +134,7 @@ class StoreWriter:
             self._write("branch_tokens", [len(tokens) for tokens in one.branches])
             self._write("sample_branches", [len(one.branches)])
             self._write("label", [np.nan if one.label is None else one.label])
+            self._write("row", [self._row])
 
     def _write(self, name: str, values: Any) -> None:
         written = np.asarray(values, ARRAYS[name]).tobytes()

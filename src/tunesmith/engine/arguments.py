@@ -1,9 +1,11 @@
 """The only place where an option of ours becomes an option of transformers."""
 
+import os
 from pathlib import Path
 
 import transformers
 
+from tunesmith.engine.compat import one_device
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
@@ -12,11 +14,15 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
     """TrainingArguments of a resolved recipe. The rows of the whole run are one epoch, taken in order.
 
     Raises:
-        RecipeError: transformers refuses a value (of `train.transformers`, mostly).
+        RecipeError: transformers refuses a value (of `train.transformers`, mostly), or a launcher started several
+            processes.
     """
     train = recipe.train
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))  # what torchrun and its like tell each process
+    if world_size > 1:
+        raise RecipeError(f"several processes are not supported yet (WORLD_SIZE is {world_size}): start one process")
     try:
-        return transformers.TrainingArguments(
+        args = transformers.TrainingArguments(
             output_dir=str(folder),
             max_steps=max_steps,
             per_device_train_batch_size=train.per_device_train_batch_size,
@@ -48,3 +54,5 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
         )
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error
+    one_device(args)
+    return args

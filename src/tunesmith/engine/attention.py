@@ -1,18 +1,44 @@
 """Attention over packed rows: each sequence attends to itself, causally, and no T×T mask is ever made.
 
 It is registered with transformers' `AttentionInterface`, so a model needs no patch: it runs with
-`attn_implementation="tunesmith"` and gets the packed layout as keyword arguments, which transformers hands down to
+`attn_implementation="tunesmith"` and gets the packed layout as a keyword argument, which transformers hands down to
 every layer. A model whose attention cannot be replaced is given transformers' own packed mask, and the run says so.
 
-Letters: T tokens of the row, S sequences, H query heads, K key and value heads, D head size.
+No mask also means that a window or a chunk which a model writes only into its mask would be lost, unseen by any short
+trial. So there is a second attention, `PROBE`, for one trial call: it computes nothing, but compares the mask that a
+layer is given with what packed attention would do there, at places near and far.
+
+Letters: T tokens of the row, S sequences, H query heads, K key and value heads, D head size, P pairs of places.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from tunesmith.engine.device import compute_dtype
+from tunesmith.types import Batch
+
 NAME = "tunesmith"
+PROBE = "tunesmith_probe"
+FAR = 1 << 30  # a place beyond any window
+PAIRS = 8 * 8
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the sequences of a packed row lie. Made once a batch: its lengths wait for the device."""
+
+    offsets: torch.Tensor  # [S+1] int32
+    lengths: tuple[int, ...]  # [S]
+    longest: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Layout":
+        """The layout of a batch."""
+        return cls(batch.offsets, tuple(batch.offsets.diff().tolist()), batch.longest)
 
 
 def packed_attention(
@@ -24,8 +50,7 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    packed_offsets: torch.Tensor | None = None,  # [S+1] int32
-    packed_longest: int = 0,
+    packed: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention in each sequence of a packed row: [1, T, H, D].
@@ -35,12 +60,17 @@ def packed_attention(
             probe at start sees it and the run falls back to transformers' own.
     """
     unknown = [name for name in ("softcap", "s_aux", "position_bias", "cache") if kwargs.get(name) is not None]
-    if unknown or attention_mask is not None or packed_offsets is None or not getattr(module, "is_causal", True):
-        raise NotImplementedError(f"packed attention with {unknown or 'another mask'}")
-    window = sliding_window if sliding_window is not None and sliding_window < packed_longest else None
-    if query.is_cuda and dropout == 0.0 and query.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(query, key, value, scaling, window, packed_offsets, packed_longest), None
-    return _by_sequence(query, key, value, scaling, window, packed_offsets, dropout), None
+    if packed is None:
+        raise NotImplementedError("a layer does not tell its attention where sequences lie")
+    if unknown or attention_mask is not None or not getattr(module, "is_causal", True):
+        raise NotImplementedError(f"a layer's attention has {', '.join(unknown) or 'another mask'}")
+    # Under autocast, rotary embeddings promote queries and keys to float32, and values stay in half precision.
+    dtype = compute_dtype(value)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    window = sliding_window if sliding_window is not None and sliding_window < packed.longest else None
+    if query.is_cuda and dropout == 0.0 and dtype in (torch.bfloat16, torch.float16):
+        return _varlen(query, key, value, scaling, window, packed), None
+    return _by_sequence(query, key, value, scaling, window, packed, dropout), None
 
 
 def _by_sequence(
@@ -49,14 +79,13 @@ def _by_sequence(
     value: torch.Tensor,
     scaling: float | None,
     window: int | None,
-    offsets: torch.Tensor,
+    packed: Layout,
     dropout: float,
 ) -> torch.Tensor:
     """One SDPA call a sequence, grouped heads without copies of keys and values."""
-    lengths = offsets.diff().tolist()
     grouped = query.shape[1] != key.shape[1]
     outputs = []
-    for q, k, v in zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True):
+    for q, k, v in zip(*(states.split(packed.lengths, dim=2) for states in (query, key, value)), strict=True):
         mask = _band(q.shape[2], window, q.device) if window is not None and window < q.shape[2] else None
         outputs.append(
             scaled_dot_product_attention(
@@ -69,8 +98,13 @@ def _by_sequence(
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
     """Which keys each query of a sequence sees under a sliding window: [t, t] bool."""
     place = torch.arange(length, device=device)
-    distance = place[:, None] - place[None, :]
-    return (distance >= 0) & (distance < window)
+    return _seen(place[:, None], place[None, :], window)
+
+
+def _seen(query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Whether the token at place `query` sees the one at place `key` of its sequence: bool of their common shape."""
+    distance = query - key
+    return (distance >= 0) & (distance < (2 * FAR if window is None else window))
 
 
 def _varlen(
@@ -79,8 +113,7 @@ def _varlen(
     value: torch.Tensor,
     scaling: float | None,
     window: int | None,
-    offsets: torch.Tensor,
-    longest: int,
+    packed: Layout,
 ) -> torch.Tensor:
     """The variable-length kernel of torch (CUDA, half precision), which reads the packed row as it lies."""
     from torch.nn.attention.varlen import varlen_attn
@@ -88,18 +121,60 @@ def _varlen(
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, H or K, D]
     reach = (window - 1 if window is not None else -1, 0)
     grouped = q.shape[1] != k.shape[1]
-    out = varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=scaling, window_size=reach, enable_gqa=grouped)
+    bounds = (packed.offsets, packed.offsets, packed.longest, packed.longest)
+    out = varlen_attn(q, k, v, *bounds, scale=scaling, window_size=reach, enable_gqa=grouped)
     assert isinstance(out, torch.Tensor)
     return out[None]
 
 
-def layout(offsets: torch.Tensor, longest: int) -> dict[str, Any]:
-    """The keyword arguments that tell every attention layer where the sequences of a row lie."""
-    return {"packed_offsets": offsets, "packed_longest": longest}
+def pairs_of_mask(
+    mask_function: Callable[..., torch.Tensor],
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = False,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> torch.Tensor:
+    """What a model's own mask says of pairs of places around its window or chunk: query, key, seen [1, 1, 3, P].
+
+    Raises:
+        NotImplementedError: the mask is more than a causal one with a window or chunks.
+    """
+    if not allow_is_causal_skip:
+        raise NotImplementedError("the model makes a mask of its own")
+    size = local_size or 1
+    place = torch.tensor([0, 1, 2, size - 1, size, size + 1, 2 * size, FAR], device=device)
+    query, key = place.repeat_interleave(len(place)), place.repeat(len(place))
+    first = torch.zeros_like(query)  # of the batch, and of the heads
+    seen = mask_function(first, first, query, key)
+    return torch.stack([query, key, seen.long()])[None, None]
+
+
+def compare_mask(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # [1, H, T, D]
+    key: torch.Tensor,  # [1, K, T, D]
+    value: torch.Tensor,  # [1, K, T, D]
+    attention_mask: torch.Tensor | None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """No attention, only zeros [1, T, H, D]: checks that packed attention sees what the layer's mask lets it see.
+
+    Raises:
+        NotImplementedError: it does not, or the layer has no mask of `pairs_of_mask`.
+    """
+    if attention_mask is None or attention_mask.shape != (1, 1, 3, PAIRS):
+        raise NotImplementedError("a layer is not given the model's mask")
+    asking, asked, seen = attention_mask[0, 0]
+    if not torch.equal(_seen(asking, asked, sliding_window), seen.bool()):
+        raise NotImplementedError("a layer's mask has a window or chunks that its attention is not told of")
+    return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
 
 
 def register() -> None:
-    """Make the attention known to transformers under its name; without a mask function, no mask is built."""
-    from transformers import AttentionInterface
+    """Make both attentions known to transformers; packed attention has no mask function, so no mask is built."""
+    from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, packed_attention)
+    AttentionInterface.register(PROBE, compare_mask)
+    AttentionMaskInterface.register(PROBE, pairs_of_mask)

@@ -39,12 +39,12 @@ class StopOnSignal(TrainerCallback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
-        self.received = number
-        self.say(f"{signal.Signals(number).name}: saving after this step (once more: stop at once)")
+        self.received = number  # said at the end of the step: printing here could tear the live display
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end of training."""
         if self.received is not None:
+            self.say(f"{signal.Signals(self.received).name}: saving (once more: stop at once)")
             control.should_save = control.should_training_stop = True
 
 
@@ -54,6 +54,18 @@ class LastLine(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a line of metrics."""
         control.should_log = control.should_log or state.global_step >= state.max_steps
+
+
+def _since_best(state: TrainerState) -> int | None:
+    """Evaluations since the one with the lowest eval_loss; None before the first of training."""
+    losses = [line["eval_loss"] for line in state.log_history if "eval_loss" in line and line["step"] > 0]
+    return len(losses) - 1 - losses.index(min(losses)) if losses else None
+
+
+def spent(state: TrainerState, patience: int | None) -> bool:
+    """Whether the last `patience` evaluations brought no lower eval_loss."""
+    since = _since_best(state)
+    return patience is not None and since is not None and since >= patience
 
 
 class KeepBest(TrainerCallback):
@@ -67,13 +79,9 @@ class KeepBest(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint or the end."""
-        losses = [line["eval_loss"] for line in state.log_history if "eval_loss" in line and line["step"] > 0]
-        if not losses:
-            return
-        best = losses.index(min(losses))
-        if best == len(losses) - 1:
+        if _since_best(state) == 0:
             control.should_save = True
-        if self.patience is not None and len(losses) - 1 - best >= self.patience:
+        if spent(state, self.patience):
             control.should_training_stop = control.should_save = True
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from tunesmith.engine.model import without_progress_bar
+from tunesmith.engine.model import base_of, is_adapted, without_progress_bar
 from tunesmith.errors import RunError
 
 FOLDER = "checkpoints"
@@ -103,11 +103,31 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def keep(run: Path, limit: int, best: int | None) -> None:
+def prune(run: Path, limit: int, best: int | None) -> None:
     """Remove the oldest checkpoints over the limit, never the best one."""
     found = [step for step in steps(run) if step != best]
     for step in found[: max(0, len(found) - limit)]:
         shutil.rmtree(place(run, step))
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Remove the checkpoints after a step, and what killed saves left."""
+    for later in [place(run, found) for found in steps(run) if found > step]:
+        shutil.rmtree(later)
+    for partial in (run / FOLDER).glob(".*.partial"):
+        shutil.rmtree(partial)
+
+
+def save_ends(model: Any, folder: Path, ends: set[int]) -> None:
+    """Write generation_config.json with the tokens that end an answer beside the model's own.
+
+    The model's config is not changed: transformers refuses to save many a published one once it was.
+    """
+    base = base_of(model)
+    config = json.loads(base.generation_config.to_json_string())
+    own = config.get("eos_token_id")
+    config["eos_token_id"] = sorted(ends.union(own if isinstance(own, list) else [own]) - {None})
+    (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def save_state(
@@ -188,7 +208,7 @@ def _random_tensors() -> dict[str, torch.Tensor]:
 
 def save_weights(model: Any, folder: Path) -> None:
     """Write the trained weights: a plain peft adapter, or a plain transformers model."""
-    base = model.get_base_model() if is_adapted(model) else model
+    base = base_of(model)
     base.config.use_cache = True  # the trainer turned it off for training
     try:
         if is_adapted(model):
@@ -211,8 +231,3 @@ def load_weights(model: Any, folder: Path) -> None:
     with without_progress_bar():
         stored = type(model).from_pretrained(folder, dtype=model.dtype)
     model.load_state_dict(stored.state_dict())
-
-
-def is_adapted(model: Any) -> bool:
-    """Whether a model is wrapped by peft."""
-    return hasattr(model, "peft_config")

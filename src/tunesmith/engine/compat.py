@@ -3,7 +3,10 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 @contextmanager
@@ -19,3 +22,12 @@ def peft_warnings() -> Iterator[None]:
 def attention_of(model: Any) -> str:
     """The name of the attention implementation that a model runs; transformers 5 has a setter and no getter."""
     return str(model.config._attn_implementation)
+
+
+def one_device(args: "TrainingArguments") -> None:
+    """Keep a process to its first GPU.
+
+    transformers 5.23 wraps a model in nn.DataParallel when a process sees several GPUs, and has no option against it;
+    its Trainer sets this same attribute for a model that is spread over GPUs (Trainer.__init__).
+    """
+    args._n_gpu = min(args.n_gpu, 1)

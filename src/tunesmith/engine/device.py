@@ -37,6 +37,12 @@ def choose(word: str) -> Device:
     return Device(kind, f"{platform.machine()}, {torch.get_num_threads()} threads", has_bf16)
 
 
+def compute_dtype(states: torch.Tensor) -> torch.dtype:
+    """The dtype that matrix products on `states` run in: autocast's where it is on, else that of `states`."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+
+
 def peak_memory_bytes(kind: str) -> int:
     """The most memory this process has held: allocated on the device, or resident on a CPU."""
     if kind == "cuda":

@@ -32,18 +32,32 @@ def resolve_path(path: str) -> str:
         if not (local / "config.json").is_file():
             raise ModelError(f"{path} is not a model folder: it has no config.json")
         return str(local.resolve())  # an adapter names its base by it, and is loaded from other folders
+    return _hub_id(path, "model")
+
+
+def _hub_id(path: str, kind: str) -> str:
+    """A path that is no folder here, when it can be a hub id."""
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise ModelError(f"there is no model folder {path}")
+        raise ModelError(f"there is no {kind} folder {path}")
     return path
+
+
+def _tokenizer_place(model: Model) -> str:
+    """The folder or hub id of a model's tokenizer, which may lie in a folder without a config.json."""
+    if model.tokenizer is None or model.tokenizer.startswith(BUILTIN):
+        return resolve_path(model.tokenizer or model.path)
+    local = Path(model.tokenizer).expanduser()
+    return str(local.resolve()) if local.exists() else _hub_id(model.tokenizer, "tokenizer")
 
 
 def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model. Raises ModelError when it cannot be had or is not a fast one (offsets are needed)."""
     from transformers import AutoTokenizer
 
-    place = model.tokenizer or resolve_path(model.path)
+    place = _tokenizer_place(model)
+    revision = model.revision if model.tokenizer is None else None  # the revision is of the model's repository
     with _explained(place):
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=model.revision)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {place} has no fast version, and token offsets come from that")
     if tokenizer.eos_token_id is None:
@@ -73,6 +87,16 @@ def load_model(model: Model, device: str, attention: str | None = None) -> "PreT
         return loaded.to(device)
 
 
+def is_adapted(model: Any) -> bool:
+    """Whether a model is wrapped by peft."""
+    return hasattr(model, "peft_config")
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model, which peft may have wrapped."""
+    return model.get_base_model() if is_adapted(model) else model
+
+
 @contextlib.contextmanager
 def _explained(place: str) -> Iterator[None]:
     """Turn what transformers raises for a missing or broken model into one line."""
@@ -82,7 +106,11 @@ def _explained(place: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, SafetensorError) as error:
         first = next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())
-        raise ModelError(f"{place} cannot be loaded: {first}") from error
+        if Path(place).exists():
+            raise ModelError(f"{place} cannot be loaded: {first}") from error
+        raise ModelError(
+            f"{place} is neither a folder here (in {Path.cwd()}) nor can it be loaded from the hub: {first}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-from tunesmith.engine import attention
+from tunesmith.engine.attention import Layout
+from tunesmith.engine.device import compute_dtype
+from tunesmith.engine.model import base_of
 from tunesmith.types import Batch, Scores
 
 CHUNK_LOGITS = 1 << 25  # logits that exist at once: 128 MB in float32
@@ -66,7 +68,7 @@ class LogProbabilities(torch.autograd.Function):
         chunk_tokens: int,
     ) -> torch.Tensor:
         """Log-probabilities [N]; keeps each token's gradient with respect to its hidden state [N, D]."""
-        needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         logps = hidden.new_empty(len(hidden), dtype=torch.float32)
         slopes = torch.empty_like(hidden) if needs_hidden else None
         for part in _parts(len(hidden), chunk_tokens):
@@ -75,7 +77,7 @@ class LogProbabilities(torch.autograd.Function):
             logps[part] = (logits.gather(-1, target[part, None]) - log_sum)[:, 0]
             if slopes is not None:
                 slopes[part] = _slope_(logits, log_sum, target[part], shaping).to(weight.dtype) @ weight
-        kept = (hidden, weight, bias) if needs_head else (None, None, None)
+        kept = (hidden, weight, bias) if needs_weight or needs_bias else (None, None, None)
         ctx.save_for_backward(slopes, target, *kept)
         ctx.shaping, ctx.chunk_tokens = shaping, chunk_tokens
         return logps
@@ -88,18 +90,20 @@ class LogProbabilities(torch.autograd.Function):
         by_hidden = slopes * gradient[:, None].to(slopes.dtype) if slopes is not None else None
         if weight is None:
             return by_hidden, None, None, None, None, None
-        by_weight = torch.zeros_like(weight, dtype=torch.float32)
-        by_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
+        by_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        by_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for part in _parts(len(hidden), ctx.chunk_tokens):
             logits = _logits(hidden[part], weight, bias, ctx.shaping)
             slope = _slope_(logits, logits.logsumexp(-1, keepdim=True), target[part], ctx.shaping)
             slope.mul_(gradient[part, None])
-            by_weight += slope.to(weight.dtype).T @ hidden[part]
+            if by_weight is not None:
+                by_weight += slope.to(weight.dtype).T @ hidden[part]
             if by_bias is not None:
                 by_bias += slope.sum(0)
         return (
             by_hidden,
-            by_weight.to(weight.dtype),
+            by_weight.to(weight.dtype) if by_weight is not None else None,
             by_bias.to(bias.dtype) if by_bias is not None else None,
             None,
             None,
@@ -141,7 +145,7 @@ class Scorer:
     @classmethod
     def of(cls, model: Any, fused: bool = True, packed: bool = True) -> "Scorer":
         """The scorer of a loaded (and perhaps adapted) causal model."""
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        base = base_of(model)
         head = base.get_output_embeddings()
         selects = "logits_to_keep" in inspect.signature(base.forward).parameters
         return cls(head, Shaping.of(base.config), fused and type(head) is torch.nn.Linear, selects, packed)
@@ -156,7 +160,7 @@ class Scorer:
             "use_cache": False,
         }
         if self.packed:
-            inputs |= attention.layout(batch.offsets, batch.longest)
+            inputs["packed"] = Layout.of(batch)
         if self.selects:
             inputs["logits_to_keep"] = asked
         if self.fused:
@@ -172,10 +176,9 @@ class Scorer:
     def _from_hidden(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         assert isinstance(self.head, torch.nn.Linear), "fused heads are"
         weight, bias = self.head.weight, self.head.bias
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        dtype = compute_dtype(weight)
         chunk = self.chunk_tokens or max(16, CHUNK_LOGITS // len(weight))
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False):
             return LogProbabilities.apply(
                 hidden.to(dtype),
                 weight.to(dtype),

@@ -22,16 +22,18 @@ import transformers
 
 from tunesmith.data.batch import PackedRows, join
 from tunesmith.engine import checkpoint as checkpoints
+from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
 from tunesmith.engine.metrics import MetricsFile
 from tunesmith.engine.scores import Scorer
-from tunesmith.errors import RunError
+from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch, LossSum, Scores
 
 Metric = Callable[[Scores, Batch], tuple[Any, Any]]  # what a user's own metric gives: a sum and a count
 
-TRAINED = ("loss", "learning_rate", "grad_norm")
+TRAINED = ("loss", "learning_rate", "grad_norm")  # of transformers' own logs
+RESERVED = {*TRAINED, "step", "epoch", "tokens", "trained_tokens", "seconds"}
 
 
 class Trainer(transformers.Trainer):
@@ -54,6 +56,9 @@ class Trainer(transformers.Trainer):
         metrics: Mapping[str, Metric],
         tokenizer: transformers.PreTrainedTokenizerBase,
     ) -> None:
+        taken = sorted(metrics.keys() & RESERVED)
+        if taken:
+            raise RecipeError(f"metrics: {', '.join(taken)} is a name of the run's own lines: choose another")
         self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
         self.sums: dict[str, list[float]] = {}  # since the last line of metrics: name to sum and count
         self.tokens = self.trained_tokens = 0
@@ -152,21 +157,41 @@ class Trainer(transformers.Trainer):
         step = self.state.global_step
         if "loss" in logs:
             logs = {name: value for name, value in logs.items() if name in TRAINED} | self._drained()
-            if not math.isfinite(logs["loss"]):
-                raise RunError(
-                    f"the loss is {logs['loss']} at step {step}: lower optimizer.learning_rate (it is "
-                    f"{logs['learning_rate']:.1e} here), or compute in float32 (model.dtype)"
-                )
+            self._refuse_infinite("loss", logs["loss"])
             logs |= {
                 "tokens": self.tokens,
                 "trained_tokens": self.trained_tokens,
                 "seconds": round(self.seconds(), 3),
             }
+        if "eval_loss" in logs:
+            self._refuse_infinite("eval_loss", logs["eval_loss"])
         if self.is_world_process_zero():
             self.metrics_file.append({"step": step, **logs})
         if "loss" in logs:
             logs |= {"memory_gb": peak_memory_bytes(self.args.device.type) / 1e9}
         super().log(logs, start_time)
+
+    def _refuse_infinite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise RunError(
+                f"the {name} is {value} at step {self.state.global_step}: lower optimizer.learning_rate, or compute in "
+                "float32 (model.dtype). Checkpoints from before are kept"
+            )
+
+    def log_the_rest(self) -> None:
+        """Write the line of the steps since the last one, where training ended between two."""
+        if "loss" in self.sums:
+            self.log({"loss": 0.0})  # the sums have the number
+
+    def was_over(self, checkpoint: Path) -> bool:
+        """Whether training had ended at a checkpoint (all steps, an early stop); if so, take it up as it is."""
+        state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        patience = self.recipe.eval.early_stopping_patience
+        over = checkpoints.read_state(checkpoint)["counters"]["over"] or spent(state, patience)
+        if over:
+            self._load_from_checkpoint(str(checkpoint))
+            self.state = state
+        return over
 
     def _drained(self) -> dict[str, float]:
         """The means since the last line; the token counts join the totals."""
@@ -177,6 +202,11 @@ class Trainer(transformers.Trainer):
             setattr(self, name, getattr(self, name) + int(total))
         return {name: self._ratio(*pair) for name, pair in sums.items()}
 
+    def interrupted(self) -> bool:
+        """Whether a signal asked for the end."""
+        watchers = [one for one in self.callback_handler.callbacks if isinstance(one, StopOnSignal)]
+        return any(one.received is not None for one in watchers)
+
     def seconds(self) -> float:
         """Time spent training, the runs that this one continues included."""
         return self.seconds_before + time.monotonic() - self.started
@@ -185,7 +215,9 @@ class Trainer(transformers.Trainer):
         if not self.args.should_save:
             return
         run = Path(str(self.args.output_dir))
+        self._refuse_infinite("loss", float(self.sums["loss"][0]) if "loss" in self.sums else 0.0)
         counters = {
+            "over": self.control.should_training_stop and not self.interrupted(),
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "seconds": self.seconds(),
@@ -198,7 +230,7 @@ class Trainer(transformers.Trainer):
             self.tokenizer.save_pretrained(folder)
             checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters)
             self.state.save_to_json(str(folder / "trainer_state.json"))
-        checkpoints.keep(run, self.recipe.train.save_total_limit, self.state.best_global_step)
+        checkpoints.prune(run, self.recipe.train.save_total_limit, self.state.best_global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

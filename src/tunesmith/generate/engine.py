@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jinja2 import TemplateError as JinjaError
 
-from tunesmith.engine.checkpoint import is_adapted
+from tunesmith.engine.model import base_of
 from tunesmith.errors import ModelError, RecipeError, TemplateError
 from tunesmith.generate.load import load
 from tunesmith.recipe import Dtype
@@ -268,7 +268,7 @@ def _next(model: "PreTrainedModel", step: Sequence[int], cache: Any) -> tuple[to
 
 def forward_options(model: Any) -> Mapping[str, Any]:
     """What the forward pass of a model, or of the model that peft stands around, can be given."""
-    base = model.get_base_model() if is_adapted(model) else model
+    base = base_of(model)
     return inspect.signature(base.forward).parameters
 
 

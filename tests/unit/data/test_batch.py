@@ -14,12 +14,16 @@ from tunesmith.errors import RecipeError
 from tunesmith.types import Batch, Tokens
 
 
-def store_of(folder, *samples):
-    """A store of samples, each a list of branches (ids, weight)."""
+def store_of(folder, *samples, parts=()):
+    """A store of samples, each a list of branches (ids, weight); `parts` are their numbers in their rows, else 0."""
     with StoreWriter(folder / "store") as writer:
         writer.add(
-            Rendered("f:1", tuple(Tokens(np.asarray(i, np.int32), np.asarray(w, np.float32)) for i, w in branches))
-            for branches in samples
+            Rendered(
+                "f:1",
+                tuple(Tokens(np.asarray(i, np.int32), np.asarray(w, np.float32)) for i, w in branches),
+                part=parts[number] if parts else 0,
+            )
+            for number, branches in enumerate(samples)
         )
     return Store.open(folder / "store", cached=False)
 
@@ -155,6 +159,24 @@ def test_epochs_follow_each_other_in_other_orders(tmp_path):
     assert rows == flat(rows_of(store, num_train_epochs=3, per_device_train_batch_size=4))
 
 
+def test_the_next_seed_is_not_the_next_epoch(tmp_path):
+    store = lengths_store(tmp_path, [15] * 40)  # one sample a row, so that the order is the stream's and the window's
+    second = flat(rows_of(store, num_train_epochs=2, seed=42))[40:]
+    stream = np.random.default_rng([42, 2, 1]).permutation(40)
+    window = np.random.default_rng([42, 3, 1, 0]).permutation(40)
+    assert second == [100 * (int(stream[number]) + 1) for number in window]
+
+
+def test_a_row_that_asks_nothing_is_left_out(tmp_path):
+    documents = [[(np.arange(n) + 100 * s, np.ones(n))] for s, n in ((1, 6), (2, 3))]
+    rows = rows_of(
+        store_of(tmp_path, *documents), objective="pretrain", shuffle=False, num_train_epochs=1, row_tokens=4
+    )  # 9 tokens: the third row would hold the second document's end alone
+    assert [row["input_ids"].tolist() for row in rows] == [[100, 101, 102, 103], [104, 105, 200, 201]]
+    asked = np.concatenate([row["target"][row["weight"] != 0] for row in rows])
+    assert asked.tolist() == [101, 102, 103, 104, 105, 201, 202]
+
+
 def test_without_shuffling_the_order_is_that_of_the_files(tmp_path):
     rows = rows_of(lengths_store(tmp_path, [15] * 6), shuffle=False, num_train_epochs=2)
     assert flat(rows) == [100, 200, 300, 400, 500, 600] * 2
@@ -205,22 +227,40 @@ def test_a_sample_longer_than_a_row_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("share", "held"), [(0.0, 0), (0.1, 10), (0.001, 1), (25, 25), (99, 99)])
 def test_samples_are_held_out_by_fraction_or_count(share, held):
-    trained, out = hold_out(recipe(eval=share), 100)
+    trained, out = hold_out(recipe(eval=share), np.arange(100))
     assert len(out) == held
     assert sorted([*trained, *out]) == list(range(100))
     assert trained.tolist() == sorted(trained) and out.tolist() == sorted(out)
 
 
 def test_what_is_held_out_is_decided_by_the_seed():
-    one = hold_out(recipe(eval=0.2), 100)[1].tolist()
-    assert hold_out(recipe(eval=0.2, shuffle=False, max_tokens=9), 100)[1].tolist() == one
-    assert hold_out(recipe(eval=0.2, seed=7), 100)[1].tolist() != one
+    rows = np.arange(100)
+    one = hold_out(recipe(eval=0.2), rows)[1].tolist()
+    assert hold_out(recipe(eval=0.2, shuffle=False, max_tokens=9), rows)[1].tolist() == one
+    assert hold_out(recipe(eval=0.2, seed=7), rows)[1].tolist() != one
+
+
+def test_the_parts_of_a_row_are_held_out_together(tmp_path):
+    parts = [0, 1, 2, 0, 0, 1, 0, 1, 2, 3]  # four rows
+    store = store_of(tmp_path, *[[([1, 2], [0, 1])]] * 10, parts=parts)
+    assert store.row.tolist() == [0, 0, 0, 1, 2, 2, 3, 3, 3, 3]
+    for seed in range(20):
+        trained, held = hold_out(recipe(eval=2, seed=seed), store.row)
+        assert sorted([*trained, *held]) == list(range(10))
+        assert not set(store.row[trained]) & set(store.row[held])
+        sizes = [int((store.row == row).sum()) for row in set(store.row[held].tolist())]
+        assert sum(sizes) >= 2 and sum(sizes) - max(sizes) < 2  # as many rows as are needed
+
+
+def test_rows_that_are_one_cannot_be_divided():
+    with pytest.raises(RecipeError, match=r"5 of 5 samples .* \(they come from one row, "):
+        hold_out(recipe(eval=1), np.zeros(5, np.int64))
 
 
 @pytest.mark.parametrize(("share", "number"), [(100, 100), (0.1, 1), (0.999, 100)])
 def test_something_must_be_left_to_train_on(share, number):
     with pytest.raises(RecipeError, match=rf"of {number} samples are held out, so none is left"):
-        hold_out(recipe(eval=share), number)
+        hold_out(recipe(eval=share), np.arange(number))
 
 
 def test_the_longest_of_the_rows_is_that_of_the_batch(tmp_path):

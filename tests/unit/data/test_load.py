@@ -5,7 +5,7 @@ import pytest
 
 import fixtures_models
 from fixtures_chats import chat, recipe, write_rows
-from tunesmith.data.load import load_rows
+from tunesmith.data.load import context_problem, load_rows
 from tunesmith.errors import RecipeError
 
 TOKENIZER = fixtures_models.tiny_tokenizer()
@@ -113,6 +113,26 @@ def test_a_shortened_document_does_not_end_with_an_end_token(said):
     for overlong in ("truncate", "split"):
         loaded = load_rows(said(rows, max_tokens=30, overlong=overlong), TOKENIZER)
         assert loaded.end_tokens == (TOKENIZER.eos_token_id,)
+
+
+def test_the_parts_of_a_split_row_are_held_out_together(said):
+    row = chat(*[f"{who} {n} " + "river " * 6 for n in range(3) for who in ("question", "answer")])
+    rows = load_rows(said([row, *ROWS], max_tokens=70, eval=6, overlong="split", train={"row_tokens": 70}), TOKENIZER)
+    assert rows.ledger["train"]["rows_split"] == 1 and rows.ledger["train"]["parts_dropped"] == 0
+    for part in (rows.train, rows.held_out):
+        assert sum("river" in text for text in texts(part)) in (0, 3)
+
+
+def test_a_sequence_beyond_the_models_context_is_said(said):
+    rows, config = load_rows(said(), TOKENIZER), fixtures_models.tiny_config
+    longest = rows.ledger["train"]["longest_tokens"]
+    assert context_problem(rows.ledger, config(max_position_embeddings=longest)) is None
+    line = context_problem(rows.ledger, config(max_position_embeddings=longest - 1))
+    assert line.startswith(f"the longest sample has {longest} tokens, and the model was made for {longest - 1} ")
+    assert f"data.max_tokens={longest - 1}" in line
+    documents = load_rows(said([{"text": "The river. " * 50}], "pretrain"), TOKENIZER)  # in rows of 40
+    assert context_problem(documents.ledger, config(max_position_embeddings=40)) is None
+    assert context_problem(documents.ledger, config(max_position_embeddings=39)) is not None
 
 
 def test_nothing_left_to_train_on_is_refused(said):

@@ -30,7 +30,7 @@ def realistic(number=8000, seed=0):
 
 def epoch(lengths, row_tokens=64, window=16, seed=0):
     order = np.arange(len(lengths))
-    return plan_epoch(lengths, row_tokens, window, order, seed)
+    return plan_epoch(lengths, row_tokens, window, order, None if seed is None else (seed,))
 
 
 def members(plan):
@@ -58,7 +58,7 @@ def test_every_sample_is_in_one_row_and_whole(lengths, row_tokens, window, seed)
 def test_rows_are_nearly_full():
     lengths = realistic()
     order = np.random.default_rng(1).permutation(len(lengths))
-    assert plan_epoch(lengths, 4096, 4096, order, seed=0).fill(4096) >= 0.97
+    assert plan_epoch(lengths, 4096, 4096, order, seed=(0,)).fill(4096) >= 0.97
 
 
 def test_a_window_is_packed_by_itself():
@@ -93,15 +93,17 @@ def test_without_a_seed_rows_stand_in_the_order_of_their_first_samples():
     assert single == [[number] for number in range(30)]
 
 
-@given(lengths.filter(len), st.integers(2, 80))
+@given(lengths.filter(len).map(lambda some: some + 1), st.integers(2, 80))
+@example(np.asarray([6, 3]), 2)
 def test_documents_fill_every_row_but_the_last(lengths, row_tokens):
     order = np.random.default_rng(0).permutation(len(lengths))
     plan = plan_documents(lengths, row_tokens, order)
     sums = [int((plan.row(n)[:, 2] - plan.row(n)[:, 1]).sum()) for n in range(len(plan))]
     assert set(sums[:-1]) <= {row_tokens} and 0 < sums[-1] <= row_tokens
-    assert sum(sums) == lengths.sum()
     laid = [(sample, token) for sample, first, last in plan.pieces.tolist() for token in range(first, last)]
-    assert laid == [(sample, token) for sample in order for token in range(lengths[sample])]
+    whole = [(sample, token) for sample in order for token in range(lengths[sample])]
+    alone = len(whole) % row_tokens == 1  # the last document's end would stand in a row of its own, and ask nothing
+    assert laid == (whole[:-1] if alone else whole)
 
 
 def test_the_first_rows_of_a_plan():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,16 @@ def test_changed_code_misses(tmp_path, rows, monkeypatch):
     assert len(keys) == 7
 
 
+def test_what_is_defined_in_a_notebook_is_not_kept(rows, cache, monkeypatch):
+    notebook = types.ModuleType("a_notebook")  # as `__main__` is there: a module without a file
+    monkeypatch.setitem(sys.modules, "a_notebook", notebook)
+    exec("from tunesmith.formats.messages import Messages\nclass Mine(Messages): pass", vars(notebook))
+    for _ in range(2):
+        store = prepared(recipe({"path": rows, "format": notebook.Mine()}, cache_dir=str(cache)))
+        assert not store.cached and len(store) == 5
+    assert not cache.exists()
+
+
 def test_where_the_cache_is(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder(None) == tmp_path / "tunesmith" / "rendered"
@@ -333,6 +344,18 @@ def test_small_files_are_rendered_in_this_process(rows, monkeypatch):
     said = recipe(rows)
     assert preparing._processes(said, one) == 1
     assert preparing._processes(recipe(rows, num_processes=7), one) == 7
-    monkeypatch.setattr(preparing, "SMALL_BYTES", 10)
-    monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    assert preparing._processes(said, one) == 5
+    size = Path(rows).stat().st_size
+    monkeypatch.setattr(preparing, "_processors", lambda: 5)
+    for bytes_, processes in ((size // 10, 5), (size // 3, 3), (size, 1), (size + 1, 1)):
+        monkeypatch.setattr(preparing, "PROCESS_BYTES", bytes_)
+        assert preparing._processes(said, one) == processes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where a process may be kept to some processors")
+def test_the_processors_are_those_that_this_process_may_use():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert preparing._processors() == 1
+    finally:
+        os.sched_setaffinity(0, before)

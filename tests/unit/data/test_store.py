@@ -54,6 +54,7 @@ def test_what_was_written_is_read(tmp_path):
     assert store.lengths().tolist() == [3, 6]
     read = [[(t.ids.tolist(), t.weight.tolist()) for t in store.branches(n)] for n in range(2)]
     assert read == [[([1, 2, 3], [0, 1, 0.5])], [([4, 5], [0, 1]), ([6, 7, 8, 9], [0, 0, 1, 1])]]
+    assert store.row.tolist() == [0, 2]
     assert np.isnan(store.label[0]) and store.label[1] == 0.25
     assert store.notes == ("read as text",)
     assert (store.ledger.rows_read, store.ledger.rows_kept) == (3, 2)

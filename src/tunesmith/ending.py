@@ -1,0 +1,71 @@
+"""What a run ends with: the picture, the record's last words, and what the user sees. All from its folder."""
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith import record
+from tunesmith.engine.metrics import MetricsFile
+
+
+def finish(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Draw, sum up and record a run whose `final/` is written; a second call does the same again."""
+    from tunesmith.engine.plot import loss_picture
+
+    lines = MetricsFile(folder / "metrics.jsonl").read()
+    loss_picture(lines, folder / "loss.png")
+    trained = [line for line in lines if "loss" in line]
+    held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    last = trained[-1]
+    summary: dict[str, Any] = {"folder": str(folder), "steps": last["step"]}
+    summary |= {name: last[name] for name in ("loss", "tokens", "trained_tokens", "seconds")}
+    if held_out:
+        summary |= {"eval_loss_before": held_out[0], "eval_loss_after": _kept(folder, lines)}
+    record.write(folder, record.read(folder) | {"status": "finished", "summary": summary})
+    for line in closing_words(folder, summary):
+        say(line)
+    return summary
+
+
+def _kept(folder: Path, lines: list[dict[str, Any]]) -> float:
+    """The held-out loss of the weights in `final/`: the last, or the lowest where the best are kept."""
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    best = record.read(folder)["recipe"]["eval"]["load_best_model_at_end"]
+    return min(losses[1:] or losses) if best else losses[-1]
+
+
+def closing_words(folder: Path, summary: Mapping[str, Any]) -> list[str]:
+    """Answers and held-out loss before and after, the picture, and what to try next."""
+    words = []
+    samples = MetricsFile(folder / "samples.jsonl").read()
+    for question in dict.fromkeys(sample["prompt"] for sample in samples):
+        answers = [_one_line(sample["answer"]) for sample in samples if sample["prompt"] == question]
+        words += ["", f"Q      {_one_line(question)}", f"before {answers[0]}", f"after  {answers[-1]}"]
+    words.append("")
+    if "eval_loss_before" in summary:
+        words.append(f"held-out loss: {summary['eval_loss_before']:.3f} -> {summary['eval_loss_after']:.3f}")
+    run = shlex.quote(str(folder))
+    merged = shlex.quote(f"{folder}-merged")
+    words += [
+        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s",
+        f"loss picture: {folder / 'loss.png'}",
+        "",
+        "Next:",
+        f"  tunesmith chat {run}",
+        f"  tunesmith export {run} {merged} type=merged",
+        "  tunesmith recipes copy sft-lora my-recipe.yaml",
+    ]
+    return words
+
+
+def _one_line(text: str) -> str:
+    """A model's answer without line ends or what could steer a terminal."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(text.split()))
+
+
+def interrupted(folder: Path, step: int, number: int) -> dict[str, Any]:
+    """Record that a signal ended the run at a step."""
+    summary = {"folder": str(folder), "steps": step}
+    record.write(folder, record.read(folder) | {"status": f"interrupted by signal {number}"})
+    return summary

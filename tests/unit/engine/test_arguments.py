@@ -1,0 +1,28 @@
+"""One process and one device, whatever a machine has."""
+
+import pytest
+import torch
+import transformers
+
+import fixtures_chats as chats
+from tunesmith.engine.arguments import arguments
+from tunesmith.errors import RecipeError
+
+
+def test_a_process_that_sees_two_gpus_uses_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    theirs = transformers.TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=3)
+    assert theirs.n_gpu == 2 and theirs.train_batch_size == 6  # what one_device is for
+    ours = arguments(chats.recipe(train={"per_device_train_batch_size": 3}), tmp_path, 1, evaluates=False)
+    assert ours.n_gpu == 1 and ours.train_batch_size == 3
+    assert ours.parallel_mode == transformers.training_args.ParallelMode.NOT_PARALLEL
+
+
+def test_no_gpu_stays_none(tmp_path):
+    assert arguments(chats.recipe(train={"device": "cpu"}), tmp_path, 1, evaluates=False).n_gpu == 0
+
+
+def test_a_launcher_of_several_processes_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match=r"several processes are not supported yet \(WORLD_SIZE is 2\)"):
+        arguments(chats.recipe(), tmp_path, 1, evaluates=False)

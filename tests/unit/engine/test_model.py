@@ -1,0 +1,66 @@
+"""Where a model and its tokenizer come from, and what is said when they cannot be had."""
+
+import shutil
+
+import pytest
+import transformers
+
+import fixtures_models
+from tunesmith.engine.model import base_of, is_adapted, load_model, load_tokenizer
+from tunesmith.errors import ModelError
+from tunesmith.recipe import Model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return fixtures_models.save_model(tmp_path / "model")
+
+
+def test_a_tokenizer_of_its_own_is_a_folder_from_anywhere(folder, tmp_path, monkeypatch):
+    place = tmp_path / "home" / "tokenizer"
+    fixtures_models.tiny_tokenizer().save_pretrained(place)
+    shutil.rmtree(folder)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "home")
+    for said in ("~/tokenizer", "tokenizer", "./tokenizer", str(place)):
+        assert load_tokenizer(Model(path=str(folder), tokenizer=said)).name_or_path == str(place)
+    with pytest.raises(ModelError, match="there is no built-in model 'builtin:none'"):
+        load_tokenizer(Model(path=str(folder), tokenizer="builtin:none"))
+    with pytest.raises(ModelError, match=r"there is no tokenizer folder \./nowhere"):
+        load_tokenizer(Model(path=str(folder), tokenizer="./nowhere"))
+
+
+def test_a_revision_is_of_the_models_repository_alone(folder, monkeypatch):
+    asked = []
+    own = transformers.AutoTokenizer.from_pretrained
+
+    def from_pretrained(place, revision):
+        asked.append(revision)
+        return own(place)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    load_tokenizer(Model(path=str(folder), revision="v2"))
+    load_tokenizer(Model(path="some/model", revision="v2", tokenizer=str(folder)))
+    assert asked == ["v2", None]
+
+
+def test_a_hub_id_that_cannot_be_had_may_have_been_meant_as_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    says = rf"models/mine is neither a folder here \(in {tmp_path}\) nor can it be loaded from the hub: .+"
+    for load in (load_tokenizer, lambda model: load_model(model, "cpu")):
+        with pytest.raises(ModelError, match=says) as caught:
+            load(Model(path="models/mine"))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_broken_folder_is_said_to_be_one(folder):
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ModelError, match=f"{folder} cannot be loaded: "):
+        load_model(Model(path=str(folder)), "cpu")
+
+
+def test_the_base_of_a_model():
+    plain = fixtures_models.tiny_model()
+    assert not is_adapted(plain) and base_of(plain) is plain
+    adapted = fixtures_models.tiny_lora(plain)
+    assert is_adapted(adapted) and base_of(adapted) is plain
