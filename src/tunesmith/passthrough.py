@@ -58,16 +58,8 @@ ALLOWED = {  # what has an effect, and leaves rows, loss, steps and checkpoints 
     "dataloader_persistent_workers",
     "dataloader_pin_memory",
     "dataloader_prefetch_factor",
-    "ddp_backend",
-    "ddp_broadcast_buffers",
-    "ddp_bucket_cap_mb",
-    "ddp_find_unused_parameters",
-    "ddp_static_graph",
-    "ddp_timeout",
     "hub_private_repo",  # whether trackio's page is private
     "log_level",
-    "log_level_replica",
-    "log_on_each_node",
     "logging_first_step",
     "lr_scheduler_kwargs",
     "project",
@@ -96,6 +88,10 @@ _WHY_REFUSED = {
     "a loss that is not finite stops the run": ("logging_nan_inf_filter", "debug"),
     "the objective owns the loss": ("label_smoothing_factor",),
     "the loss is divided by the units of all ranks": ("average_tokens_across_devices",),
+    "a run is one process as yet": (
+        "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph",
+        "ddp_timeout", "log_level_replica", "log_on_each_node", "local_rank",
+    ),
     "its noise shrinks with the length of a packed row, so that packing would change the training": (
         "neftune_noise_alpha",
     ),
@@ -118,7 +114,7 @@ _WHY_REFUSED = {
     "tunesmith does not train sharded models yet": (
         "fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config",
     ),
-    "it has no effect on a run": ("do_train", "do_eval", "do_predict", "local_rank"),
+    "it has no effect on a run": ("do_train", "do_eval", "do_predict"),
     "it is the old name of activation_checkpointing_kwargs": ("gradient_checkpointing_kwargs",),
 }  # fmt: skip
 REFUSED = {name: why for why, names in _WHY_REFUSED.items() for name in names}

@@ -196,9 +196,9 @@ def _load(job: Job) -> Loaded:
     import transformers
 
     from tunesmith import record
-    from tunesmith.data.load import load_rows
+    from tunesmith.data.load import context_problem, load_rows
     from tunesmith.engine import kernels
-    from tunesmith.engine.model import load_model, load_tokenizer
+    from tunesmith.engine.model import base_of, load_model, load_tokenizer
 
     recipe, say = job.resolved.recipe, job.say
     for option, value in job.resolved.derived.items():
@@ -220,8 +220,10 @@ def _load(job: Job) -> Loaded:
         chosen = kernels.choose(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
+    problem = context_problem(rows.ledger, base_of(model).config)
     for line in (
         *chosen.notes,
+        *([problem] if problem else []),
         f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})",
         f"device: {job.device.type} ({job.device.name})",
     ):
