@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import torch
 import transformers
 
 from tunesmith.engine.compat import one_device
@@ -54,5 +55,23 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
         )
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error
+    _try_scheduler(args)
     one_device(args)
     return args
+
+
+def _try_scheduler(args: transformers.TrainingArguments) -> None:
+    """Build the scheduler once, for nothing: what it lacks would come out after the run folder is made."""
+    try:
+        transformers.get_scheduler(
+            args.lr_scheduler_type,
+            torch.optim.SGD([torch.zeros(1)], lr=1.0),
+            num_warmup_steps=args.get_warmup_steps(args.max_steps),
+            num_training_steps=args.max_steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+    except (ValueError, TypeError) as error:
+        raise RecipeError(
+            f"train.lr_scheduler_type: {str(error).splitlines()[0]}. What it needs stands in "
+            "train.transformers.lr_scheduler_kwargs"
+        ) from error
