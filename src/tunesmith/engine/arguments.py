@@ -62,13 +62,15 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
 
 def _try_scheduler(args: transformers.TrainingArguments) -> None:
     """Build the scheduler once, for nothing: what it lacks would come out after the run folder is made."""
+    options = args.lr_scheduler_kwargs
+    assert options is None or isinstance(options, dict), "transformers reads JSON text into a mapping"
     try:
         transformers.get_scheduler(
             args.lr_scheduler_type,
             torch.optim.SGD([torch.zeros(1)], lr=1.0),
             num_warmup_steps=args.get_warmup_steps(args.max_steps),
             num_training_steps=args.max_steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=options,
         )
     except (ValueError, TypeError) as error:
         raise RecipeError(
