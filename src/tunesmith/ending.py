@@ -21,18 +21,19 @@ def finish(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     summary: dict[str, Any] = {"folder": str(folder), "steps": last["step"]}
     summary |= {name: last[name] for name in ("loss", "tokens", "trained_tokens", "seconds")}
     if held_out:
-        summary |= {"eval_loss_before": held_out[0], "eval_loss_after": _kept(folder, lines)}
+        kept = _kept(folder, lines)
+        summary |= {"eval_loss_before": held_out[0], "eval_loss_after": kept["eval_loss"], "kept_step": kept["step"]}
     record.write(folder, record.read(folder) | {"status": "finished", "summary": summary})
     for line in closing_words(folder, summary):
         say(line)
     return summary
 
 
-def _kept(folder: Path, lines: list[dict[str, Any]]) -> float:
-    """The held-out loss of the weights in `final/`: the last, or the lowest where the best are kept."""
-    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+def _kept(folder: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The evaluation of the weights in `final/`: the last, or the lowest of training where the best are kept."""
+    evaluations = [line for line in lines if "eval_loss" in line]
     best = record.read(folder)["recipe"]["eval"]["load_best_model_at_end"]
-    return min(losses[1:] or losses) if best else losses[-1]
+    return min(evaluations[1:] or evaluations, key=lambda line: line["eval_loss"]) if best else evaluations[-1]
 
 
 def closing_words(folder: Path, summary: Mapping[str, Any]) -> list[str]:
@@ -40,11 +41,18 @@ def closing_words(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     words = []
     samples = MetricsFile(folder / "samples.jsonl").read()
     for question in dict.fromkeys(sample["prompt"] for sample in samples):
-        answers = [_one_line(sample["answer"]) for sample in samples if sample["prompt"] == question]
-        words += ["", f"Q      {_one_line(question)}", f"before {answers[0]}", f"after  {answers[-1]}"]
+        answers = {sample["step"]: _one_line(sample["answer"]) for sample in samples if sample["prompt"] == question}
+        after = answers[summary["kept_step"]]
+        words += ["", f"Q      {_one_line(question)}", f"before {answers[0]}", f"after  {after}"]
     words.append("")
     if "eval_loss_before" in summary:
         words.append(f"held-out loss: {summary['eval_loss_before']:.3f} -> {summary['eval_loss_after']:.3f}")
+        if summary["kept_step"] < summary["steps"]:
+            words.append(
+                f"kept: the weights of step {summary['kept_step']}, whose held-out loss is the lowest of training"
+            )
+        if summary["eval_loss_after"] > summary["eval_loss_before"]:
+            words.append("the held-out loss rose: the model was better on these rows before it was trained")
     run = shlex.quote(str(folder))
     merged = shlex.quote(f"{folder}-merged")
     words += [

@@ -145,7 +145,7 @@ class Train(Section):
     lr_scheduler_type: Scheduler = "cosine"
     """Course of the learning rate."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0.03
-    """Steps in which the learning rate rises; below 1, a fraction of all steps."""
+    """Steps in which the learning rate rises from 0, which it is in the first; below 1, a fraction of all steps."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 is never."""
     activation_checkpointing: bool = False
@@ -197,7 +197,7 @@ class Eval(Section):
     per_device_eval_batch_size: Annotated[int, Field(gt=0)] = 1
     """Packed rows in one forward pass."""
     load_best_model_at_end: bool = False
-    """Whether the run ends with the weights of the lowest eval_loss; needs eval_steps."""
+    """Whether the run ends with the weights of the lowest eval_loss after its start; needs eval_steps."""
     early_stopping_patience: Annotated[int, Field(gt=0)] | None = None
     """Evaluations without a lower eval_loss after which the run stops; needs eval_steps."""
     prompts: tuple[str, ...] = ()
@@ -286,6 +286,8 @@ def recipe_file(path: str) -> Path:
         return Path(path)
     if path in recipe_names():
         return recipe_folder() / f"{path}.yaml"
+    if (Path(path) / "recipe.yaml").is_file():
+        return Path(path) / "recipe.yaml"
     if Path(path).is_dir():
         raise RecipeError(f"{path} is a folder, and neither a recipe nor a run (it has no recipe.yaml)")
     raise RecipeError(f"there is no file or shipped recipe {path!r}. {near(path, recipe_names())}")

@@ -70,7 +70,7 @@ class Loaded:
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str,
     *,
     model: "PreTrainedModel | None" = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
@@ -78,7 +78,7 @@ def train(
     callbacks: "Sequence[TrainerCallback]" = (),
     metrics: "Mapping[str, Metric] | None" = None,
 ) -> Run:
-    """Train as a recipe says, in a new run folder.
+    """Train as a recipe (or the recipe in a file) says, in a new run folder.
 
     A script may bring a loaded `model` and `tokenizer` (in place of `model.path`'s), `rows` (in place of the files of
     `data.train`, read with its first source's format), transformers `callbacks`, and `metrics`: functions of
@@ -88,6 +88,7 @@ def train(
         RecipeError, DataError, TemplateError, ModelError: something cannot be used; nothing was written.
         RunError: the folder holds something, or training cannot go on; what was saved is kept.
     """
+    recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     look_for_files(recipe, with_train=rows is None)
     refuse_full(recipe.train.output_dir)
     from tunesmith.engine.device import choose
@@ -185,6 +186,9 @@ def _run(job: Job) -> Run:
             return Run(folder, ending.interrupted(folder, step, stop.received), 128 + stop.received)
         trainer.log_the_rest()
         _save_final(trainer, loaded, folder)
+    except KeyboardInterrupt:
+        job.say(f"stopped at once. Go on with: tunesmith train {shlex.quote(str(folder))}")
+        raise
     finally:
         loaded.kernels.restore(trainer.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False))
     return Run(folder, ending.finish(folder, job.say))
@@ -296,7 +300,7 @@ def _trainer(job: Job, folder: Path, loaded: Loaded, watchers: "list[TrainerCall
 
     callbacks: list[TrainerCallback] = [LastLine(), AnswerQuestions(folder, recipe.eval.prompts, answer)]
     if recipe.eval.load_best_model_at_end or recipe.eval.early_stopping_patience:
-        callbacks.append(KeepBest(recipe.eval.early_stopping_patience))
+        callbacks.append(KeepBest(recipe.eval.early_stopping_patience, job.say))
     per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     max_steps = -(-len(rows.train) // per_step)
     args = arguments(recipe, folder, max_steps, rows.held_out is not None)

@@ -74,8 +74,8 @@ class KeepBest(TrainerCallback):
     It reads the history in the trainer's state, so that a resumed run decides as an uninterrupted one.
     """
 
-    def __init__(self, patience: int | None) -> None:
-        self.patience = patience
+    def __init__(self, patience: int | None, say: Callable[[str], None]) -> None:
+        self.patience, self.say = patience, say
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint or the end."""
@@ -83,6 +83,9 @@ class KeepBest(TrainerCallback):
             control.should_save = True
         if spent(state, self.patience):
             control.should_training_stop = control.should_save = True
+            self.say(
+                f"stopped early at step {state.global_step}: {self.patience} evaluations without a lower held-out loss"
+            )
 
 
 class AnswerQuestions(TrainerCallback):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_FRAMES = 0.2  # drawing one takes about a millisecond
-SPAN_LOSS, SPAN_SPEED = 20, 10  # logged steps in the smoothed numbers
+SPAN_LOSS, SPAN_SPEED = 3, 10  # logged steps in the smoothed numbers
 KNOWN = {"loss", "learning_rate", "grad_norm", "tokens", "trained_tokens", "seconds", "memory_gb", "epoch"}
 
 

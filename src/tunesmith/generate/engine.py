@@ -170,7 +170,7 @@ class Generator:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
