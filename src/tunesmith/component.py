@@ -42,6 +42,11 @@ class Component(Section):
     default: ClassVar[str]  # the one that is meant when options come without `type`
 
     @classmethod
+    def aliases(cls) -> dict[str, dict[str, Any]]:
+        """Names of this seam that are no file: a component and options of it, {name: {"type": ..., ...}}."""
+        return {}
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         if "seam" not in cls.__dict__:  # a concrete component: the ordinary schema
             return handler(source)
@@ -55,7 +60,7 @@ class Component(Section):
         if "seam" not in cls.__dict__:
             return handler(schema)
         elsewhere = {"type": "string", "pattern": r"\."}  # a file or a module: its options are not known here
-        choices: list[dict[str, Any]] = [{"enum": names(cls)}, elsewhere]
+        choices: list[dict[str, Any]] = [{"enum": [*names(cls), *cls.aliases()]}, elsewhere]
         choices.append({"type": "object", "properties": {"type": elsewhere}, "required": ["type"]})
         for name, found in all_of(cls).items():
             shape = found.model_json_schema()
@@ -89,7 +94,8 @@ def find(base: type[Component], name: str) -> type[Component]:
     elif name in names(base):
         module = importlib.import_module(f"{PACKAGE}.{base.seam}.{name}")
     else:
-        raise RecipeError(f"there is no {base.__name__.lower()} {name!r}. {near(name, names(base))}")
+        known = [*names(base), *base.aliases()]
+        raise RecipeError(f"there is no {base.__name__.lower()} {name!r}. {near(name, known)}")
     found = [
         kind
         for _, kind in inspect.getmembers(module, inspect.isclass)
@@ -133,6 +139,8 @@ def pick(base: type[Component], value: Any) -> Component:
         value = {"type": value}
     if isinstance(value, dict):
         value = {"type": base.default, **value}
+        alias = base.aliases().get(value["type"]) if isinstance(value["type"], str) else None
+        value = value | alias if alias is not None else value
     if not isinstance(value, dict) or not isinstance(value["type"], str):
         problem = f"say a name, or a mapping with `type`. {near('', names(base))} (it was {value!r})"
         raise PydanticCustomError("component", "{problem}", {"problem": problem})

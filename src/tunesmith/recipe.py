@@ -49,7 +49,8 @@ class Source(Section):
     """Where rows come from. A bare path is a source of its own."""
 
     path: str
-    """File, glob, hub id, or `builtin:identity`; json, jsonl, csv, parquet, xlsx and txt, each also with .gz."""
+    """File, folder or glob (json, jsonl, csv, tsv, parquet, arrow, xlsx, txt, each also with .gz or .zst); hub id
+    (hf://, ms:// and om:// name the hub); s3://, gs://, http(s)://; a name in data.registry; or `builtin:identity`."""
     format: Format = default(Format)
     """How a row is read."""
     columns: dict[str, str] = {}
@@ -61,15 +62,69 @@ class Source(Section):
     split: str = "train"
     """Split of a hub dataset."""
     num_samples: Annotated[int, Field(gt=0)] | None = None
-    """Use only the first rows, this many."""
+    """Use this many rows: the first ones, or all of them again and again where there are fewer."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """data.mix concatenate: how often each sample comes in an epoch, 0.5 being half of them. Otherwise: how often
+    this source is drawn, beside the others' weights."""
+    share: Annotated[str, Field(pattern=r"^[1-9][0-9]*(-[1-9][0-9]*)?/[1-9][0-9]*$")] | None = None
+    """Use a part of the rows, by their content: 1-2/10 is the first two tenths, 3-6/10 the four after them. Stages
+    with other parts have no row in common."""
 
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
 
+    @field_validator("share", mode="after")
+    @classmethod
+    def _says_which_part(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        part, _, whole = value.partition("/")
+        first, dash, last = part.partition("-")
+        if not dash:
+            raise ValueError(f"says how much and not which part: 1-{first}/{whole} is the first {first} of {whole}")
+        if not 1 <= int(first) <= int(last) <= int(whole):
+            raise ValueError(f"must count up within 1-{whole}/{whole}")
+        return value
+
 
 Sources = tuple[Source, ...]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Loss(Section):
+    """What is learned of a conversation. What a row says of a turn (`train`, `weight`, `spans`) outweighs it."""
+
+    roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("assistant",)
+    """Whose turns are learned; `tool` is the results of calls."""
+    turns: Literal["all", "last"] = "all"
+    """Whether all of those turns are learned, or the last alone."""
+    tool_calls: bool = True
+    """Whether the assistant's calls are learned."""
+    reasoning: Literal["train", "keep", "drop"] = "train"
+    """What happens to an answer's reasoning (`<think>`). keep: it stands before the answer and is not learned. drop:
+    it is left out."""
+    pattern: str | None = None
+    """Regular expression: of the text of a learned turn only what it matches is learned (its groups, where it has
+    some), and the end of the turn."""
+    train_on_prompt: bool = False
+    """Learn every token, those of the prompts and of the template included."""
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _role_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("pattern", mode="after")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"is no regular expression: {error}") from None
+        return value
 
 
 def _listed(value: Any) -> Any:
@@ -84,8 +139,28 @@ class Data(Section):
     eval: Annotated[float, Field(ge=0)] | Sources = 0.0
     """Held-out samples: a fraction of the samples (below 1), a count, or a list of sources. Parts of a split row go
     together, so that a count may be exceeded by those of one row."""
+    registry: str | None = None
+    """File that names datasets: YAML or JSON of {name: {path: ..., format: ...}}, or a dataset_info.json of
+    LLaMA-Factory. `path: alpaca_en` is then one of them."""
+    mix: Literal["concatenate", "first_exhausted", "all_exhausted"] = "concatenate"
+    """How several sources make one stream. concatenate: all samples of all. The others draw from the sources by
+    weight until the first one is used up, or until all are, the smaller ones repeated."""
+    weight_by: Literal["samples", "tokens"] = "samples"
+    """What the weights of drawn sources are shares of."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """What happens to samples that equal an earlier one. They are counted in any case."""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Likeness from which two samples are duplicates too: the share of runs of five tokens that they have in common,
+    estimated by MinHash. None: equal ones alone are looked for."""
+    leakage: Literal["keep", "drop"] = "keep"
+    """What happens to training samples that equal held-out ones. They are counted in any case."""
+    streaming: bool = False
+    """Render rows as they are needed, and never hold a source whole; needs train.max_steps."""
+    buffer_samples: Annotated[int, Field(gt=0)] = 16_384
+    """Samples that a stream shuffles and packs together."""
     template: Template = default(Template)
     """How a conversation is written as tokens."""
+    loss: Loss = Loss()
     max_tokens: Annotated[int, Field(gt=1, le=10_000_000)] = 2048
     """Longest sample, in tokens."""
     overlong: Literal["drop", "truncate", "split"] = "drop"
@@ -240,6 +315,22 @@ class Recipe(Section):
             raise ValueError("eval.eval_steps is set but data.eval is 0: say which rows are held out")
         if self.eval.prompts and not self.data.eval:
             raise ValueError("eval.prompts are answered at evaluations but data.eval is 0: say which rows are held out")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_to_an_end(self) -> "Recipe":
+        data = self.data
+        if not data.streaming:
+            return self
+        if self.train.max_steps is None:
+            raise ValueError("data.streaming needs train.max_steps: the length of a stream is not known beforehand")
+        if isinstance(data.eval, float) and data.eval:
+            raise ValueError("data.streaming cannot hold out a part of a stream: name data.eval as sources of its own")
+        for option in ("duplicates", "leakage"):
+            if getattr(data, option) == "drop":
+                raise ValueError(f"data.{option}=drop looks at all samples, and data.streaming never holds them all")
+        if data.near_duplicates is not None:
+            raise ValueError("data.near_duplicates looks at all samples, and data.streaming never holds them all")
         return self
 
     def __init__(self, **options: Any) -> None:

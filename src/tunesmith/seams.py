@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tunesmith.component import Component
+from tunesmith.component import Component, name_of
+from tunesmith.errors import DataError
 from tunesmith.types import Batch, LossSum, Message, Sample, Scores
 
 if TYPE_CHECKING:
@@ -21,9 +22,22 @@ class Format(Component):
     default: ClassVar[str] = "auto"
     required: ClassVar[tuple[str, ...]] = ()  # columns without which a row is not of this format
 
+    @classmethod
+    def fits(cls, row: Mapping[str, Any]) -> bool:
+        """Whether a row looks like one of this format; `auto` takes the fitting one with the most required columns."""
+        return row.keys() >= set(cls.required)
+
+    def branches(self) -> tuple[str, ...]:
+        """What the branches of every sample are, by the names that objectives use."""
+        return ("answer",)
+
     @abstractmethod
     def read(self, row: Mapping[str, Any]) -> Sample:
         """The sample that a row holds. Raises DataError that names the missing or wrong column."""
+
+    def write(self, sample: Sample) -> dict[str, Any]:
+        """The row that `read` makes this sample of. Raises DataError when the format cannot hold it."""
+        raise DataError(f"the format {name_of(self)} can be read and not written: convert to messages or alpaca")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,10 @@ class Template(Component):
     def prepare(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
         """The tokenizer that writes as this template does, so that chat and serving do the same."""
 
+    def divide(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], ...]:
+        """The conversations that a conversation is trained as: itself, unless earlier turns are written anew."""
+        return (messages,)
+
     @abstractmethod
     def write(
         self,
@@ -63,6 +81,7 @@ class Objective(Component):
     seam: ClassVar[str] = "objectives"
     default: ClassVar[str] = "sft"
     branches: ClassVar[tuple[str, ...]] = ("answer",)  # what a sample's branches are to this objective
+    labels: ClassVar[bool] = False  # learns from the label of a sample; others refuse rows that have one
     documents: ClassVar[bool] = False  # trains on every token, and may split a long sample over rows
 
     @abstractmethod

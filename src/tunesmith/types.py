@@ -20,6 +20,8 @@ class Message:
 
     `role` is `system`, `user`, `assistant`, `tool`, or `text` for a plain document (which no template wraps).
     `train` overrides the rule that assistant turns are trained and others are not; a float is a weight.
+    `spans` are the characters of `content` that are learned, (start, end, weight), where the row says so: of a turn
+    that has them nothing else is, but its end.
     """
 
     role: str
@@ -29,6 +31,7 @@ class Message:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    spans: tuple[tuple[int, int, float], ...] | None = None
 
     @property
     def weight(self) -> float:

@@ -14,11 +14,11 @@ LAYERS = (
     {"component"},
     {"seams"},
     {"explain", "recipe", "schema", "defaults", "passthrough"},
-    {"formats", "templates", "data"},
+    {"compat", "formats", "templates", "data"},
     {"objectives", "adapters", "optimizers", "engine"},
     {"generate"},
     {"run", "record", "folder", "health", "ending"},
-    {"exports"},
+    {"exports", "synthesis"},
     {"cli", "__main__"},
 )
 LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and whoever wants may import it
