@@ -31,6 +31,10 @@ class Format(Component):
         """What the branches of every sample are, by the names that objectives use."""
         return ("answer",)
 
+    def labels(self) -> bool:
+        """Whether every sample has a label."""
+        return False
+
     @abstractmethod
     def read(self, row: Mapping[str, Any]) -> Sample:
         """The sample that a row holds. Raises DataError that names the missing or wrong column."""

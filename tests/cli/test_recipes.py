@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tunesmith.cli.main import main
-from tunesmith.recipe import recipe_folder, recipe_names
+from tunesmith.recipe_text import recipe_folder, recipe_names
 
 
 def test_the_list_has_every_recipe_with_its_first_line(capsys):

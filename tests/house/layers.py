@@ -13,7 +13,7 @@ LAYERS = (
     {"", "errors", "types"},
     {"component"},
     {"seams"},
-    {"explain", "recipe", "schema", "defaults", "passthrough"},
+    {"explain", "recipe", "recipe_text", "schema", "defaults", "passthrough"},
     {"compat", "formats", "templates", "data"},
     {"objectives", "adapters", "optimizers", "engine"},
     {"generate"},
@@ -25,8 +25,8 @@ LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and 
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = {
-    "", "errors", "types", "component", "seams", "explain", "recipe", "schema", "defaults", "passthrough",
-    "cli", "formats", "templates", "objectives", "adapters", "optimizers", "exports", "data.source",
+    "", "errors", "types", "component", "seams", "explain", "recipe", "recipe_text", "schema", "defaults",
+    "passthrough", "cli", "formats", "templates", "objectives", "adapters", "optimizers", "exports", "data.source",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""
 

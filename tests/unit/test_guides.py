@@ -26,7 +26,8 @@ from tunesmith import schema
 from tunesmith.cli import main as cli
 from tunesmith.component import find
 from tunesmith.explain import choose
-from tunesmith.recipe import Recipe, read_words, recipe_file, recipe_names
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_text import read_words, recipe_file, recipe_names
 from tunesmith.seams import Export, Format, Objective
 
 ROOT = Path(__file__).parents[2]

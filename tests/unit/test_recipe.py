@@ -8,7 +8,8 @@ from tunesmith.component import name_of
 from tunesmith.defaults import Device, resolve
 from tunesmith.errors import RecipeError
 from tunesmith.explain import choose
-from tunesmith.recipe import Data, Model, Recipe, Source, recipe_names
+from tunesmith.recipe import Data, Model, Recipe, Source
+from tunesmith.recipe_text import recipe_names
 from tunesmith.seams import Adapter, Export
 
 LEAST = {"model": "builtin:tiny", "data": {"train": "rows.json"}}

@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export. Returns 1 when the export does not write what the run's own weights write."""
     from tunesmith.explain import choose
-    from tunesmith.recipe import read_words
+    from tunesmith.recipe_text import read_words
     from tunesmith.seams import Export
 
     export = choose(Export, read_words({}, arguments.words))

@@ -18,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """List or copy. Raises RecipeError when there is no such recipe or the copy would overwrite a file."""
-    from tunesmith.recipe import recipe_folder, recipe_names
+    from tunesmith.recipe_text import recipe_folder, recipe_names
 
     files = {name: recipe_folder() / f"{name}.yaml" for name in recipe_names()}
     match arguments.words:

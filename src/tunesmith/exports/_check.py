@@ -17,7 +17,8 @@ from tunesmith.engine import checkpoint
 from tunesmith.errors import RunError
 from tunesmith.generate.engine import Generator, answering, continue_ids, forward_options
 from tunesmith.generate.load import RECIPE, has_weights, load, locate
-from tunesmith.recipe import DeviceName, Dtype, parse
+from tunesmith.recipe import DeviceName, Dtype
+from tunesmith.recipe_text import parse
 from tunesmith.seams import Report
 
 if TYPE_CHECKING:

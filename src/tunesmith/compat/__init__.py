@@ -1,0 +1,1 @@
+"""Readers of other tools' files. Nothing else in the package knows them."""

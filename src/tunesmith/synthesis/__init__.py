@@ -1,0 +1,1 @@
+"""Instruction data from a few seed tasks, made by a model."""
