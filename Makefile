@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= $(shell $(BIN)/python -c "import os; print(min(4, max(2, os.cpu_count() or 2)))")
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CODE := src tests
+CODE := src tests benchmarks
 TESTS ?=
 
 .DEFAULT_GOAL := help

@@ -63,11 +63,26 @@ class Component(Section):
         choices: list[dict[str, Any]] = [{"enum": [*names(cls), *cls.aliases()]}, elsewhere]
         choices.append({"type": "object", "properties": {"type": elsewhere}, "required": ["type"]})
         for name, found in all_of(cls).items():
-            shape = found.model_json_schema()
+            shape = _whole(found.model_json_schema())
             shape["properties"] = {"type": {"const": name}, **shape.get("properties", {})}
             shape["required"] = [*(["type"] if name != cls.default else []), *shape.get("required", [])]
             choices.append(shape)
         return {"title": cls.__name__, "anyOf": choices}
+
+
+def _whole(shape: dict[str, Any]) -> dict[str, Any]:
+    """A schema with the sections in it written out, so that it can stand inside another."""
+    sections = shape.pop("$defs", {})
+
+    def written(part: Any) -> Any:
+        if isinstance(part, list):
+            return [written(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        inner = {key: written(value) for key, value in part.items() if key != "$ref"}
+        return written(sections[part["$ref"].rpartition("/")[2]]) | inner if "$ref" in part else inner
+
+    return {key: written(value) for key, value in shape.items()}
 
 
 def names(base: type[Component]) -> list[str]:
@@ -139,8 +154,12 @@ def pick(base: type[Component], value: Any) -> Component:
         value = {"type": value}
     if isinstance(value, dict):
         value = {"type": base.default, **value}
-        alias = base.aliases().get(value["type"]) if isinstance(value["type"], str) else None
-        value = value | alias if alias is not None else value
+        alias = base.aliases().get(value["type"], {}) if isinstance(value["type"], str) else {}
+        said_twice = sorted(value.keys() & alias.keys() - {"type"})
+        if said_twice:
+            problem = f"{value['type']} says {said_twice[0]} itself: leave {said_twice[0]} out"
+            raise PydanticCustomError("component", "{problem}", {"problem": problem})
+        value = value | alias
     if not isinstance(value, dict) or not isinstance(value["type"], str):
         problem = f"say a name, or a mapping with `type`. {near('', names(base))} (it was {value!r})"
         raise PydanticCustomError("component", "{problem}", {"problem": problem})

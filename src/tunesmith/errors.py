@@ -1,7 +1,12 @@
 """Every error this package raises on purpose; each is also the built-in error a caller would expect."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+REASON_CHARACTERS = 80
+_REASON_END = re.compile(r"[(;]|[.:] ")  # where a message goes on to values and to what to do
+_NUMBER = re.compile(r"\[\d+\]")
 
 
 class TunesmithError(Exception):
@@ -13,11 +18,30 @@ class RecipeError(TunesmithError, ValueError):
 
 
 class DataError(TunesmithError, ValueError):
-    """A file or a row of a dataset is not what it should be."""
+    """A file or a row of a dataset is not what it should be.
+
+    `reason` is the message without the values of the row, so that rows with the same fault count as one: what is
+    given, or the beginning of the message.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or _beginning(message)
+
+
+class Skipped(DataError):
+    """A row is left out on purpose, because an option says so: the reason, which is all of the message, is counted."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, reason)
 
 
 class TemplateError(TunesmithError, ValueError):
-    """A chat template cannot be used to train on the turns that were asked for."""
+    """A chat template cannot be used to train on the turns that were asked for; `reason` is as in DataError."""
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or _beginning(message)
 
 
 class ModelError(TunesmithError, ValueError):
@@ -30,6 +54,10 @@ class RunError(TunesmithError, ValueError):
 
 class MissingExtra(TunesmithError, ImportError):
     """An optional dependency is not installed; the message has the command that installs it."""
+
+
+def _beginning(message: str) -> str:
+    return _NUMBER.sub("[]", _REASON_END.split(message, maxsplit=1)[0][:REASON_CHARACTERS]).strip()
 
 
 def near(wrong: str, known: Iterable[str]) -> str:

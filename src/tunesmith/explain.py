@@ -48,14 +48,15 @@ class _Problem:
     value: str  # "(it was ...)", or empty
     hint: str = ""
 
-    def line(self) -> str:
+    def line(self, whole: str) -> str:
         place = ".".join(part if part.isprintable() else repr(part) for part in self.where)
-        return f"{place or 'recipe'}: {self.text}{self.value}{self.hint}"
+        return f"{place or whole}: {self.text}{self.value}{self.hint}"
 
 
 def explain(error: ValidationError, section: type[Section]) -> str:
     """One line for each problem of a section's options."""
-    return "\n".join(dict.fromkeys(one.line() for one in _settled(list(_problems(error, section, (), section)))))
+    whole = section.__name__.lower()
+    return "\n".join(dict.fromkeys(one.line(whole) for one in _settled(list(_problems(error, section, (), section)))))
 
 
 def choose(base: type[Component], value: Any) -> Component:

@@ -1,12 +1,12 @@
 """Run folders: where a new one goes, and what is refused before anything heavy is imported."""
 
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
-from tunesmith.data import source
+from tunesmith import atomic
+from tunesmith.data import registry, source
 from tunesmith.errors import RunError
 from tunesmith.recipe import Recipe
 
@@ -16,7 +16,8 @@ FINAL = "final"
 def look_for_files(recipe: Recipe, with_train: bool = True) -> None:
     """Raise DataError for a source whose files are not there, before a model is loaded for them."""
     sources = recipe.data.train if with_train else ()
-    for one in (*sources, *(recipe.data.eval if isinstance(recipe.data.eval, tuple) else ())):
+    sources += recipe.data.eval if isinstance(recipe.data.eval, tuple) else ()
+    for one in registry.resolved(recipe.data, sources):
         source.local_files(one)
 
 
@@ -63,17 +64,23 @@ def new_folder(recipe: Recipe, files: Mapping[str, bytes]) -> Path:
 
     It appears with its first files, or empty if the program is killed here: never with some of them (but where it is
     a mount point or the working folder, into which they are written one after the other).
+
+    Raises:
+        RunError: the folder cannot be used, or there is no room for the files.
     """
     folder = _claimed(recipe)
     place = folder.resolve()
-    work = place if _is_fixed(place) else place.with_name(f".{place.name}.partial")
-    if work != place:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-    for name, content in files.items():
-        (work / name).write_bytes(content)
-    if work != place:
-        os.replace(work, place)
+    with atomic.room(folder, RunError, "Make room, or say another train.output_dir"), ExitStack() as undo:
+        if _is_fixed(place):
+            for name, content in files.items():
+                atomic.write(place / name, content)
+                undo.callback((place / name).unlink)
+        else:
+            undo.callback(place.rmdir)
+            with atomic.folder(place) as work:
+                for name, content in files.items():
+                    (work / name).write_bytes(content)
+        undo.pop_all()
     return folder
 
 

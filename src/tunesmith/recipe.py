@@ -54,7 +54,8 @@ class Source(Section):
     format: Format = default(Format)
     """How a row is read."""
     columns: dict[str, str] = {}
-    """Names a format expects, mapped to the columns that hold them: {instruction: Question}."""
+    """Names a format expects, mapped to the columns that hold them: {instruction: Question}. An empty one is not
+    read."""
     replace: dict[Annotated[str, Field(min_length=1)], str] = {}
     """Texts to put in place of others, in every column: {"{{name}}": Smith}."""
     name: str | None = None
@@ -116,6 +117,17 @@ class Loss(Section):
     def _role_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _chooses_or_not(self) -> "Loss":
+        plain = {name: field.default for name, field in type(self).model_fields.items()}
+        choosing = [name for name in ("roles", "turns", "tool_calls", "pattern") if getattr(self, name) != plain[name]]
+        choosing += ["reasoning"] if self.reasoning == "keep" else []
+        if self.train_on_prompt and choosing:
+            raise ValueError(
+                f"train_on_prompt learns every token, and {choosing[0]} chooses some: leave one of them out"
+            )
+        return self
+
     @field_validator("pattern", mode="after")
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
@@ -164,6 +176,9 @@ class Data(Section):
     """Which of its tokens are learned."""
     max_tokens: Annotated[int, Field(gt=1, le=10_000_000)] = 2048
     """Longest sample, in tokens."""
+    shared_prefix: bool = True
+    """Whether what answers to one prompt, or the turns of a divided conversation, begin with in common is computed
+    once."""
     overlong: Literal["drop", "truncate", "split"] = "drop"
     """What happens to a longer one. drop: counted and left out. truncate: later turns go, then prompts are shortened;
     an answer is never cut. split: divided at turns, the system message repeated."""

@@ -75,13 +75,15 @@ def read_words(tree: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """The value of an `option=value` word, read as YAML."""
+    """The value of an `option=value` word, read as YAML, but that a # begins no comment: a shell has taken those."""
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+    cut_off = "#" in text and (value is None or isinstance(value, str)) and text[0] not in "\"'"
+    return text if cut_off else value
 
 
 def set_in(tree: dict[str, Any], key: str, value: Any) -> None:

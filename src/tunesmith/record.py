@@ -10,9 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunesmith import __version__
+from tunesmith import __version__, atomic
 from tunesmith.defaults import Device, Resolved
-from tunesmith.engine.metrics import write_whole
 from tunesmith.errors import RunError
 
 FILE = "record.json"
@@ -63,7 +62,7 @@ def text(record: dict[str, Any]) -> bytes:
 
 def write(folder: Path, record: dict[str, Any]) -> None:
     """Write the record of a run, whole or not at all."""
-    write_whole(folder / FILE, text(record))
+    atomic.write(folder / FILE, text(record))
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith import atomic
 from tunesmith.defaults import Device, Resolved, resolve, with_values
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.folder import FINAL, look_for_files, new_folder, refuse_full
@@ -156,17 +157,24 @@ def _working_folder(place: str, say: Callable[[str], None]) -> Any:
 
 
 def _run(job: Job) -> Run:
-    """The whole story of a run."""
-    from tunesmith import ending
+    """A run from its beginning, or from its newest checkpoint, to its end."""
     from tunesmith.engine import checkpoint
-    from tunesmith.engine.callbacks import StopOnSignal
-    from tunesmith.engine.progress import Progress
 
-    loaded = _load(job)
     start, problems = checkpoint.newest(job.folder) if job.folder else (None, [])
     for problem in problems:
         job.say(f"passed over: {problem}")
-    folder = _go_on(job, loaded, start) if job.folder else _begin(job, loaded)
+    with contextlib.ExitStack() as until_the_end:
+        loaded = _load(job, start, until_the_end)
+        folder = _go_on(job, loaded, start) if job.folder else _begin(job, loaded)
+        return _train(job, start, loaded, folder)
+
+
+def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
+    """What happens in the run folder."""
+    from tunesmith import ending
+    from tunesmith.engine.callbacks import StopOnSignal
+    from tunesmith.engine.progress import Progress
+
     stop, progress = StopOnSignal(job.say), Progress()
     try:
         trainer = _trainer(job, folder, loaded, [progress, stop])
@@ -174,41 +182,46 @@ def _run(job: Job) -> Run:
         if job.folder is None:  # nothing has happened in it
             shutil.rmtree(folder)
         raise
-    try:
-        with stop.listening(), contextlib.closing(progress):
-            if start is None and loaded.rows.held_out is not None:
-                trainer.evaluate()
-            if start is None or not trainer.was_over(start):
-                trainer.train(resume_from_checkpoint=str(start) if start else None)
-        step = trainer.state.global_step
-        if stop.received is not None:
-            job.say(f"stopped at step {step}. Go on with: tunesmith train {shlex.quote(str(folder))}")
-            return Run(folder, ending.interrupted(folder, step, stop.received), 128 + stop.received)
-        trainer.log_the_rest()
-        _save_final(trainer, loaded, folder)
-    except KeyboardInterrupt:
-        job.say(f"stopped at once. Go on with: tunesmith train {shlex.quote(str(folder))}")
-        raise
-    finally:
-        loaded.kernels.restore(trainer.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False))
-    return Run(folder, ending.finish(folder, job.say))
+    go_on = f"tunesmith train {shlex.quote(str(folder))}"
+    with atomic.room(folder, RunError, f"Make room, then go on with: {go_on}"):
+        try:
+            with stop.listening(), contextlib.closing(progress):
+                if start is None and loaded.rows.held_out is not None:
+                    trainer.evaluate()
+                if start is None or not trainer.was_over(start):
+                    trainer.train(resume_from_checkpoint=str(start) if start else None)
+            step = trainer.state.global_step
+            if stop.received is not None:
+                job.say(f"stopped at step {step}. Go on with: {go_on}")
+                return Run(folder, ending.interrupted(folder, step, stop.received), 128 + stop.received)
+            trainer.log_the_rest()
+            _save_final(trainer, loaded, folder)
+        except KeyboardInterrupt:
+            job.say(f"stopped at once. Go on with: {go_on}")
+            raise
+        finally:
+            loaded.kernels.restore(trainer.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False))
+        return Run(folder, ending.finish(folder, job.say))
 
 
-def _load(job: Job) -> Loaded:
-    """The rows, the adapted model and its kernels, each said."""
+def _load(job: Job, start: Path | None, until_the_end: contextlib.ExitStack) -> Loaded:
+    """The rows, the adapted model and its kernels, each said; rows that are streamed, from a checkpoint on."""
     import torch
     import transformers
 
     from tunesmith import record
     from tunesmith.data.load import context_problem, load_rows
-    from tunesmith.engine import kernels
+    from tunesmith.engine import checkpoint, kernels
+    from tunesmith.engine.arguments import look_for_trackers
     from tunesmith.engine.model import base_of, load_model, load_tokenizer
 
     recipe, say = job.resolved.recipe, job.say
     for option, value in job.resolved.derived.items():
         say(f"derived: {option} = {value}")
+    look_for_trackers(recipe.train.report_to)
     tokenizer = recipe.data.template.prepare(job.given.tokenizer or load_tokenizer(recipe.model))
-    rows = load_rows(recipe, tokenizer, job.given.rows)
+    point = checkpoint.read_state(start)["counters"]["stream"] if start and recipe.data.streaming else None
+    rows = until_the_end.enter_context(contextlib.closing(load_rows(recipe, tokenizer, job.given.rows, point)))
     for line in rows.lines:
         say(line)
     transformers.set_seed(recipe.train.seed)
@@ -222,6 +235,12 @@ def _load(job: Job) -> Loaded:
     half = torch.bfloat16 if recipe.train.bf16 else torch.float16
     with torch.autocast(job.device.type, half, enabled=bool(recipe.train.bf16) or recipe.train.fp16):
         chosen = kernels.choose(model)
+    if not chosen.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
+        name = type(base_of(model)).__name__
+        raise RecipeError(
+            f"{name} does not run packed attention, without which sequences cannot share a beginning: "
+            "set data.shared_prefix=false"
+        )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     problem = context_problem(rows.ledger, base_of(model).config)
@@ -240,6 +259,7 @@ def _begin(job: Job, loaded: Loaded) -> Path:
     import yaml
 
     from tunesmith import record
+    from tunesmith.data.picture import data_picture
 
     said = job.recipe.model_dump(mode="json", exclude_unset=True)
     data = {"fingerprint": loaded.rows.fingerprint, "ledger": loaded.rows.ledger}
@@ -249,6 +269,7 @@ def _begin(job: Job, loaded: Loaded) -> Path:
         {
             "recipe.yaml": yaml.safe_dump(said, sort_keys=False, allow_unicode=True).encode(),
             "ledger.json": json.dumps(loaded.rows.ledger, indent=2).encode(),
+            "data.png": data_picture(loaded.rows.ledger["train"]),
             record.FILE: record.text(begun),
         },
     )
@@ -275,10 +296,11 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
             )
     step = int(start.name.removeprefix("step-")) if start else -1
     checkpoint.forget_after(job.folder, step)
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        if (job.folder / name).exists():
-            MetricsFile(job.folder / name).trim(step)
-    record.write(job.folder, past | {"status": "running", "resumed": [*past["resumed"], max(step, 0)]})
+    with atomic.room(job.folder, RunError, "Make room, and say this again"):
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if (job.folder / name).exists():
+                MetricsFile(job.folder / name).trim(step)
+        record.write(job.folder, past | {"status": "running", "resumed": [*past["resumed"], max(step, 0)]})
     job.say(f"going on with {job.folder} at step {max(step, 0)}")
     return job.folder
 

@@ -54,19 +54,22 @@ class Group:
     options: tuple[Option, ...]
 
 
-def groups(root: type[Section], **seams: type[Component]) -> list[Group]:
-    """The recipe's own options, every section and every shipped component; then those of other `seams`."""
+def groups(root: type[Section], **others: type[Section]) -> list[Group]:
+    """The recipe's own options, every section and every shipped component; then those of other seams and sections."""
     found = list(_walk(root, "", set()))
-    for path, base in seams.items():
+    for path, base in others.items():
+        if not issubclass(base, Component):
+            found += _walk(base, path, set())
+            continue
         text = _first_paragraph(base)
         found.append(Group(path, text, (_component_option(path, base, text),)))
         found += _components(path, base, set())
     return found
 
 
-def options(root: type[Section], **seams: type[Component]) -> list[Option]:
+def options(root: type[Section], **others: type[Section]) -> list[Option]:
     """Every option, in the order of `groups`."""
-    return [option for group in groups(root, **seams) for option in group.options]
+    return [option for group in groups(root, **others) for option in group.options]
 
 
 def _walk(section: type[Section], path: str, seen: set[type[Section]]) -> Iterator[Group]:
@@ -106,14 +109,15 @@ def _components(path: str, base: type[Component], seen: set[type[Section]]) -> I
 
 
 def _component_option(path: str, base: type[Component], text: str) -> Option:
-    return Option(path, " | ".join(all_of(base)) + " | a file or module", "", base.default, text)
+    known = " | ".join([*all_of(base), *base.aliases()])
+    return Option(path, f"{known} | a file or module", "", base.default, text)
 
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default()
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _first_paragraph(kind: type[Section]) -> str:

@@ -46,7 +46,7 @@ class Format(Component):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A conversation as text, and what of it is trained: spans of characters (start, end, weight), in order."""
+    """A conversation as text, and its trained turns: a span of characters (start, end, weight) for each, in order."""
 
     text: str
     spans: tuple[tuple[int, int, float], ...]
@@ -61,6 +61,12 @@ class Template(Component):
     seam: ClassVar[str] = "templates"
     default: ClassVar[str] = "jinja"
 
+    @classmethod
+    def aliases(cls) -> dict[str, dict[str, Any]]:
+        """The named families, each a data file of `templates/families`: `chatml` is a family of that name."""
+        files = (Path(__file__).parent / "templates" / "families").glob("*.yaml")
+        return {name: {"type": "family", "name": name} for name in sorted(path.stem for path in files)}
+
     @abstractmethod
     def prepare(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
         """The tokenizer that writes as this template does, so that chat and serving do the same."""
@@ -68,6 +74,14 @@ class Template(Component):
     def divide(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], ...]:
         """The conversations that a conversation is trained as: itself, unless earlier turns are written anew."""
         return (messages,)
+
+    def divides(self) -> bool:
+        """Whether `divide` makes several conversations of some."""
+        return type(self).divide is not Template.divide
+
+    def document_end(self, tokenizer: "PreTrainedTokenizerBase") -> int | None:
+        """The token that ends a document, by id, for a prepared tokenizer; None when it has none."""
+        return tokenizer.eos_token_id
 
     @abstractmethod
     def write(

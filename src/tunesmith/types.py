@@ -72,11 +72,13 @@ class Sample:
 class Tokens:
     """One rendered conversation.
 
-    `weight[i]` is how much the model should learn to predict `ids[i]` from `ids[:i]`; 0 is not at all.
+    `weight[i]` is how much the model should learn to predict `ids[i]` from `ids[:i]`; 0 is not at all. The first
+    `shared` tokens stand in the sequence before it in the sample too, and are laid in a row once; none is learned here.
     """
 
     ids: np.ndarray  # [T] int32
     weight: np.ndarray  # [T] float32
+    shared: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,6 +90,10 @@ class Batch:
 
     Everything of shape [1, T] is aligned: position t is given `input_ids[t]` and asked for `target[t]`, the token
     after it in the same sequence, with `weight[t]`. Where nothing is asked, `weight` is 0.
+
+    A sequence may go on from the beginning of an earlier one, so that what they have in common stands once:
+    `prefix[s]` is that sequence and how many of its tokens are shared (those that it shares itself included), and the
+    positions of s count on from there.
     """
 
     input_ids: "torch.Tensor"  # [1, T] int64
@@ -97,7 +103,8 @@ class Batch:
     seq: "torch.Tensor"  # [1, T] int64: which sequence, 0..S-1
     label: "torch.Tensor"  # [S] float32, NaN where the dataset has none
     offsets: "torch.Tensor"  # [S+1] int32: sequence s is tokens offsets[s]..offsets[s+1]
-    longest: int  # tokens of the longest sequence
+    longest: int  # tokens of the longest sequence, without what it shares
+    prefix: "torch.Tensor | None" = None  # [S, 2] int64; None: every sequence stands alone
 
 
 @dataclass(frozen=True, slots=True)

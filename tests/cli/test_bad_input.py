@@ -48,8 +48,12 @@ CASES = {
     "missing file": (None, (), ["rows.jsonl"]),
     "empty file": ("", (), ["rows.jsonl", "empty"]),
     "bad JSON at line 2": (rows(GOOD) + '\n{"instruction": "Say', (), ["rows.jsonl:2"]),
-    "a row without a column": (rows(GOOD, {"instruction": "Say hi.", "ouput": "Hi!"}), (), ["rows.jsonl:2", "output"]),
-    "no format fits": (rows({"question": "a", "reply": "b"}), (), ["rows.jsonl:1", "question", "columns:"]),
+    "a row without a column": (
+        rows({"instruction": "Say hi.", "ouput": "Hi!"}, GOOD),
+        ("data.train.0.format=alpaca",),
+        ["rows.jsonl:1", "'output' is missing", "ouput"],
+    ),
+    "no format fits": (rows({"question": "a", "remark": "b"}), (), ["rows.jsonl:1", "question", "columns:"]),
     "unknown key": (rows(GOOD), ("train.max_stpes=3",), ["train.max_stpes", "max_steps"]),
     "unknown section": (rows(GOOD), ("trian.max_steps=3",), ["trian", "train"]),
     "wrong type": (rows(GOOD), ("train.max_steps=many",), ["train.max_steps", "'many'"]),
@@ -94,7 +98,7 @@ def test_one_clear_line(run, tmp_path, case):
 def test_one_long_sample_is_dropped_and_counted(run, tmp_path):
     code, said = run(rows(GOOD, {"instruction": "Say hi.", "output": "Hi! " * 200}))
     assert code == 0
-    assert "1 dropped: longer than data.max_tokens (rows.jsonl:2)" in said
+    assert "1 dropped: longer than data.max_tokens (rows.jsonl:2; " in said
     ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())["train"]
     assert ledger["rows_read"] == 2 == ledger["rows_kept"] + 1
     assert ledger["dropped"] == {"longer than data.max_tokens": {"count": 1, "first": ["rows.jsonl:2"]}}

@@ -10,7 +10,7 @@ from typing import Any
 import pydantic
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.component import all_of, pick, spell
@@ -38,6 +38,9 @@ STRANGE = (
     {},
     {"a": 1},
 )
+
+NUMBERS = {("classes", "label")}  # columns in which a number is right
+CONVERSATIONS = ("messages", "sharegpt")  # formats that hold every conversation
 
 every_format = pytest.mark.parametrize("name", FORMATS)
 
@@ -108,7 +111,8 @@ def test_a_missing_column_is_named_with_the_columns_that_are_there(name):
 @every_format
 def test_a_required_column_of_a_wrong_type_is_named_with_its_type(name):
     for column in FORMATS[name].required:
-        for value, said in ((None, "null"), (7, "a number (7)"), ({"a": 1}, "an object ({'a': 1})")):
+        wrong = ((None, "null"), (7, "a number (7)"), ({"a": 1}, "an object ({'a': 1})"))
+        for value, said in (one for one in wrong if one[0] != 7 or (name, column) not in NUMBERS):
             with pytest.raises(DataError) as caught:
                 FORMATS[name]().read({**example(name), column: value})
             assert repr(column) in str(caught.value) and said in str(caught.value)
@@ -147,5 +151,94 @@ def test_options_cannot_be_changed_and_come_back_from_their_spelling(name):
             setattr(built, option, None)
 
 
-def test_every_format_but_auto_requires_a_column():
-    assert [name for name, kind in FORMATS.items() if not kind.required] == ["auto"]
+@every_format
+def test_a_row_of_other_columns_fits_no_format(name):
+    if name != "auto":
+        assert not FORMATS[name].fits({})
+        assert not FORMATS[name].fits({"own column": 1, "label": "x"})
+
+
+@every_format
+def test_the_branches_and_the_label_are_what_the_format_says(name):
+    read_as = FORMATS[name]()
+    sample = read_as.read(example(name))
+    assert len(sample.branches) == len(read_as.branches())
+    assert (sample.label is not None) == read_as.labels()
+
+
+@every_format
+def test_the_reason_of_a_wrong_field_names_it_without_values(name):
+    for column in FORMATS[name].required:
+        rows = [{**example(name), column: value} for value in ({"secret": 1}, {"secret": 2})]
+        reasons = set()
+        for row in rows:
+            with pytest.raises(DataError) as caught:
+                FORMATS[name]().read(row)
+            reasons.add(caught.value.reason)
+        (reason,) = reasons
+        assert repr(column) in reason and "secret" not in reason and len(reason) <= 80
+
+
+def writes(name: str) -> bool:
+    return "write" in vars(FORMATS[name])
+
+
+@every_format
+def test_what_a_format_writes_reads_as_the_same_sample(name):
+    sample = FORMATS[name]().read(example(name))
+    if writes(name):
+        row = FORMATS[name]().write(sample)
+        assert FORMATS[name]().read(row) == sample
+        assert FORMATS[name]().read(json.loads(json.dumps(row))) == sample
+    else:
+        with pytest.raises(DataError, match=f"the format {name} can be read and not written"):
+            FORMATS[name]().write(sample)
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+WEIGHTS = st.none() | st.booleans() | st.integers(0, 5) | st.floats(0, 9)
+CALL = st.fixed_dictionaries(
+    {"name": WORDS, "arguments": st.dictionaries(WORDS, st.integers() | WORDS, max_size=2)}, optional={"id": WORDS}
+)
+USER = st.fixed_dictionaries({"role": st.just("user"), "content": WORDS}, optional={"train": WEIGHTS, "name": WORDS})
+ANSWER = st.fixed_dictionaries(
+    {"role": st.just("assistant"), "content": WORDS},
+    optional={"train": WEIGHTS, "reasoning_content": WORDS, "tool_calls": st.lists(CALL, max_size=2)},
+)
+TOOL = st.fixed_dictionaries({"role": st.just("tool"), "content": WORDS}, optional={"tool_call_id": WORDS})
+SYSTEM = st.lists(st.fixed_dictionaries({"role": st.just("system"), "content": WORDS}), max_size=1)
+EXCHANGE = st.tuples(USER, ANSWER) | st.tuples(USER, ANSWER, TOOL, ANSWER)
+CHAT = st.builds(
+    lambda system, exchanges: [*system, *(turn for exchange in exchanges for turn in exchange)],
+    SYSTEM,
+    st.lists(EXCHANGE, min_size=1, max_size=3),
+)
+TOOLS = st.just([]) | st.just([{"type": "function", "function": {"name": "f"}}])
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if writes(name)])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(messages=CHAT, tools=TOOLS, label=st.none() | st.booleans(), rejected=st.none() | ANSWER)
+def test_a_random_sample_is_written_so_that_it_reads_the_same_or_refused(name, messages, tools, label, rejected):
+    row = {"messages": messages, "tools": tools}
+    if rejected is not None:
+        made_of, row = (
+            "pairs",
+            {"messages": messages[:-1], "chosen": messages[-1], "rejected": rejected, "tools": tools},
+        )
+    elif label is not None:
+        made_of, row = "labelled", row | {"label": label}
+    else:
+        made_of = "messages"
+    try:
+        sample = FORMATS[made_of]().read(row)
+    except DataError:  # a random pair whose prompt ends in an answer
+        assert made_of == "pairs"
+        return
+    holds = {"messages": CONVERSATIONS, "labelled": ("labelled", "classes"), "pairs": ("pairs",)}[made_of]
+    try:
+        written = json.loads(json.dumps(FORMATS[name]().write(sample)))
+    except DataError as error:
+        assert name not in holds and repr(name)[1:-1] in str(error) and len(error.reason) <= 90
+        return
+    assert FORMATS[name]().read(written) == sample

@@ -10,7 +10,7 @@ from pathlib import Path
 from house.tree import PACKAGE, Module, modules, statements
 
 LAYERS = (
-    {"", "errors", "types"},
+    {"", "errors", "types", "atomic"},
     {"component"},
     {"seams"},
     {"explain", "recipe", "recipe_text", "schema", "defaults", "passthrough"},
@@ -25,7 +25,7 @@ LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and 
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = {
-    "", "errors", "types", "component", "seams", "explain", "recipe", "recipe_text", "schema", "defaults",
+    "", "errors", "types", "atomic", "component", "seams", "explain", "recipe", "recipe_text", "schema", "defaults",
     "passthrough", "cli", "formats", "templates", "objectives", "adapters", "optimizers", "exports", "data.source",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""

@@ -15,7 +15,8 @@ PUBLIC_DESPITE_UNDERSCORE = {
     "_asdict",
     "_fields",
     "_make",
-}  # of named tuples, as Python documents
+    "_exit",
+}  # of named tuples and of os, as Python documents
 
 
 def check(root: Path) -> list[str]:

@@ -1,10 +1,12 @@
 """Packed attention equals attention of each sequence alone, and sees nothing of its neighbours."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fixtures_models import tiny_model
-from numerics.packed import alone, packed_batch
+from numerics.packed import alone, gradients, packed_batch
 from tunesmith.engine import attention, kernels
 from tunesmith.engine.scores import Scorer
 
@@ -85,6 +87,67 @@ def test_a_sequence_does_not_see_its_neighbour():
     first, second = (chosen.scorer(model, batch).logps for batch in (one, other))
     assert torch.equal(first[0, 6:], second[0, 6:])
     assert not torch.equal(first[0, :6], second[0, :6])
+
+
+def shared_batch(model, lengths=(9, 7, 12), parts=((0, 0), (0, 5), (1, 8))):
+    """Random sequences, some of which go on from the beginning of an earlier one, and the same ones written out.
+
+    `lengths` are the tokens of each one's own, `parts` the sequence and the number of tokens that it shares.
+    """
+    packed = packed_batch(lengths, model.config.vocab_size, seed=3)
+    bounds = packed.offsets.tolist()
+    whole, positions = [], []
+    for number, (parent, tokens) in enumerate(parts):
+        own = packed.input_ids[0, bounds[number] : bounds[number + 1]].tolist()
+        whole.append((whole[parent][:tokens] if tokens else []) + own)
+        positions += range(tokens, tokens + len(own))
+    batch = replace(packed, position_ids=torch.tensor([positions]), prefix=torch.tensor(parts))
+    return batch, whole
+
+
+def alone_and_whole(model, batch, whole):
+    """The log-probabilities of the asked targets of a shared batch, each sequence written out in full: [1, T]."""
+    found = torch.zeros_like(batch.weight)
+    bounds = batch.offsets.tolist()
+    for number, ids in enumerate(whole):
+        own = slice(bounds[number], bounds[number + 1])
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, len(ids) - (own.stop - own.start) :]
+        found[:, own] = logits.log_softmax(-1).gather(-1, batch.target[:, own, None])[..., 0]
+    return found * (batch.weight != 0)
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "mistral"])
+def test_a_shared_beginning_gives_what_the_sequences_give_in_full(arch):
+    changes = {"sliding_window": 4} if arch == "mistral" else {}
+    model = tiny_model(arch=arch, **changes)
+    scorer = kernels.choose(model).scorer
+    assert scorer.packed
+    batch, whole = shared_batch(model)
+    found = scorer(model, batch).logps
+    found.mul(batch.weight).sum().backward()
+    given = gradients(model)
+    model.zero_grad()
+    model.set_attn_implementation("sdpa")
+    expected = alone_and_whole(model, batch, whole)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    expected.mul(batch.weight).sum().backward()
+    assert given.keys() == gradients(model).keys()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(given[name], gradient, rtol=1e-3, atol=1e-5, msg=lambda said, n=name: f"{n}: {said}")
+    without, _ = shared_batch(model, parts=((0, 0), (0, 0), (0, 0)))
+    model.set_attn_implementation("tunesmith")
+    assert (scorer(model, replace(without, position_ids=batch.position_ids)).logps - found).abs().max() > 1e-2
+
+
+def test_a_chain_of_shared_beginnings_is_seen_in_order():
+    batch, _ = shared_batch(tiny_model())
+    found = attention.Layout.of(batch)
+    assert found.seen == (
+        (slice(0, 9),),
+        (slice(0, 5), slice(9, 16)),
+        (slice(0, 5), slice(9, 12), slice(16, 28)),  # 8 tokens of the second, of which 5 are the first's
+    )
+    assert found.longest == 8 + 12
 
 
 def test_no_mask_is_built(monkeypatch):

@@ -29,6 +29,7 @@ from tunesmith.explain import choose
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_text import read_words, recipe_file, recipe_names
 from tunesmith.seams import Export, Format, Objective
+from tunesmith.synthesis.options import Synthesis
 
 ROOT = Path(__file__).parents[2]
 PAGES = {page.name: page for page in [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]}
@@ -153,7 +154,9 @@ def test_every_command_is_one(tmp_path, monkeypatch, words):
     elif verb == "export":
         choose(Export, read_words({}, arguments.words))
     elif verb == "options":
-        schema.choose(schema.groups(Recipe, export=Export), arguments.section)
+        schema.choose(schema.groups(Recipe, export=Export, synthesize=Synthesis), arguments.section)
+    elif verb == "synthesize":
+        Synthesis(**read_words({}, arguments.words))
 
 
 def test_every_page_is_reached_from_the_readme():

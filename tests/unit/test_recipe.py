@@ -9,7 +9,7 @@ from tunesmith.defaults import Device, resolve
 from tunesmith.errors import RecipeError
 from tunesmith.explain import choose
 from tunesmith.recipe import Data, Model, Recipe, Source
-from tunesmith.recipe_text import recipe_names
+from tunesmith.recipe_text import parse_value, recipe_names
 from tunesmith.seams import Adapter, Export
 
 LEAST = {"model": "builtin:tiny", "data": {"train": "rows.json"}}
@@ -312,3 +312,11 @@ def test_choose_explains_a_component_outside_a_recipe():
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_loads(name):
     assert Recipe.load(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("#### (.*)", "#### (.*)"), ("a #b", "a #b"), ("'a #b'", "a #b"), ("", None), ("null", None), ("[1, 2]", [1, 2])],
+)
+def test_a_hash_in_a_word_is_no_comment(text, value):
+    assert parse_value(text) == value

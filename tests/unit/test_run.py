@@ -52,8 +52,8 @@ def test_a_run_folder_holds_what_it_should(make):
     run = train(make(eval=Eval(prompts=("What is 3 and 1?",), max_new_tokens=4)))
     names = {path.name for path in run.folder.iterdir()}
     assert names == {
-        "recipe.yaml", "record.json", "ledger.json", "metrics.jsonl", "loss.png", "samples.jsonl", "checkpoints",
-        "final",
+        "recipe.yaml", "record.json", "ledger.json", "data.png", "metrics.jsonl", "loss.png", "samples.jsonl",
+        "checkpoints", "final",
     }  # fmt: skip
     found = lines(run)
     steps = [line for line in found if "loss" in line]

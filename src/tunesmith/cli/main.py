@@ -18,6 +18,8 @@ VERBS = {
     "preview": "Show the rows as the model will see them, and count what is trained.",
     "chat": "Talk with a model or with what a run made.",
     "export": "Make a folder that other tools load of a finished run, and verify it.",
+    "data": "Write the rows of a data set in another format and file.",
+    "synthesize": "Make instruction data from some seed tasks, with a model.",
     "options": "Explain every option of a recipe.",
     "recipes": "List the shipped recipes, or copy one.",
     "doctor": "Say what works on this machine, and how to get what is missing.",
@@ -136,7 +138,7 @@ def _run_verb(verb: str, words: list[str]) -> int:
 
 
 def _help() -> str:
-    return HELP.format(commands="\n".join(f"  {verb:9}{summary}" for verb, summary in VERBS.items()))
+    return HELP.format(commands="\n".join(f"  {verb:12}{summary}" for verb, summary in VERBS.items()))
 
 
 def _told(error: Exception, verbose: bool) -> str:

@@ -24,11 +24,12 @@ def run(arguments: argparse.Namespace) -> int:
     from tunesmith import schema
     from tunesmith.recipe import Recipe
     from tunesmith.seams import Export
+    from tunesmith.synthesis.options import Synthesis
 
     if arguments.schema:
         print(json.dumps(schema.json_schema(Recipe), indent=2))
         return 0
-    found = schema.choose(schema.groups(Recipe, export=Export), arguments.section)
+    found = schema.choose(schema.groups(Recipe, export=Export, synthesize=Synthesis), arguments.section)
     if arguments.markdown:
         print("\n".join(schema.as_markdown(found)))
     elif sys.stdout.isatty():

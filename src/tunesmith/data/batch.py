@@ -1,19 +1,35 @@
 """Packed rows as a dataset, and rows joined to a micro-batch."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from tunesmith.data.pack import Plan, plan_documents, plan_epoch
+from tunesmith.data import mix
+from tunesmith.data.pack import Plan, offsets_of, plan_documents, plan_epoch
 from tunesmith.data.store import Store
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
+from tunesmith.types import Tokens
 
 if TYPE_CHECKING:
     import torch
 
 PackedRow = dict[str, np.ndarray]  # named as in types.Batch, without the first axis
+
+
+class Samples(Protocol):
+    """Rendered samples by number: a store, or the block of a stream."""
+
+    @property
+    def label(self) -> np.ndarray:
+        """The labels of the samples, NaN where there is none: [M]."""
+
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    def branches(self, sample: int) -> list[Tokens]:
+        """The token sequences of a sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,29 +49,34 @@ class PackedRows:
         return lay(self.store, self.plan.row(index))
 
 
-def lay(store: Store, pieces: np.ndarray) -> PackedRow:
-    """Lay pieces of samples end to end.
+def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
+    """Lay pieces of samples end to end, and what the branches of one share once.
 
     A position is asked for the token after it in its sample, also where the sample goes on in another row.
     """
+    prefix: list[tuple[int, int]] = []
     columns: dict[str, list[np.ndarray]] = {"input_ids": [], "target": [], "weight": []}
-    labels, lengths = [], []
+    labels: list[float] = []
+    lengths: list[int] = []
     for sample, start, end in pieces:
         branches = store.branches(sample)
         for tokens in branches:
-            stop = len(tokens) if len(branches) > 1 else end  # a sample of several branches is never split
-            ahead = slice(start + 1, stop + 1)
-            missing = (0, stop - start - len(tokens.ids[ahead]))  # the last token has no next
-            columns["input_ids"].append(tokens.ids[start:stop])
+            if len(branches) > 1:  # such a sample is never split
+                start, end = tokens.shared, len(tokens)
+            ahead = slice(start + 1, end + 1)
+            missing = (0, end - start - len(tokens.ids[ahead]))  # the last token has no next
+            columns["input_ids"].append(tokens.ids[start:end])
             columns["target"].append(np.pad(tokens.ids[ahead], missing))
             columns["weight"].append(np.pad(tokens.weight[ahead], missing))
-            lengths.append(stop - start)
+            prefix.append((len(lengths) - 1 if tokens.shared else 0, tokens.shared))
+            lengths.append(end - start)
             labels.append(store.label[sample])
     return {
         "input_ids": np.concatenate(columns["input_ids"]).astype(np.int64),
         "target": np.concatenate(columns["target"]).astype(np.int64),
         "weight": np.concatenate(columns["weight"]),
         "lengths": np.asarray(lengths, np.int64),
+        "prefix": np.asarray(prefix, np.int64),
         "label": np.asarray(labels, np.float32),
     }
 
@@ -67,22 +88,31 @@ def join(rows: list[PackedRow]) -> dict[str, "torch.Tensor | int"]:
     lengths = np.concatenate([row["lengths"] for row in rows])  # [S]
     flat: dict[str, Any] = {name: np.concatenate([row[name] for row in rows])[None] for name in ("input_ids", "target")}
     flat["weight"] = np.concatenate([row["weight"] for row in rows])[None]
-    flat["position_ids"] = np.concatenate([np.arange(length) for length in lengths])[None]
+    prefix = np.concatenate([row["prefix"] for row in rows])  # [S, 2]
+    counts = zip(prefix[:, 1], lengths, strict=True)
+    flat["position_ids"] = np.concatenate([np.arange(shared, shared + length) for shared, length in counts])[None]
     flat["seq"] = np.repeat(np.arange(len(lengths)), lengths)[None]
     flat["label"] = np.concatenate([row["label"] for row in rows])
+    if prefix[:, 1].any():
+        first = np.cumsum([0, *(len(row["lengths"]) for row in rows[:-1])])  # sequence of each row
+        prefix[:, 0] += np.repeat(first, [len(row["lengths"]) for row in rows])
+        flat["prefix"] = prefix
     flat["offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return {name: torch.from_numpy(values) for name, values in flat.items()} | {"longest": int(lengths.max())}
 
 
 def training_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> PackedRows:
-    """The rows of the whole run, from the samples that are not held out: `max_steps` or the epochs."""
+    """The rows of the whole run, from the samples that are trained on: `max_steps` or the epochs."""
     train = recipe.train
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
     wanted = train.max_steps * per_step if train.max_steps is not None else None
+    lengths = store.lengths()
+    orders = mix.epochs(recipe.data, mix.parts(recipe.data.train[: len(store.sources)], store, samples), lengths)
     plans: list[Plan] = []
     rows = 0
     while rows < wanted if wanted is not None else len(plans) < train.num_train_epochs:
-        plans.append(_plan(recipe, store, samples, epoch=len(plans)))
+        seed = (recipe.data.seed, 3, len(plans)) if recipe.data.shuffle else None
+        plans.append(pack(recipe, lengths, next(orders), seed))
         rows += len(plans[-1])
     if wanted is None:
         unfinished = len(plans) - train.num_train_epochs  # the share of the last epoch that is not wanted
@@ -94,24 +124,28 @@ def training_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> PackedRo
 def evaluation_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> PackedRows:
     """The rows of the held-out samples, once, in order."""
     assert recipe.train.row_tokens is not None, "resolved before the run"
-    plan = _pack(recipe, store, samples, seed=None)
+    plan = pack(recipe, store.lengths(), samples, seed=None)
     return PackedRows(store, plan, plan.fill(recipe.train.row_tokens))
 
 
 def hold_out(recipe: Recipe, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The samples to train on and those held out by `data.eval` as a fraction or count; by the seed alone.
 
-    `rows` [M] says which row each sample comes from: whole rows are held out, as many as give the samples asked for.
+    `rows` [M] says which row each sample comes from, in order: whole rows are held out, as many as give the samples
+    asked for.
     """
     share, number = recipe.data.eval, len(rows)
     assert isinstance(share, float)
     if not share:
         return np.arange(number), np.arange(0)
     wanted = max(1, round(share * number) if share < 1 else int(share))
-    _, row_of, samples = np.unique(rows, return_inverse=True, return_counts=True)
+    row_of = np.cumsum(np.diff(rows, prepend=rows[:1]) != 0)
+    samples = np.bincount(row_of)
     order = np.random.default_rng([recipe.data.seed, 1]).permutation(len(samples))
     taken = np.searchsorted(np.cumsum(samples[order]), wanted) + 1
-    held = np.isin(row_of, order[:taken])
+    held = np.zeros(len(samples), bool)
+    held[order[:taken]] = True
+    held = held[row_of]
     if held.all():
         source = f"{len(samples)} rows" if len(samples) > 1 else "one row"
         raise RecipeError(
@@ -121,17 +155,10 @@ def hold_out(recipe: Recipe, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def _plan(recipe: Recipe, store: Store, samples: np.ndarray, epoch: int) -> Plan:
-    if not recipe.data.shuffle:
-        return _pack(recipe, store, samples, seed=None)
-    order = np.random.default_rng([recipe.data.seed, 2, epoch]).permutation(samples)
-    return _pack(recipe, store, order, seed=(recipe.data.seed, 3, epoch))
-
-
-def _pack(recipe: Recipe, store: Store, order: np.ndarray, seed: tuple[int, ...] | None) -> Plan:
+def pack(recipe: Recipe, lengths: np.ndarray, order: np.ndarray, seed: tuple[int, ...] | None) -> Plan:
+    """Samples of these lengths as rows, taken in `order`, as the recipe's objective wants them."""
     row_tokens = recipe.train.row_tokens
     assert row_tokens is not None, "resolved before the run"
-    lengths = store.lengths()
     if type(recipe.objective).documents:
         return plan_documents(lengths, row_tokens, order)
     longest = int(lengths[order].max())
@@ -143,6 +170,6 @@ def _pack(recipe: Recipe, store: Store, order: np.ndarray, seed: tuple[int, ...]
 
 
 def _chained(plans: list[Plan]) -> Plan:
-    starts = np.cumsum([0, *(len(plan.pieces) for plan in plans)])
+    starts = offsets_of(np.asarray([len(plan.pieces) for plan in plans]))
     offsets = [plan.row_offsets[:-1] + start for plan, start in zip(plans, starts[:-1], strict=True)]
     return Plan(np.concatenate([plan.pieces for plan in plans]), np.concatenate([*offsets, starts[-1:]]))

@@ -1,88 +1,65 @@
-"""Rows of one local file, each with the number that says where in the file it stands.
+"""Rows of one file, each with the number that says where in the file it stands.
 
-Lines, CSV records, sheet rows and parquet batches are streamed. The text of a JSON array is held whole; its
-items are parsed one at a time.
+Lines, CSV records, sheet rows and batches of parquet and Arrow are streamed. The text of a JSON array is held whole;
+its items are parsed one at a time.
 """
 
 import csv
-import gzip
+import io
 import json
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO, Any
+from typing import Any
 
+from tunesmith.data import remote
+from tunesmith.data.unpacked import opened, seekable, without_suffix
 from tunesmith.errors import DataError, near
 from tunesmith.formats._fields import described
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
-GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1\x15"  # and the first byte of a page header or of the footer
+ARROW_MAGIC = b"ARROW1"  # an Arrow file; a stream of Arrow has none that is its own
 ZIP_MAGIC = b"PK\x03\x04"  # a workbook is a zip archive
-BATCH_ROWS = 256  # parquet rows that are Python objects at a time
+BATCH_ROWS = 256  # rows of parquet or Arrow that are Python objects at a time
 LONGEST_FIELD = 2**31 - 1  # characters in a CSV field; the csv module's own limit is 131072
 
 _BROKEN_BOOK = (zipfile.BadZipFile, KeyError, ValueError, SyntaxError, EOFError, zlib.error)
 
 
 def kind_of(path: str) -> str:
-    """The suffix that says how a file is read, lower case, without .gz; empty when it is none of `KINDS`."""
-    name = path.lower().removesuffix(".gz")
+    """The suffix that says how a file is read, lower case, without .gz or .zst; empty when it is none of `KINDS`."""
+    name = path.lower()
+    if remote.is_remote(path):
+        name = name.partition("?")[0].partition("#")[0]
+    name = without_suffix(name)
     return next((kind for kind in KINDS if name.endswith(kind)), "")
 
 
 def rows(path: str, sheet: str | None = None) -> Rows:
     """The rows of a file in order: (number, row).
 
-    The number is the physical line of txt, jsonl and csv (where the record begins), the row of a spreadsheet,
-    and the item of a JSON array or parquet file; all count from 1. What the content says outweighs the
-    suffix: gzip or not, array or lines, workbook or parquet.
+    The number is the physical line of txt, jsonl, csv and tsv (where the record begins), the row of a spreadsheet,
+    and the item of a JSON array, parquet or Arrow file; all count from 1. What the content says outweighs the
+    suffix: compressed or not, array or lines, workbook, parquet or Arrow.
 
     Raises:
         DataError: the file cannot be read, or is not what its suffix says; with the place of the fault.
     """
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             yield from KINDS[_kind_by_content(file, path)](file, path, sheet)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: its gzip data is broken or cut off ({error}); fetch or compress it again") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-@contextmanager
-def _opened(path: str) -> Iterator[Any]:
-    """The file's bytes, decompressed: a binary file with `peek`."""
-    with open(path, "rb") as raw:
-        if raw.peek(2)[:2] == GZIP_MAGIC:
-            with gzip.open(raw) as file:
-                yield file
-        elif path.lower().endswith(".gz"):
-            raise DataError(f"{path} is named .gz and is not gzip data; take .gz off its name or compress it")
-        else:
-            yield raw
-
-
 def _kind_by_content(file: Any, path: str) -> str:
-    head = file.peek(len(PARQUET_MAGIC))
-    if head.startswith(PARQUET_MAGIC):
-        return ".parquet"
+    head = file.peek(len(ARROW_MAGIC))
+    for magic, kind in ((PARQUET_MAGIC, ".parquet"), (ARROW_MAGIC, ".arrow")):
+        if head.startswith(magic):
+            return kind
     return ".xlsx" if head.startswith(ZIP_MAGIC) else kind_of(path)
-
-
-@contextmanager
-def _seekable(file: Any) -> Iterator[IO[bytes]]:
-    """The same bytes with random access, which formats with a directory at their end need."""
-    if not isinstance(file, gzip.GzipFile):
-        yield file
-        return
-    with tempfile.TemporaryFile() as whole:
-        shutil.copyfileobj(file, whole)
-        yield whole
 
 
 def _lines(file: Any, path: str) -> Iterator[tuple[int, str]]:
@@ -95,6 +72,11 @@ def _lines(file: Any, path: str) -> Iterator[tuple[int, str]]:
                 f"{path}:{number} is not UTF-8 (byte {error.start + 1} of the line is "
                 f"0x{error.object[error.start]:02x}); save the file as UTF-8"
             ) from None
+        if "\0" in line:
+            raise DataError(
+                f"{path}:{number} has a NUL (character {line.index(chr(0)) + 1} of the line): the file is damaged, "
+                "or in UTF-16; save it as UTF-8"
+            )
         yield number, line
 
 
@@ -123,7 +105,7 @@ def _json(file: Any, path: str, sheet: str | None) -> Rows:
 def _object(line: str, path: str, number: int) -> dict[str, Any]:
     line = line.rstrip()
     try:
-        row = json.loads(line)
+        row = DECODER.decode(line)
     except json.JSONDecodeError as error:
         hint = "; an object is on one line, or the file is one array" if error.pos >= len(line) else ""
         raise DataError(f"{path}:{number} is not valid JSON: {error.msg} (column {error.colno}){hint}") from None
@@ -134,12 +116,11 @@ def _object(line: str, path: str, number: int) -> dict[str, Any]:
 
 def _items(text: str, path: str) -> Iterator[Any]:
     """The values in a JSON array, parsed one at a time; what the parser refuses is named by its line."""
-    decoder = json.JSONDecoder()
     at = _after_space(text, text.index("[") + 1)
     number = 0
     try:
         while number or not text.startswith("]", at):
-            value, at = decoder.raw_decode(text, at)
+            value, at = DECODER.raw_decode(text, at)
             number += 1
             yield value
             at = _after_space(text, at)
@@ -158,6 +139,19 @@ def _items(text: str, path: str) -> Iterator[Any]:
         raise DataError(f"{path}: item {number + 1} is not JSON that can be read: {error}") from None
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some pairs, as json's `object_pairs_hook`. Raises ValueError for a key that stands twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in an object, and one value would be lost")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=once)
+
+
 def _after_space(text: str, at: int) -> int:
     while text[at : at + 1] and text[at] in " \t\r\n":
         at += 1
@@ -171,12 +165,17 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
 
 
 def _csv(file: Any, path: str, sheet: str | None) -> Rows:
-    return _table(_records(file, path), path)
+    return _table(_records(file, path, ","), path)
 
 
-def _records(file: Any, path: str) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV file with the line each begins on; all have as many fields as the first."""
-    reader = csv.reader((line for _, line in _lines(file, path)), strict=True)
+def _tsv(file: Any, path: str, sheet: str | None) -> Rows:
+    return _table(_records(file, path, "\t"), path)
+
+
+def _records(file: Any, path: str, between: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a CSV or TSV file with the line each begins on; all have as many fields as the first."""
+    kind, name = ("CSV", "commas") if between == "," else ("TSV", "tabs")
+    reader = csv.reader((line for _, line in _lines(file, path)), strict=True, delimiter=between)
     fields = 0
     while True:
         start = reader.line_num + 1
@@ -185,21 +184,21 @@ def _records(file: Any, path: str) -> Iterator[tuple[int, list[str]]]:
         try:
             record = next(reader, None)
         except csv.Error as error:
-            raise DataError(f"{path}:{start} is not a valid CSV record: {error}") from None
+            raise DataError(f"{path}:{start} is not a valid {kind} record: {error}") from None
         finally:
             csv.field_size_limit(limit)
         if record is None:
             return
         fields = fields or len(record)
         if record and len(record) != fields:
-            raise DataError(f"{path}:{start} has {len(record)} fields and the header has {fields}; quote commas")
+            raise DataError(f"{path}:{start} has {len(record)} fields and the header has {fields}; quote {name}")
         yield start, record
 
 
 def _xlsx(file: Any, path: str, sheet: str | None) -> Rows:
     import openpyxl
 
-    with _seekable(file) as whole:
+    with seekable(file) as whole:
         try:
             book = openpyxl.load_workbook(whole, read_only=True, data_only=True)
         except _BROKEN_BOOK as error:
@@ -231,32 +230,69 @@ def _table(records: Iterator[tuple[int, Sequence[Any]]], path: str) -> Rows:
         if not header:
             header = _header(record, f"{path}:{number}")
             continue
+        if len(header) > 1 and all(at < len(record) and record[at] == name for at, name in header):
+            raise DataError(f"{path}:{number} is the header again ({header[0][1]}, ...); take the line out")
         yield number, {name: record[at] if at < len(record) else None for at, name in header}
 
 
 def _header(record: Sequence[Any], where: str) -> list[tuple[int, str]]:
     header = [(at, str(cell)) for at, cell in enumerate(record) if cell not in (None, "")]
-    seen = [name for _, name in header]
-    twice = sorted({name for name in seen if seen.count(name) > 1})
-    if twice:
-        raise DataError(f"{where}: the column {twice[0]!r} stands twice in the header; give each its own name")
+    _refuse_twice([name for _, name in header], f"{where}: ")
     return header
 
 
+def _refuse_twice(names: Sequence[str], where: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{where}the column {twice[0]!r} stands twice in the header; give each its own name")
+
+
 def _parquet(file: Any, path: str, sheet: str | None) -> Rows:
-    import pyarrow
     import pyarrow.parquet
 
+    def batches() -> Iterator[Any]:
+        with seekable(file) as whole:
+            table = pyarrow.parquet.ParquetFile(whole)
+            _refuse_twice(table.schema_arrow.names, f"{path}: ")
+            yield from table.iter_batches(batch_size=BATCH_ROWS)
+
+    return _arrow_rows(batches(), f"{path} is not a parquet file")
+
+
+def _arrow(file: Any, path: str, sheet: str | None) -> Rows:
+    """Rows of Arrow's file or stream, as `datasets` writes them too; what lies on disk as it is is mapped."""
+    import pyarrow
+
+    def batches() -> Iterator[Any]:
+        on_disk = isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO)
+        whole = pyarrow.memory_map(path) if on_disk else pyarrow.PythonFile(file, "r")
+        if not file.peek(len(ARROW_MAGIC)).startswith(ARROW_MAGIC):
+            reader = pyarrow.ipc.open_stream(whole)
+            _refuse_twice(reader.schema.names, f"{path}: ")
+            yield from reader
+            return
+        with seekable(file) as found:
+            table = pyarrow.ipc.open_file(whole if on_disk else found)
+            _refuse_twice(table.schema.names, f"{path}: ")
+            yield from (table.get_batch(number) for number in range(table.num_record_batches))
+
+    return _arrow_rows(batches(), f"{path} is not an Arrow file")
+
+
+def _arrow_rows(batches: Iterator[Any], refusal: str) -> Rows:
+    """The rows of record batches, of which few are Python objects at a time."""
+    import pyarrow
+
     number = 0
-    with _seekable(file) as whole:
-        try:
-            for batch in pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=BATCH_ROWS):
-                for row in batch.to_pylist():
+    try:
+        for batch in batches:
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                for row in batch.slice(start, BATCH_ROWS).to_pylist():
                     number += 1
                     yield number, without_nulls(row)
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            said = " ".join(str(error).split())
-            raise DataError(f"{path} is not a parquet file that can be read (after row {number}): {said}") from None
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{refusal} that can be read (after row {number}): {said}") from None
 
 
 def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
@@ -274,5 +310,6 @@ def _members(value: Any) -> Any:
 
 
 KINDS: dict[str, Callable[[Any, str, str | None], Rows]] = {
-    ".json": _json, ".jsonl": _json, ".csv": _csv, ".parquet": _parquet, ".xlsx": _xlsx, ".txt": _text,
+    ".json": _json, ".jsonl": _json, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet, ".arrow": _arrow,
+    ".xlsx": _xlsx, ".txt": _text,
 }  # fmt: skip

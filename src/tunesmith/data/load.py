@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith.data.batch import PackedRows, evaluation_rows, hold_out, training_rows
+from tunesmith.data import lengths, mix, registry
+from tunesmith.data.batch import PackedRows, Samples, evaluation_rows, training_rows
+from tunesmith.data.choose import choose
 from tunesmith.data.prepare import prepare, prepare_rows
-from tunesmith.data.store import Store
+from tunesmith.data.stream import StreamedRows, account, open_stream
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -21,45 +23,83 @@ END_SAMPLES = 100  # samples looked at for the tokens that end an answer
 class Rows:
     """What a run trains and evaluates on."""
 
-    train: PackedRows
+    train: PackedRows | StreamedRows
     held_out: PackedRows | None
     ledger: dict[str, Any]
-    fingerprint: str  # of every token and weight, in order
+    fingerprint: str  # of every token and weight, in order; of a stream, what decides them
     end_tokens: tuple[int, ...]  # what ends an answer in these rows
     lines: tuple[str, ...]  # the account in words
 
+    def close(self) -> None:
+        """Stop what renders in the background."""
+        if isinstance(self.train, StreamedRows):
+            self.train.close()
+
 
 def load_rows(
-    recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Mapping[str, Any]] | None = None
+    recipe: Recipe,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    point: Mapping[str, Any] | None = None,
 ) -> Rows:
-    """The packed rows of a resolved recipe, for a prepared tokenizer; `rows` stand for data.train's files."""
+    """The packed rows of a resolved recipe, for a prepared tokenizer. Close them after use.
+
+    `rows` stand for data.train's files. `point` is what a checkpoint kept of a stream that goes on.
+    """
+    recipe = registry.applied(recipe, to_train=rows is None)
     data = recipe.data
+    if data.streaming:
+        return _streamed(recipe, tokenizer, rows, point)
     if rows is None:
         store = prepare(recipe, data.train, tokenizer)
     else:
         store = prepare_rows(recipe, rows, tokenizer)
-    fingerprint = store.digest
-    lines = [f"data: {line}" for line in (*store.notes, *store.ledger.lines())]
-    samples, held_out, other = np.arange(len(store)), None, None
-    if isinstance(data.eval, tuple):
-        other = prepare(recipe, data.eval, tokenizer)
+    other = prepare(recipe, data.eval, tokenizer) if isinstance(data.eval, tuple) else None
+    chosen = choose(recipe, store, other)
+    train = training_rows(recipe, store, chosen.trained)
+    own = mix.parts(data.train[: len(store.sources)], store, chosen.trained)
+    epoch = mix.account(own, store, next(mix.epochs(data, own, store.lengths())))
+    ledger: dict[str, Any] = {"train": chosen.ledger.as_dict() | _packing(recipe, train)}
+    ledger["train"] |= {"samples_trained": len(chosen.trained), "epoch": epoch}
+    ledger["train"]["length_percentiles"] = longest = lengths.percentiles(store.lengths()[chosen.trained])
+    lines = [f"data: {line}" for line in (*store.notes, *chosen.ledger.lines(), lengths.line(longest))]
+    held_out, fingerprint = None, store.digest
+    if other is not None and isinstance(data.eval, tuple):
         held_out = evaluation_rows(recipe, other, np.arange(len(other)))
-        lines += [f"held out: {line}" for line in (*other.notes, *other.ledger.lines())]
+        said = (*other.notes, *other.ledger.lines(), *mix.once(data.eval, other))
+        lines += [f"held out: {line}" for line in said]
         fingerprint += f"+{other.digest}"
+        ledger["eval"] = other.ledger.as_dict() | _packing(recipe, held_out)
     elif data.eval:
-        samples, held = hold_out(recipe, store.row)
-        held_out = evaluation_rows(recipe, store, held)
-        lines.append(f"held out: {len(held):,} of {len(store):,} samples (data.seed {data.seed})")
-    train = training_rows(recipe, store, samples)
+        held_out = evaluation_rows(recipe, store, chosen.held)
+        number = len(chosen.held)
+        lines.append(f"held out: {number:,} of {chosen.ledger.samples:,} samples (data.seed {data.seed})")
+        ledger["eval"] = {"samples": number} | _packing(recipe, held_out)
     assert recipe.train.row_tokens is not None, "resolved before the run"
+    lines += [f"data: {line}" for line in mix.lines(data, own, epoch)]
     lines.append(f"packed: rows of {recipe.train.row_tokens:,} tokens, {train.fill:.1%} full, no padding")
-    ledger: dict[str, Any] = {"train": store.ledger.as_dict() | _packing(recipe, train)}
-    ledger["train"]["samples_trained"] = len(samples)
-    if held_out is not None:
-        ledger["eval"] = (other.ledger.as_dict() if other else {"samples": len(store) - len(samples)}) | _packing(
-            recipe, held_out
-        )
     return Rows(train, held_out, ledger, fingerprint, end_tokens(store, tokenizer), tuple(lines))
+
+
+def _streamed(
+    recipe: Recipe,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Iterable[Mapping[str, Any]] | None,
+    point: Mapping[str, Any] | None,
+) -> Rows:
+    """A stream to train on; the sources of data.eval are no stream."""
+    held_out, lines, evaluated, digest = None, [], {}, ""
+    if isinstance(recipe.data.eval, tuple):
+        other = prepare(recipe, recipe.data.eval, tokenizer)
+        held_out = evaluation_rows(recipe, other, np.arange(len(other)))
+        lines = [f"held out: {line}" for line in (*other.notes, *other.ledger.lines())]
+        evaluated, digest = {"eval": other.ledger.as_dict() | _packing(recipe, held_out)}, f"+{other.digest}"
+    stream = open_stream(recipe, tokenizer, rows, point)
+    counts = account(stream.rows.block.end, stream.rows.row_tokens)
+    lines = [*(f"data: {line}" for line in stream.lines), *lines]
+    lines.append(f"packed: rows of {stream.rows.row_tokens:,} tokens, {counts['fill']:.1%} full, no padding")
+    ends = end_tokens(stream.first, tokenizer)
+    return Rows(stream.rows, held_out, {"train": counts} | evaluated, stream.fingerprint + digest, ends, tuple(lines))
 
 
 def _packing(recipe: Recipe, rows: PackedRows) -> dict[str, Any]:
@@ -81,7 +121,7 @@ def context_problem(ledger: Mapping[str, Any], config: Any) -> str | None:
     )
 
 
-def end_tokens(store: Store, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+def end_tokens(store: Samples, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """The special or added tokens that end the last trained span of the first samples, by id.
 
     The last token of a shortened document is another one, which ends nothing.

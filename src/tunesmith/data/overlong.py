@@ -81,11 +81,11 @@ def _exchanges(turns: Turns) -> list[Turns]:
 
 
 def _longest_prompt(turns: Turns) -> int | None:
-    """The turn with the most text that is no answer; a system message only when nothing else has any."""
+    """The turn with the most text that is not learned; a system message only when nothing else has any."""
     lengths = {
         index: (turn.role != "system", len(turn.content))
         for index, turn in enumerate(turns)
-        if turn.role != "assistant" and isinstance(turn.content, str) and turn.content
+        if turn.role != "assistant" and not turn.weight and isinstance(turn.content, str) and turn.content
     }
     return max(lengths, key=lengths.__getitem__) if lengths else None
 

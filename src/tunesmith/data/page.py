@@ -1,15 +1,18 @@
 """The preview as one HTML file that needs no network and runs no script."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from tunesmith.data.preview import Piece, Preview, headline, pieces, runs, trained_tokens, visible
+from tunesmith.data.lengths import in_order, readable
+from tunesmith.data.preview import Piece, Preview, branches, headline, pieces, runs, trained_tokens, visible
 from tunesmith.data.render import Rendered
 from tunesmith.errors import DataError
 
 MARK = "<!doctype html>\n<!-- tunesmith preview -->\n"
 
+ALWAYS = ("rows_read", "rows_kept", "samples", "tokens", "trained_tokens")  # said also where they are 0
 STYLE = Path(__file__).with_name("page.css")
 HEAD = """<html lang="en">
 <head>
@@ -24,7 +27,7 @@ HEAD = """<html lang="en">
 <p>The numbers count {extent}.</p>
 <table>
 {ledger}</table>
-<p class="legend"><mark><span>trained</span></mark>
+{more}<p class="legend"><mark><span>trained</span></mark>
 <mark class="part"><b>\u00d70.5</b><span>trained with weight 0.5</span></mark>
 <span class="soft">not trained</span>
 <span class="special">&lt;special&gt;</span>
@@ -39,25 +42,58 @@ def write(path: str, preview: Preview, title: str) -> None:
         raise DataError(f"--html: {file} exists and is not a preview: name another file")
     articles = ["".join(_article(one, preview)) for one in preview]
     facts = "".join(f"<tr><th>{_text(name)}</th><td>{_text(fact)}</td></tr>\n" for name, fact in _facts(preview))
+    counts = preview.ledger.as_dict()
     head = HEAD.format(
         title=_text(title),
         extent=_text(preview.extent),
         style=STYLE.read_text(encoding="utf-8"),
         ledger=facts,
+        more="".join([*_sources(counts), *_lengths(preview, counts)]),
     )
     file.write_text(MARK + head + "".join(articles) + "</body>\n</html>\n", encoding="utf-8")
 
 
 def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
-    """The ledger's numbers as rows of the table."""
+    """What is to be said of the rows, and the ledger's numbers, as rows of the table."""
+    for line in preview.notes:
+        yield "note", line
     for key, value in preview.ledger.as_dict().items():
         name = key.replace("_", " ")
-        if not isinstance(value, dict):
-            yield name, f"{value:,}"
-            continue
-        for inner, entry in value.items():
-            fact = f"{entry['count']:,} ({', '.join(entry['first'])})" if isinstance(entry, dict) else str(entry)
-            yield f"{name}: {inner}", fact
+        if isinstance(value, int):
+            if value or key in ALWAYS:
+                yield name, f"{value:,}"
+        elif key in ("dropped", "found"):
+            for what, entry in value.items():
+                yield f"{name}: {what}", f"{entry['count']:,} ({', '.join(entry['first'])})"
+        elif key == "tokens_dropped":
+            for what, tokens in value.items():
+                yield f"{name}: {what}", f"{tokens:,}"
+
+
+def _sources(counts: Mapping[str, Any]) -> Iterator[str]:
+    """What each source brought, where there are several, with its share of all."""
+    if len(counts["sources"]) < 2:
+        return
+    columns = ("rows_read", "samples", "tokens", "trained_tokens")
+    heads = "".join(f"<th>{column.replace('_', ' ')}</th>" for column in columns)
+    yield f'<table class="sources">\n<tr><th>source</th>{heads}</tr>\n'
+    for name, own in counts["sources"].items():
+        cells = (f"{own[key]:,} <i>{own[key] / max(1, counts[key]):.1%}</i>" for key in columns)
+        yield f"<tr><td>{_text(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>\n"
+    yield "</table>\n"
+
+
+def _lengths(preview: Preview, counts: Mapping[str, Any]) -> Iterator[str]:
+    """The samples by their length, as bars."""
+    rows = in_order(counts["lengths"])
+    if not rows:
+        return
+    yield f'<p class="legend">{_text(preview.lines()[-1])}</p>\n<table class="lengths">\n'
+    most = max(count for _, count in rows)
+    for label, count in rows:
+        bar = f'<i style="width:{count / most:.1%}"></i>'
+        yield f"<tr><th>{readable(label)}</th><td>{bar}</td><td>{count:,}</td></tr>\n"
+    yield "</table>\n"
 
 
 def _article(one: Rendered, preview: Preview) -> Iterator[str]:
@@ -66,9 +102,9 @@ def _article(one: Rendered, preview: Preview) -> Iterator[str]:
     if one.branches:
         share = trained_tokens(one) / sum(map(len, one.branches))
         yield f'<div class="bar"><i style="width:{share:.1%}"></i></div>\n'
-    for name, tokens in zip(preview.branches, one.branches, strict=False):
-        if len(preview.branches) > 1:
-            yield f"<h3>{escape(name)}</h3>\n"
+    for title, tokens in branches(one, preview.branches):
+        if title:
+            yield f"<h3>{escape(title)}</h3>\n"
         yield "<pre>"
         for weight, run in runs(pieces(tokens, preview.tokenizer)):
             spans = "".join(map(_span, run))

@@ -4,22 +4,23 @@ import contextlib
 import hashlib
 import inspect
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.component import Component, name_of, spell
-from tunesmith.data import ledger, render, source
-from tunesmith.data.render import Renderer, Row
+from tunesmith.data import ledger, prompt, registry, render, source
+from tunesmith.data.digests import user_cache
+from tunesmith.data.refuse import Tolerance
+from tunesmith.data.render import Rendered, Renderer, Row
 from tunesmith.data.store import Store, StoreWriter, is_whole
+from tunesmith.data.workers import Workers
 from tunesmith.errors import DataError
 from tunesmith.recipe import Recipe, Source
 from tunesmith.seams import Format
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("transformers", "tokenizers", "jinja2")  # whose version can change a token
 PROCESS_BYTES = 64_000_000  # less than this renders faster than a process starts
-
-_worker: dict[str, Renderer] = {}  # filled once in each rendering process, empty in the parent
 
 
 def prepare(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTrainedTokenizerBase") -> Store:
@@ -43,6 +42,7 @@ def prepare(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTrainedT
         TemplateError: a conversation cannot be written or trained as asked.
         ModelError: the tokenizer cannot be used to train.
     """
+    sources = registry.resolved(recipe.data, sources)
     renderer = Renderer(recipe.data, recipe.objective, tokenizer)
     with contextlib.ExitStack() as stack:
         if all(_has_file(kind) for kind in _kinds(recipe, sources)):
@@ -52,8 +52,10 @@ def prepare(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTrainedT
         cached = is_whole(folder)
         if not cached:
             with StoreWriter(folder) as writer:
-                for one in sources:
-                    _fill(writer, one, renderer, _processes(recipe, one))
+                writer.notes += (*registry.notes(sources), *prompt.notes(tokenizer))
+                for one, name in zip(sources, ledger.source_names(sources), strict=True):
+                    writer.begin(name)
+                    _fill(writer, one, renderer, processes_for(recipe, one))
                 _refuse_empty(writer.ledger)
         return Store.open(folder, cached)
 
@@ -67,12 +69,19 @@ def prepare_rows(recipe: Recipe, rows: Iterable[Any], tokenizer: "PreTrainedToke
     one = recipe.data.train[0]
     renderer = Renderer(recipe.data, recipe.objective, tokenizer)
     format_: Format | None = None
-    placed = iter(_placed(rows))
+    tolerance = Tolerance()
+    placed = islice(placed_rows(rows), one.num_samples)
     with _passing_folder() as folder:
         with StoreWriter(folder) as writer:
+            writer.notes += prompt.notes(tokenizer)
+            writer.begin("rows")
             while chunk := list(islice(placed, render.CHUNK_ROWS)):
+                first = format_ is None
                 format_ = format_ or render.format_of(one, chunk[0][1], chunk[0][0])
-                writer.add(renderer.render(chunk, format_))
+                samples = renderer.render(chunk, format_, first)
+                tolerance.look(samples)
+                writer.add(samples)
+            tolerance.end()
             _refuse_empty(writer.ledger)
         return Store.open(folder, cached=False)
 
@@ -87,7 +96,8 @@ def _passing_folder() -> Iterator[Path]:
         yield Path(folder) / "store"
 
 
-def _placed(rows: Iterable[Any]) -> Iterator[Row]:
+def placed_rows(rows: Iterable[Any]) -> Iterator[Row]:
+    """The rows of a Python iterable, with the number of each. Raises DataError for one that is no mapping."""
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             raise DataError(f"rows:{number} must be a mapping of columns and is a {type(row).__name__}")
@@ -98,8 +108,7 @@ def cache_folder(chosen: str | None) -> Path:
     """Where stores are kept: as the recipe says, or tunesmith's folder in the user's cache."""
     if chosen is not None:
         return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tunesmith" / "rendered"
+    return user_cache() / "rendered"
 
 
 def cache_key(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -107,12 +116,15 @@ def cache_key(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTraine
     tokenizer("")  # an earlier call may have left padding or truncation in the tokenizer; every call sets them anew
     parts = {
         "sources": [source.fingerprint(one) for one in sources],
-        "template": spell(recipe.data.template),
+        "template": [spell(recipe.data.template), recipe.data.template.divides()],
+        "document_end": recipe.data.template.document_end(tokenizer),
+        "loss": recipe.data.loss.model_dump(mode="json"),
         "chat_template": tokenizer.chat_template,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "max_tokens": recipe.data.max_tokens,
         "overlong": recipe.data.overlong,
+        "shared_prefix": recipe.data.shared_prefix,
         "objective": spell(recipe.objective),
         "code": sorted(_digest(path) for path in _code(recipe, sources)),
         "libraries": {name: version(name) for name in LIBRARIES},
@@ -140,7 +152,8 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _processes(recipe: Recipe, one: Source) -> int:
+def processes_for(recipe: Recipe, one: Source) -> int:
+    """How many processes render a source: as the recipe says, or by the size of its files."""
     if recipe.data.num_processes is not None:
         return recipe.data.num_processes
     size = sum(path.stat().st_size for path in source.local_files(one))
@@ -154,49 +167,26 @@ def _processors() -> int:
 
 def _fill(writer: StoreWriter, one: Source, renderer: Renderer, processes: int) -> None:
     """Render a source, its chunks in file order whatever the number of processes."""
-    said = False
+    said, tolerance = False, Tolerance()
     for samples, format_ in _rendered_chunks(one, renderer, processes):
+        tolerance.look(samples)
         if not said and format_ != one.format:
             writer.notes.append(f"{one.path}: read as {name_of(format_)} (format: auto)")
         said = True
         writer.add(samples)
+    tolerance.end()
 
 
-def _rendered_chunks(one: Source, renderer: Renderer, processes: int) -> Iterator[tuple[list[Any], Format]]:
-    if processes == 1:
-        for rows, format_ in render.chunks(one):
-            yield renderer.render(rows, format_), format_
-        return
-    context = multiprocessing.get_context("spawn")
-    start = (renderer.data.model_dump(mode="json"), spell(renderer.objective), renderer.tokenizer)
-    waiting: deque[tuple[Future[list[Any]], Format]] = deque()
-    with ProcessPoolExecutor(processes, context, _start_worker, start) as pool:
-        for rows, format_ in render.chunks(one):
-            waiting.append((pool.submit(_render_in_worker, rows, spell(format_)), format_))
-            while len(waiting) > 2 * processes:  # memory stays flat in the number of rows
+def _rendered_chunks(one: Source, renderer: Renderer, processes: int) -> Iterator[tuple[list[Rendered], Format]]:
+    waiting: deque[tuple[Callable[[], list[Rendered]], Format]] = deque()
+    with contextlib.closing(Workers(renderer, processes)) as workers:
+        for number, (rows, format_) in enumerate(render.chunks(one)):
+            waiting.append((workers.submit(rows, format_, first=number == 0), format_))
+            while len(waiting) > workers.ahead:  # memory stays flat in the number of rows
                 done, used = waiting.popleft()
-                yield done.result(), used
+                yield done(), used
         for done, used in waiting:
-            yield done.result(), used
-
-
-def _start_worker(data: dict[str, Any], objective: dict[str, Any], tokenizer: Any) -> None:
-    """Build this process's renderer. Components travel as options: a user's file is no importable module."""
-    from tunesmith.component import pick
-    from tunesmith.recipe import Data
-    from tunesmith.seams import Objective
-
-    built = pick(Objective, objective)
-    assert isinstance(built, Objective)
-    _worker["renderer"] = Renderer(Data.model_validate(data), built, tokenizer)
-
-
-def _render_in_worker(rows: list[Row], format_: dict[str, Any]) -> list[Any]:
-    from tunesmith.component import pick
-
-    built: Component = pick(Format, format_)
-    assert isinstance(built, Format)
-    return _worker["renderer"].render(rows, built)
+            yield done(), used
 
 
 def _refuse_empty(counts: ledger.Ledger) -> None:

@@ -5,13 +5,21 @@ The first token of a sequence is never learned, as nothing stands before it, and
 
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from tunesmith.data.ledger import Ledger
+import numpy as np
+
+from tunesmith.component import name_of
+from tunesmith.data import lengths, registry
+from tunesmith.data.ledger import DUPLICATE, Ledger, note, source_names
+from tunesmith.data.prompt import notes
+from tunesmith.data.refuse import unlearnable
 from tunesmith.data.render import Rendered, rendered
+from tunesmith.data.store import whole_key
 from tunesmith.types import Tokens
 
 if TYPE_CHECKING:
@@ -19,7 +27,8 @@ if TYPE_CHECKING:
     from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
-    from tunesmith.recipe import Recipe
+    from tunesmith.recipe import Recipe, Source
+    from tunesmith.seams import Format
 
 LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
 
@@ -46,22 +55,53 @@ class Preview:
     everything: bool = False  # whether the ledger counts those that are not shown too
     ledger: Ledger = field(default_factory=Ledger)
     complete: bool = False  # whether the last row has been read
+    branches: tuple[str, ...] = ()  # what the branches of the samples are called, by the format of their source
+    notes: list[str] = field(default_factory=list)  # what is to be said of the rows
+    _begun: list["Source"] = field(default_factory=list)
+    _lengths: "array[int]" = field(default_factory=lambda: array("q"))
+    _seen: set[bytes] = field(default_factory=set)  # digests of the samples: 100 MB for a million
 
     def __iter__(self) -> Iterator[Rendered]:
         """The samples to show, in file order; after the last one the ledger is complete."""
-        for number, one in enumerate(rendered(self.recipe, self.tokenizer)):
+        self.notes += notes(self.tokenizer)
+        if self.recipe.data.near_duplicates is not None or self.recipe.data.leakage == "drop":
+            self.notes.append("near duplicates and leaked samples are looked for when a run starts, and are shown here")
+        for number, one in enumerate(rendered(self.recipe, self.tokenizer, self._begin)):
             beyond = self.rows is not None and number >= self.rows
             if beyond and not self.everything:
                 return
-            self.ledger.add(one)
+            one = self._looked_at(one)
+            self.ledger.add(one, source_names(self._begun)[-1])
             if not beyond:
                 yield one
         self.complete = True
 
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """What the objective calls the branches of a sample."""
-        return type(self.recipe.objective).branches
+    def _looked_at(self, one: Rendered) -> Rendered:
+        """A sample, left out where it equals an earlier one and the recipe says so."""
+        if one.dropped is not None:
+            return one
+        key, tokens = whole_key(one), sum(map(len, one.branches))
+        if key in self._seen:
+            note(self.ledger.found, DUPLICATE, one.where)
+            if self.recipe.data.duplicates == "drop":
+                return replace(one, branches=(), dropped=DUPLICATE, lost_tokens=tokens)
+        self._seen.add(key)
+        self._lengths.append(tokens)
+        return one
+
+    def lines(self) -> list[str]:
+        """What is to be said of the rows, and the account of those that were read."""
+        said = [*self.notes, *self.ledger.lines()]
+        return [*said, lengths.line(lengths.percentiles(np.asarray(self._lengths)))] if self._lengths else said
+
+    def _begin(self, one: "Source", format_: "Format") -> None:
+        self._begun.append(one)
+        self.notes += registry.notes((one,))
+        if format_ != one.format:
+            self.notes.append(f"{one.path}: read as {name_of(format_)} (format: auto)")
+        self.branches = format_.branches()
+        if (problem := unlearnable(format_, self.recipe.objective)) is not None:
+            self.notes.append(f"{one.path}: {problem}")
 
     @property
     def extent(self) -> str:
@@ -124,6 +164,18 @@ def trained_tokens(one: Rendered) -> int:
     return sum(int((tokens.weight[1:] != 0).sum()) for tokens in one.branches)
 
 
+def branches(one: Rendered, names: Sequence[str]) -> Iterator[tuple[str, Tokens]]:
+    """The sequences of a sample with what is said above each: nothing where there is one."""
+    if len(one.branches) == 1:
+        yield "", one.branches[0]
+        return
+    divided = len(names) != len(one.branches)
+    for number, tokens in enumerate(one.branches):
+        name = f"conversation {number + 1} of {len(one.branches)}" if divided else names[number]
+        shared = f", of which the first {tokens.shared:,} stand above" if tokens.shared else ""
+        yield f"{name}: {len(tokens):,} tokens{shared}", tokens
+
+
 def headline(one: Rendered) -> str:
     """What is said above a sample."""
     if one.dropped is not None:
@@ -146,7 +198,7 @@ def json_lines(preview: Preview) -> Iterator[str]:
             for tokens in one.branches
         ]
         yield json.dumps({"where": one.where, "branches": branches, "label": one.label, "dropped": one.dropped})
-    yield json.dumps({"ledger": preview.ledger.as_dict()})
+    yield json.dumps({"ledger": preview.ledger.as_dict()} | ({"notes": preview.notes} if preview.notes else {}))
 
 
 def show(preview: Preview, console: "Console | None" = None) -> None:
@@ -166,14 +218,17 @@ def show(preview: Preview, console: "Console | None" = None) -> None:
     console.print(_legend(colour), end="\n\n")
     for one in preview:
         headed((visible(one.where), "bold"), "  ", headline(one))
-        for name, tokens in zip(preview.branches, one.branches, strict=False):
-            if len(preview.branches) > 1:
-                console.print(Text(f"{name}: {len(tokens):,} tokens", "italic"))
+        for title, tokens in branches(one, preview.branches):
+            if title:
+                console.print(Text(title, "italic"))
             text = _coloured(tokens, preview.tokenizer, colour)
             console.print(Padding(text, (0, 0, 1, 2)) if colour else text, soft_wrap=not colour)
     headed((preview.extent, "bold"))
-    for line in preview.ledger.lines():
+    for line in preview.lines():
         console.print(Text(f"  {line}"), soft_wrap=True)
+    console.print()
+    for size, bar, number in lengths.bars(preview.ledger.as_dict()["lengths"], blocks=colour):
+        console.print(Text.assemble("  ", (size, "dim"), "  ", (bar, "#22a559"), f" {number}"), soft_wrap=True)
 
 
 def _legend(colour: bool) -> "Text":

@@ -1,17 +1,21 @@
 """From rows to tokens: ids and what is trained of them come from one function; every row is accounted for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith.data import overlong, source
-from tunesmith.errors import DataError, ModelError, TemplateError
+from tunesmith.component import name_of
+from tunesmith.data import loss, overlong, parity, refuse, registry, shared, source
+from tunesmith.data.loss import Learned
+from tunesmith.data.place import weigh
+from tunesmith.errors import DataError, ModelError, RecipeError, Skipped, TemplateError
 from tunesmith.formats.auto import Auto, choose
-from tunesmith.recipe import Data, Recipe, Source
-from tunesmith.seams import Format, Objective, Template, Written
+from tunesmith.recipe import Data, Loss, Recipe, Source
+from tunesmith.seams import Format, Objective, Template
 from tunesmith.types import Message, Sample, Tokens
 
 if TYPE_CHECKING:
@@ -21,7 +25,6 @@ Row = tuple[str, Mapping[str, Any]]  # where it stands, and its columns
 
 CHUNK_ROWS = 512  # rows that are tokenised in one call
 
-NO_TURN = "no trained turn"
 EMPTY_ANSWER = "empty answer"
 EMPTY_TEXT = "empty text"
 OVERLONG = "longer than data.max_tokens"
@@ -37,15 +40,27 @@ class Rendered:
     dropped: str | None = None  # the reason
     part: int = 0
     truncated: bool = False
+    lost_tokens: int = 0  # of the row, in none of its samples; 0 where the row was never written as tokens
+    refused: str | None = None  # the whole message, when the row could not be read or written
+    divided: bool = False  # whether the template makes several conversations of the row
+    repeated_tokens: int = 0  # at its beginning, that the row's part before begins with too
+    joined_answers: int = 0  # whose first characters are part of their header's last token, which is not learned
+
+
+Part = tuple[Sample, tuple[Learned, ...]]  # one conversation of a row, or several to compare; no text of a document
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """Renders rows for an objective. The tokenizer is one that the template prepared."""
+    """Renders rows for an objective. The tokenizer is one that the template prepared.
+
+    `to_look` renders rows that the objective cannot learn from too, as a preview shows them.
+    """
 
     data: Data
     objective: Objective
     tokenizer: "PreTrainedTokenizerBase"
+    to_look: bool = False
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
@@ -53,44 +68,94 @@ class Renderer:
                 f"the tokenizer of {self.tokenizer.name_or_path} does not say where its tokens stand in a "
                 "text, and what is trained is found by that: use a fast one (with a tokenizer.json)"
             )
+        if type(self.objective).documents and self.data.loss != Loss():
+            raise RecipeError(f"data.loss: the objective {name_of(self.objective)} learns every token: leave it out")
+        if self.data.loss.train_on_prompt and self.data.template.divides():
+            raise RecipeError(
+                "data.loss.train_on_prompt learns every token, and "
+                f"data.template={name_of(self.data.template)} writes turns several times: choose one of them"
+            )
 
-    def render(self, rows: Sequence[Row], format_: Format) -> list[Rendered]:
-        """The samples of some rows, in order.
+    def render(self, rows: Sequence[Row], format_: Format, first: bool = True) -> list[Rendered]:
+        """The samples of some rows, in order; `first` says that a source begins with them.
+
+        The first row of a source must be read and written; later ones that cannot be are dropped (see `refuse`).
 
         Raises:
-            DataError: a row is not of the format, or the objective cannot learn from what it holds.
-            TemplateError: a conversation cannot be written or trained as asked.
+            DataError: the first row is not of the format, or the objective cannot learn from what it holds.
+            TemplateError: the first conversation cannot be written or trained as asked, or training and use would
+                see other tokens.
             ModelError: the tokenizer has no eos_token to end a document with.
         """
-        samples = [(where, self._read(where, row, format_)) for where, row in rows]
-        documents = iter(self._documents([sample for _, sample in samples if sample.is_document]))
-        written = [self._write(where, sample) for where, sample in samples]
-        tokens = iter(self._encode([text for texts in written for text in texts]))
+        if first and not self.to_look and (problem := refuse.unlearnable(format_, self.objective)):
+            raise DataError(f"{rows[0][0]}: {problem}")
+        read = [self._read(*row, format_, first and number == 0) for number, row in enumerate(rows)]
+        parts = [part for one in read if not isinstance(one, Rendered) for part in one]
+        documents = iter(self._documents([sample for sample, _ in parts if sample.is_document]))
+        encoded = iter(self._encode([text for _, texts in parts for text in texts]))
+        looked_at = parity.looked_at([_asked_tokens(one) for one in read], first)
         found: list[Rendered] = []
-        for (where, sample), texts in zip(samples, written, strict=True):
-            branches = tuple(islice(documents, 1) if sample.is_document else islice(tokens, len(texts)))
-            found += self._judge(where, sample, branches)
+        for number, ((where, _), one) in enumerate(zip(rows, read, strict=True)):
+            if isinstance(one, Rendered):
+                found.append(one)
+                continue
+            own: list[Rendered] = []
+            for sample, texts in one:
+                if sample.is_document:
+                    own += self._judge(where, sample, tuple(islice(documents, 1)))
+                    continue
+                branches, joined = zip(*islice(encoded, len(texts)), strict=True)
+                if number in looked_at:
+                    parity.check(self.tokenizer, where, sample, texts, branches)
+                own += self._judge(where, sample, branches, sum(joined))
+            found += self._in_samples(own) if len(one) == 1 else self._as_parts(own)
         assert all(tokens.weight[1:].any() for one in found for tokens in one.branches), "a kept sample asks something"
         return found
 
-    def _read(self, where: str, row: Mapping[str, Any], format_: Format) -> Sample:
+    def _read(self, where: str, row: Mapping[str, Any], format_: Format, must: bool) -> list[Part] | Rendered:
+        """The conversations of a row as text, or why it is left out. One that must be read is an error then."""
         try:
             sample = format_.read(row)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
-        wanted = type(self.objective).branches
-        if len(sample.branches) != len(wanted):
-            raise DataError(
-                f"{where}: the objective learns from {len(wanted)} conversation a row ({', '.join(wanted)}), "
-                f"and the row has {len(sample.branches)}"
-            )
-        return sample
+            reason = refuse.media(where, sample)
+            return self._parts(sample) if reason is None else Rendered(where, (), dropped=reason)
+        except Skipped as skipped:
+            return Rendered(where, (), dropped=skipped.reason)
+        except (DataError, TemplateError) as error:
+            if must:
+                raise type(error)(f"{where}: {error}", error.reason) from error
+            return _refused(where, error)
+
+    def _parts(self, sample: Sample) -> list[Part]:
+        """What a sample is trained as: itself, or the conversations that the template divides it into."""
+        if sample.is_document:
+            return [(sample, ())]
+        if type(self.objective).documents:  # all of it is learned, so nothing is asked of single turns
+            return [(sample, tuple(self._write(_untrained(turns), sample) for turns in sample.branches))]
+        branches = sample.branches
+        if self._chooses or any(turn.spans is not None for turns in branches for turn in turns):
+            branches = tuple(loss.resolve(self.data.loss, turns) for turns in branches)
+        divided = [self.data.template.divide(turns) for turns in branches]
+        if len(branches) > 1:
+            if any(len(conversations) > 1 for conversations in divided):
+                raise TemplateError(
+                    f"data.template={name_of(self.data.template)} makes a conversation of each trained turn, and rows "
+                    "that compare answers must train one: give the others `train: false`"
+                )
+            divided = [tuple(turns for (turns,) in divided)]
+            whole = [Sample(divided[0], sample.label, sample.tools)]
+        else:
+            whole = [Sample((turns,), sample.label, sample.tools) for turns in divided[0]]
+        return [(one, tuple(self._write(turns, one) for turns in one.branches)) for one in whole]
+
+    @cached_property
+    def _chooses(self) -> bool:
+        return self.data.loss != Loss()
 
     def _documents(self, samples: Sequence[Sample]) -> list[Tokens]:
         """Documents with the tokens that the tokenizer puts around a text, each ended by EOS."""
         if not samples:
             return []
-        end = self.tokenizer.eos_token_id
+        end = self.data.template.document_end(self.tokenizer)
         if end is None:
             raise ModelError(
                 f"the tokenizer of {self.tokenizer.name_or_path} has no eos_token, and documents end with "
@@ -103,54 +168,64 @@ class Renderer:
             found.append(Tokens(whole, np.full(len(whole), sample.branches[0][0].weight, np.float32)))
         return found
 
-    def _write(self, where: str, sample: Sample) -> list[Written]:
-        """The conversations of a sample as text; none for a document."""
-        if sample.is_document:
-            return []
-        turns = sample.branches
-        if type(self.objective).documents:  # all of it is learned, so nothing is asked of single turns
-            turns = tuple(_untrained(branch) for branch in turns)
-        return [self._written(where, branch, sample) for branch in turns]
+    def _write(self, turns: tuple[Message, ...], sample: Sample) -> Learned:
+        return loss.write(self.data.loss, self.data.template, turns, sample.tools, self.tokenizer)
 
-    def _written(self, where: str, turns: tuple[Message, ...], sample: Sample) -> Written:
-        try:
-            return self.data.template.write(turns, sample.tools, self.tokenizer)
-        except TemplateError as error:
-            raise TemplateError(f"{where}: {error}") from error
-
-    def _encode(self, written: Sequence[Written]) -> list[Tokens]:
-        """Tokenise each text once, and place its spans on the tokens that begin in them."""
+    def _encode(self, written: Sequence[Learned]) -> list[tuple[Tokens, int]]:
+        """Tokenise each text once, and place what is learned on the tokens. The number is of `joined_answers`."""
         if not written:
             return []
         encoded = self.tokenizer(
             [one.text for one in written],
             add_special_tokens=False,
-            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
             verbose=False,
         )
-        return [
-            Tokens(np.asarray(ids, np.int32), place(one.spans, np.asarray([start for start, _ in offsets])))
-            for one, ids, offsets in zip(written, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        ]
+        found = []
+        for one, ids, encoding in zip(written, encoded["input_ids"], encoded.encodings, strict=True):
+            weight, joined = weigh(one, encoding)
+            found.append((Tokens(np.asarray(ids, np.int32), weight), joined))
+        return found
 
-    def _judge(self, where: str, sample: Sample, branches: tuple[Tokens, ...]) -> list[Rendered]:
+    def _judge(self, where: str, sample: Sample, branches: tuple[Tokens, ...], joined: int = 0) -> list[Rendered]:
         """Keep, shorten, split or drop a sample."""
         if type(self.objective).documents and not sample.is_document:
             branches = tuple(Tokens(one.ids, np.ones(len(one), np.float32)) for one in branches)
         reason = self._reason(sample, branches)
         if reason is None:
-            return [Rendered(where, branches, sample.label)]
+            return [Rendered(where, branches, sample.label, joined_answers=joined)]
         if reason == OVERLONG and self.data.overlong != "drop" and len(branches) == 1:
             shorten = self._shortened_document if sample.is_document else self._shortened
-            return shorten(where, sample, branches[0])
-        return [Rendered(where, (), sample.label, reason)]
+            try:
+                return _losing(shorten(where, sample, branches[0]), len(branches[0]))
+            except TemplateError as error:
+                return [_refused(where, error)]
+        return [Rendered(where, (), sample.label, reason, lost_tokens=sum(map(len, branches)))]
+
+    def _in_samples(self, found: list[Rendered]) -> list[Rendered]:
+        """Samples of several branches with what those have in common."""
+        if not self.data.shared_prefix:
+            return found
+        return [replace(one, branches=shared.branches(one.branches)) if len(one.branches) > 1 else one for one in found]
+
+    def _as_parts(self, found: list[Rendered]) -> list[Rendered]:
+        """The conversations that one was divided into, with what each has in common with the one before."""
+        numbered: list[Rendered] = []
+        before = np.zeros(0, np.int32)
+        for number, one in enumerate(found):
+            repeated = shared.common(before, one.branches[0].ids) if one.branches else 0
+            numbered.append(replace(one, part=number, divided=True, repeated_tokens=repeated))
+            before = one.branches[0].ids if one.branches else before
+        return shared.together(numbered, self.data.max_tokens) if self.data.shared_prefix else numbered
 
     def _reason(self, sample: Sample, branches: tuple[Tokens, ...]) -> str | None:
         """Why a sample cannot be trained on as it is, if so."""
         if sample.is_document and _is_empty(sample.branches[0][0]):
             return EMPTY_TEXT
-        if not all(one.weight[1:].any() for one in branches):
-            return NO_TURN
+        for turns, tokens in zip(sample.branches, branches, strict=True):
+            if not tokens.weight[1:].any():
+                return loss.reason(self.data.loss, turns)
         if type(self.objective).documents:
             return None
         if any(turn.weight and _is_empty(turn) for branch in sample.branches for turn in branch):
@@ -163,12 +238,12 @@ class Renderer:
             return [Rendered(where, (pieces[0],), sample.label, truncated=True)]
         return [Rendered(where, (piece,), sample.label, part=part) for part, piece in enumerate(pieces)]
 
-    def _shortened(self, where: str, sample: Sample, tokens: Tokens) -> list[Rendered]:
-        """A conversation that is too long, truncated or split as the recipe says."""
+    def _shortened(self, where: str, sample: Sample, whole: Tokens) -> list[Rendered]:
+        """A conversation that is too long, truncated or split as the recipe says. Raises TemplateError."""
         turns, limit = sample.branches[0], self.data.max_tokens
 
         def count(turns: tuple[Message, ...]) -> int:
-            return len(self._encode([self._written(where, _untrained(turns), sample)])[0])
+            return len(self._encode([self._write(_untrained(turns), sample)])[0][0])
 
         if self.data.overlong == "split":
             parts = overlong.split(turns, count, limit)
@@ -176,15 +251,26 @@ class Renderer:
             parts = [overlong.truncate(turns, count, limit, self.tokenizer)]
         found = []
         for number, part in enumerate(parts):
-            branches: tuple[Tokens, ...] = ()
-            reason: str | None = OVERLONG
-            if part is not None:
-                branches = tuple(self._encode([self._written(where, part, sample)]))
-                reason = self._reason(Sample((part,), sample.label, sample.tools), branches)
-            truncated = self.data.overlong == "truncate" and reason is None
-            kept = () if reason else branches
-            found.append(Rendered(where, kept, sample.label, reason, part=number, truncated=truncated))
+            if part is None:
+                found.append(Rendered(where, (), sample.label, OVERLONG, part=number))
+                continue
+            tokens, joined = self._encode([self._write(part, sample)])[0]
+            reason = self._reason(Sample((part,), sample.label, sample.tools), (tokens,))
+            if reason is not None:
+                found.append(Rendered(where, (), sample.label, reason, part=number))
+                continue
+            truncated = self.data.overlong == "truncate"
+            found.append(
+                Rendered(where, (tokens,), sample.label, part=number, truncated=truncated, joined_answers=joined)
+            )
         return found
+
+
+def _losing(found: list[Rendered], tokens: int) -> list[Rendered]:
+    """The samples of a shortened row of so many tokens; what none has is lost with the first cut or left out."""
+    lost = max(0, tokens - sum(len(branch) for one in found for branch in one.branches))
+    at = next((index for index, one in enumerate(found) if one.truncated or one.dropped), None)
+    return found if at is None else [*found[:at], replace(found[at], lost_tokens=lost), *found[at + 1 :]]
 
 
 def _untrained(turns: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -197,16 +283,16 @@ def _is_empty(turn: Message) -> bool:
     return blank and not turn.tool_calls and not turn.reasoning
 
 
-def place(spans: Sequence[tuple[int, int, float]], starts: np.ndarray) -> np.ndarray:
-    """The weight of each token [T] from spans of characters and the character that each token begins at [T].
+def _asked_tokens(read: list[Part] | Rendered) -> int:
+    """About how many tokens are written to compare a row: its text, and what stands before each answer."""
+    if isinstance(read, Rendered):
+        return 0
+    return sum(len(text.text) * (2 + len(text.answers)) for _, texts in read for text in texts) // 8
 
-    A token is in the span that it begins in: one that stands partly in the prompt is not trained, and an end
-    token that takes the blanks behind it (as Phi's do) is.
-    """
-    weight = np.zeros(len(starts), np.float32)
-    for start, end, value in spans:
-        weight[(starts >= start) & (starts < end)] = value
-    return weight
+
+def _refused(where: str, error: DataError | TemplateError) -> Rendered:
+    kind = "unreadable" if isinstance(error, DataError) else "the template refuses it"
+    return Rendered(where, (), dropped=f"{kind}: {error.reason}", refused=str(error))
 
 
 def format_of(one: Source, row: Mapping[str, Any], where: str) -> Format:
@@ -228,10 +314,23 @@ def chunks(one: Source) -> Iterator[tuple[list[Row], Format]]:
         yield chunk, format_
 
 
-def rendered(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Rendered]:
-    """The samples of data.train, in file order, as the model will see them, for any tokenizer."""
+def rendered(
+    recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", opened: Callable[[Source, Format], None] | None = None
+) -> Iterator[Rendered]:
+    """The samples of data.train, in file order, as the model will see them, for any tokenizer.
+
+    Where `opened` is given, it is called with each source and its format, and rows that the objective cannot learn
+    from are rendered too.
+    """
+    recipe = registry.applied(recipe)
     template: Template = recipe.data.template
-    renderer = Renderer(recipe.data, recipe.objective, template.prepare(tokenizer))
+    renderer = Renderer(recipe.data, recipe.objective, template.prepare(tokenizer), to_look=opened is not None)
     for one in recipe.data.train:
-        for rows, format_ in chunks(one):
-            yield from renderer.render(rows, format_)
+        tolerance = refuse.Tolerance()
+        for number, (rows, format_) in enumerate(chunks(one)):
+            if opened is not None and number == 0:
+                opened(one, format_)
+            found = renderer.render(rows, format_, first=number == 0)
+            tolerance.look(found)
+            yield from found
+        tolerance.end()

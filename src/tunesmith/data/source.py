@@ -1,99 +1,171 @@
-"""Rows of a source, wherever they lie: local files, the data inside this package, a dataset of the hub."""
+"""Rows of a source, wherever they lie: files here or far away, the data inside this package, a dataset of a hub."""
 
 import glob
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from datetime import date, time, timedelta
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from tunesmith.component import spell
-from tunesmith.data import files
+from tunesmith.data import digests, files, hubs, remote
 from tunesmith.errors import DataError, near
 from tunesmith.recipe import Source
 
 BUILTIN = "builtin:"
 BUILTIN_FOLDER = Path(__file__).parent.parent / "builtin"
 BUILTIN_SPLITS = {"identity": ("train", "eval")}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*", re.ASCII)
 DEFAULT_SPLIT = Source.model_fields["split"].default
-LONGEST_REASON = 300  # characters of another library's message
+PIECES, PIECE_BYTES = 64, 2**20  # of a large file that is streamed
+READABLE = ", ".join(files.KINDS) + ", each also with .gz or .zst"
 
 
-def read(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+class Registered(Source):
+    """A source that a registry names: a row may lack a column that `columns` takes, if not all of them do."""
+
+    registered: str
+    """The name, as the recipe says it."""
+
+
+def read(source: Source, streaming: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a source with where each stands (`file:17`), lazily and in file order.
 
-    `columns` renames, `replace` changes texts and `num_samples` ends the stream. The number in `where` is that of
-    `files.rows`, and for a dataset that `datasets` loads the row's, from 1.
+    `share` takes a part of the rows, `num_samples` ends the stream, `columns` renames and `replace` changes texts. The
+    number in `where` is that of `files.rows`, and for a dataset that `datasets` loads the row's, from 1. `streaming`
+    reads a hub's dataset from the hub, and not by way of a copy on the disk.
 
     Raises:
         DataError: a file is missing or broken, there is no row, or a row lacks a column that `columns` names.
+        MissingExtra: the client of a store or a hub is not installed.
     """
-    where = ""
-    for where, row in islice(_rows(source), source.num_samples):
-        row = _renamed(row, source.columns, where) if source.columns else row
+    where, lenient = "", isinstance(source, Registered)
+    missing = dict(source.columns) if lenient else {}
+    for where, row in islice(_shared(source, streaming), source.num_samples):
+        for name in [name for name, column in missing.items() if column in row or name in row]:
+            del missing[name]
+        row = _renamed(row, source.columns, where, lenient) if source.columns else row
         yield where, _replaced(row, source.replace) if source.replace else row
     if not where:
         raise DataError(f"{source.path} has no rows: it is empty, or holds a header alone")
+    for name, column in missing.items():
+        if column and source.num_samples is None:
+            raise DataError(f"{source.path}: `columns` takes {name} from {column!r}, no column of any row. Remove it")
+
+
+def _shared(source: Source, streaming: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows whose content falls in the part of the source that `share` says."""
+    if source.share is None:
+        yield from _rows(source, streaming)
+        return
+    part, _, whole = source.share.partition("/")
+    first, _, last = part.partition("-")
+    seen = kept = 0
+    for where, row in _rows(source, streaming):
+        seen += 1
+        if int(first) <= _part(row, int(whole), where) <= int(last):
+            kept += 1
+            yield where, row
+    if seen and not kept:
+        raise DataError(f"{source.path}: none of the {seen} rows falls in the share {source.share}; take a larger one")
+
+
+def _part(row: dict[str, Any], parts: int, where: str) -> int:
+    """Which of so many parts a row is in, from 1: by its content as it was read, and nothing else."""
+    try:
+        text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=_plain)
+    except TypeError as error:
+        raise DataError(f"{where}: `share` divides rows by their content, and this one has {error}") from None
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") * parts >> 64) + 1
+
+
+def _plain(value: Any) -> str:
+    """A value that JSON has not: bytes, or what writes itself (a date, a decimal)."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, date | time | timedelta | Decimal | UUID):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__}")
 
 
 def local_files(source: Source) -> list[Path]:
-    """The files on this machine that a source reads, in order; none for a dataset of the hub.
+    """The files on this machine that a source reads, in order; none for a dataset of a hub or a store far away.
 
     Raises:
-        DataError: there is no such file, or a glob or folder without one that can be read.
+        DataError: there is no such file, here or far away, or a glob or folder without one that can be read.
+        MissingExtra: the client of a store is not installed.
     """
-    if _is_hub_id(source.path):
+    if hubs.address(source.path):
         return []
     if _is_copy(source):
         return [Path(path) for path in _below(source.path) if files.kind_of(path)]
-    return [Path(file) for _, file in _named_files(source)]
+    return [Path(file) for _, file in _named_files(source) if not remote.is_remote(file)]
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: Source, streaming: bool = False) -> str:
     """A digest of all that decides the rows of a source and what they are called: 64 hexadecimal digits.
 
-    That is the content, order and names of the files, and the source's options. A dataset of the hub is
-    loaded, and the files that `datasets` made of it count.
+    That is the content, order and names of the files, and the source's options. A dataset of a hub is
+    loaded, and the files that `datasets` made of it count; of a file far away, what `remote.identity` says.
+    Of what is streamed, a hub's dataset is not loaded, and of a large file its size and pieces count.
 
     Raises:
         DataError: as `read`, for what is missing or cannot be opened.
     """
-    if _is_hub_id(source.path):
-        named = [(source.path, part["filename"]) for part in _load(source).cache_files]
+    address = hubs.address(source.path)
+    if address and address.hub == "hf":
+        found = [] if streaming else hubs.load(source, address).cache_files
+        named = [(source.path, part["filename"]) for part in found]
+    elif address:
+        folder = hubs.fetched(source.path, address)
+        named = [(os.path.relpath(path, folder), path) for path in _below(folder)]
     elif _is_copy(source):
         named = [(path, path) for path in _below(source.path)]
     else:
         named = _named_files(source)
-    parts = source.model_dump(exclude={"format"}) | {
+    digest = _digest_of_pieces if streaming else _digest
+    parts = source.model_dump(exclude={"format", "weight"}) | {
         "format": spell(source.format),
-        "files": [(label, _digest(file)) for label, file in named],
+        "files": [(label, remote.identity(file) if remote.is_remote(file) else digest(file)) for label, file in named],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digests.digest_of(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _renamed(row: dict[str, Any], columns: dict[str, str], where: str) -> dict[str, Any]:
-    """The row with the columns that a format expects under its names; the others stay."""
+def _digest_of_pieces(path: str) -> str:
+    """Of a large file its size and some pieces, which tell it from another one in a moment."""
+    size = os.path.getsize(path)
+    if size <= PIECES * PIECE_BYTES:
+        return _digest(path)
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for number in range(PIECES):
+            file.seek(number * (size - PIECE_BYTES) // (PIECES - 1))
+            digest.update(file.read(PIECE_BYTES))
+    return digest.hexdigest()
+
+
+def _renamed(row: dict[str, Any], columns: dict[str, str], where: str, lenient: bool) -> dict[str, Any]:
+    """The row with the columns that a format expects under its names, and without those that come from no column."""
     for name, column in columns.items():
-        if column not in row:
+        if column and column not in row and not lenient:
             raise DataError(
                 f"{where}: `columns` takes {name} from {column!r}, no column of the row. {near(column, row)}"
             )
-    taken = set(columns.values())
+    taken = {column or name for name, column in columns.items()}
     kept = {name: value for name, value in row.items() if name not in taken}
-    return kept | {name: row[column] for name, column in columns.items()}
+    return kept | {name: row[column] for name, column in columns.items() if column in row}
 
 
 def _replaced(value: Any, texts: dict[str, str]) -> Any:
@@ -108,10 +180,12 @@ def _replaced(value: Any, texts: dict[str, str]) -> Any:
     return value
 
 
-def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
-    if _is_hub_id(source.path) or _is_copy(source):
-        with _told_as_ours(source):
-            for number, row in enumerate(_load(source), 1):
+def _rows(source: Source, streaming: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    address = hubs.address(source.path)
+    if address or _is_copy(source):
+        with hubs.told_as_ours(source.path):
+            dataset = hubs.load(source, address, streaming) if address else hubs.load_copy(source, source.path)
+            for number, row in enumerate(dataset, 1):
                 yield f"{source.path}:{number}", files.without_nulls(row)
         return
     for label, file in _named_files(source):
@@ -123,7 +197,10 @@ def _named_files(source: Source) -> list[tuple[str, str]]:
     """The files of a source and what places in them are called."""
     if source.path.startswith(BUILTIN):
         return [(source.path, _builtin_file(source))]
-    found = _found(os.path.expanduser(source.path))
+    if remote.is_remote(source.path):
+        found = remote.found(source.path, files.kind_of, READABLE)
+    else:
+        found = _found(os.path.expanduser(source.path))
     if source.split != DEFAULT_SPLIT:
         raise DataError(f"{source.path} is read whole, and has no split {source.split!r}; leave `split` out")
     if source.name is not None and not any(files.kind_of(name) == ".xlsx" for name in found):
@@ -146,22 +223,23 @@ def _builtin_file(source: Source) -> str:
 
 def _found(path: str) -> list[str]:
     """The files that a path says, sorted: itself, those directly in a folder, or those a glob matches."""
-    suffixes = ", ".join(files.KINDS)
     if os.path.isdir(path):
         found = _supported_in(path)
         if not found:
-            raise DataError(f"the folder {path} has no file that can be read: {suffixes}, each also with .gz")
+            raise DataError(f"the folder {path} has no file that can be read: {READABLE}")
         return found
     if os.path.exists(path):
         if not files.kind_of(path):
-            raise DataError(f"{path}: its name must end in one of {suffixes}, each also with .gz")
+            raise DataError(f"{path}: its name must end in one of {READABLE}")
         return [path]
     if glob.has_magic(path):
+        if "**" in path:
+            _refuse_loop(_fixed_part(path))
         matched = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
         found = [name for name in matched if files.kind_of(name)]
         if not found:
             said = f"only {', '.join(matched[:3])}, which cannot be read" if matched else "no file"
-            raise DataError(f"{path} matches {said}; readable are {suffixes}, each also with .gz")
+            raise DataError(f"{path} matches {said}; readable are {READABLE}")
         return found
     raise DataError(f"there is no file {path}{_hint(path)}")
 
@@ -173,8 +251,34 @@ def _supported_in(folder: str) -> list[str]:
 
 def _below(folder: str) -> list[str]:
     """Every file in a folder and the folders below, sorted, but hidden ones."""
+    _refuse_loop(folder)
     found = glob.glob(os.path.join(glob.escape(folder), "**", "*"), recursive=True)
     return sorted(path for path in found if os.path.isfile(path))
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder above the first part of a path that has a glob sign."""
+    parts = pattern.split(os.sep)
+    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    return os.sep.join(parts[:first]) or (os.sep if pattern.startswith(os.sep) else ".")
+
+
+def _refuse_loop(top: str) -> None:
+    """Raise DataError when a link below a folder leads to a folder above it: its files would be read again and again.
+
+    Every folder is looked at once, however many links lead to it.
+    """
+    done: set[str] = set()
+    ways: list[tuple[str, tuple[str, ...]]] = [(top, ())]
+    while ways:
+        folder, above = ways.pop()
+        real = os.path.realpath(folder)
+        if real in above:
+            raise DataError(f"{folder} is a link to {real}, a folder that it lies in; take it away or name the folders")
+        if real not in done:
+            done.add(real)
+            below = [os.path.join(folder, name) for name in _listed(folder)]
+            ways += [(path, (*above, real)) for path in below if os.path.isdir(path)]
 
 
 def _listed(folder: str) -> list[str]:
@@ -197,48 +301,9 @@ def _hint(path: str) -> str:
     return f". {near(min(with_suffix, default=name), names)}"
 
 
-def _is_hub_id(path: str) -> bool:
-    """Whether a path names a dataset of the hub: `owner/name` or `name`, and nothing here is called so."""
-    return bool(HUB_ID.fullmatch(path)) and not files.kind_of(path) and not os.path.exists(path)
-
-
 def _is_copy(source: Source) -> bool:
     """Whether a folder is a hub dataset's copy: a split is asked for, or all files lie in folders below."""
     path = source.path
     if not os.path.isdir(path):
         return False
     return source.split != DEFAULT_SPLIT or not _supported_in(path) and any(map(files.kind_of, _below(path)))
-
-
-def _load(source: Source) -> Any:
-    """The dataset of a hub id, by way of the cache of `datasets`, or of a local copy of one, streamed.
-
-    The cache knows a local copy by its folder's name alone, and would give old rows when the copy changes.
-    """
-    import datasets
-
-    with _told_as_ours(source):
-        return datasets.load_dataset(source.path, source.name, split=source.split, streaming=_is_copy(source))
-
-
-@contextmanager
-def _told_as_ours(source: Source) -> Iterator[None]:
-    """What `datasets` and the libraries below it raise, as one DataError."""
-    import pyarrow
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # The HTTP library's own base class, which is httpx's or httpx2's as the hub's version has it.
-    transport = HfHubHTTPError.__bases__
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, ValueError, RuntimeError, DatasetsError, pyarrow.ArrowException, *transport) as error:
-        cause = f": {error.__cause__}" if isinstance(error, DatasetsError) and error.__cause__ else ""
-        reason = f"{' '.join(f'{error}{cause}'.split())[:LONGEST_REASON]} ({type(error).__name__})"
-        if os.path.isdir(source.path):
-            raise DataError(f"{source.path} cannot be read as the copy of a hub dataset: {reason}") from None
-        beside = glob.glob(f"{source.path}.*")
-        hint = f". Did you mean the file {min(beside)}?" if beside else ""
-        raise DataError(f"{source.path}: no file here, and no hub dataset that loads: {reason}{hint}") from None

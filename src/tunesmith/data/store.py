@@ -9,7 +9,6 @@ Letters: T tokens, B branches, M samples.
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from tunesmith import atomic
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.render import Rendered
 from tunesmith.errors import DataError
@@ -30,12 +30,30 @@ ARRAYS: dict[str, np.dtype] = {
     "ids": np.dtype("<i4"),  # [T]
     "weight": np.dtype("<f4"),  # [T]
     "branch_tokens": np.dtype("<i8"),  # [B] tokens of each branch
+    "shared": np.dtype("<i8"),  # [B] of its first ones: those that stand in the branch before
     "sample_branches": np.dtype("<i8"),  # [M] branches of each sample
     "label": np.dtype("<f4"),  # [M]
     "row": np.dtype("<i8"),  # [M] number of the row that each sample comes from; the parts of a split row share it
+    "source": np.dtype("<i4"),  # [M] which source it comes from
+    "file": np.dtype("<i4"),  # [M] which file, and
+    "line": np.dtype("<i8"),  # [M] where in it
+    "trained": np.dtype("<i8"),  # [M] tokens of it that are learned
+    "equals": np.dtype("<i8"),  # [M] the first sample with these tokens, weights and label: itself, mostly
+    "key": np.dtype("<u8"),  # [2M] a digest of its token ids alone
 }
+CONTENT = (
+    "ids",
+    "weight",
+    "branch_tokens",
+    "shared",
+    "sample_branches",
+    "label",
+    "row",
+)  # what decides what is learned
+KEY_BYTES = 16
 META = "meta.json"
 UNFINISHED = ".tunesmith-unfinished-"  # begins the name of a folder that is being written
+ELSEWHERE = "Say data.cache_dir=FOLDER"
 DEAD_SECONDS = 3600  # a writer that wrote nothing for so long was killed
 
 
@@ -47,8 +65,17 @@ class Store:
     weight: np.ndarray
     token_offsets: np.ndarray  # [B+1]
     branch_offsets: np.ndarray  # [M+1]
+    shared: np.ndarray  # [B]
     label: np.ndarray
     row: np.ndarray
+    source: np.ndarray
+    file: np.ndarray
+    line: np.ndarray
+    trained: np.ndarray
+    equals: np.ndarray
+    key: np.ndarray  # [M, 2]
+    files: tuple[str, ...]  # what the files are called
+    sources: tuple[str, ...]  # and the sources
     ledger: Ledger
     notes: tuple[str, ...]  # what was chosen for the user and must be said
     digest: str  # of every token, weight and label, in order
@@ -64,8 +91,12 @@ class Store:
             weight=arrays["weight"],
             token_offsets=np.concatenate([[0], np.cumsum(arrays["branch_tokens"])]),
             branch_offsets=np.concatenate([[0], np.cumsum(arrays["sample_branches"])]),
-            label=arrays["label"],
-            row=arrays["row"],
+            key=arrays["key"].reshape(-1, 2),
+            **{
+                name: arrays[name] for name in ("shared", "label", "row", "source", "file", "line", "trained", "equals")
+            },
+            files=tuple(meta["files"]),
+            sources=tuple(meta["sources"]),
             ledger=Ledger.from_dict(meta["ledger"]),
             notes=tuple(meta["notes"]),
             digest=meta["digest"],
@@ -80,11 +111,28 @@ class Store:
         """The token sequences of a sample."""
         first, last = self.branch_offsets[sample], self.branch_offsets[sample + 1]
         bounds = self.token_offsets[first : last + 1]
-        return [Tokens(self.ids[a:b], self.weight[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        parts = zip(bounds[:-1], bounds[1:], self.shared[first:last].tolist(), strict=True)
+        return [Tokens(self.ids[a:b], self.weight[a:b], shared) for a, b, shared in parts]
 
     def lengths(self) -> np.ndarray:
-        """The tokens of each sample, all branches together: [M]."""
-        return np.diff(self.token_offsets[self.branch_offsets])
+        """The tokens that each sample takes in a row, all branches together and what they share once: [M]."""
+        shared = np.concatenate([[0], np.cumsum(self.shared)])
+        return np.diff((self.token_offsets - shared)[self.branch_offsets])
+
+    @property
+    def shares(self) -> bool:
+        """Whether sequences go on from the beginning of others."""
+        return bool(self.shared.any())
+
+    def all_ids(self, sample: int) -> np.ndarray:
+        """The token ids of a sample, its branches one after the other: [T]."""
+        first, last = self.branch_offsets[sample], self.branch_offsets[sample + 1]
+        return self.ids[self.token_offsets[first] : self.token_offsets[last]]
+
+    def place(self, sample: int) -> str:
+        """Where the row of a sample stands, as in `file:17`."""
+        name, line = self.files[self.file[sample]], self.line[sample]
+        return name if line < 0 else f"{name}:{line}"
 
 
 def is_whole(folder: Path) -> bool:
@@ -108,64 +156,138 @@ class StoreWriter:
         self.ledger = Ledger()
         self.notes: list[str] = []
         self._row = -1
+        self._sources: list[str] = []
+        self._files_seen: dict[str, int] = {}
+        self._keys, self._whole = bytearray(), bytearray()  # digests of the samples: of ids, and of all that is learned
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             _remove_dead(folder.parent)
-            self._work = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+            work = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
         except OSError as error:
             reason = f"rendered rows cannot be kept in {folder.parent}: {error.strerror}"
-            raise DataError(f"{reason}. Say data.cache_dir=FOLDER") from error
-        self._files: dict[str, IO[bytes]] = {name: open(self._work / name, "wb") for name in ARRAYS}
-        self._digests = {name: hashlib.sha256() for name in ARRAYS}
+            raise DataError(f"{reason}. {ELSEWHERE}") from error
+        self._stack = contextlib.ExitStack()  # unwound from its end: last arrays, files, description, folder
+        self._work = self._stack.enter_context(atomic.folder(folder, work, replace=lambda found: not is_whole(found)))
+        self._stack.push(self._describe)
+        self._files: dict[str, IO[bytes]] = {
+            name: self._stack.enter_context(open(self._work / name, "wb")) for name in ARRAYS
+        }
+        self._stack.push(self._conclude)
+        self._digests = {name: hashlib.sha256() for name in CONTENT}
 
     def __enter__(self) -> "StoreWriter":
         return self
 
-    def add(self, samples: Iterable[Rendered]) -> None:
-        """Count some samples and write those that are kept."""
-        for one in samples:
-            self.ledger.add(one)
-            self._row += one.part == 0
-            if one.dropped is not None:
-                continue
-            for tokens in one.branches:
-                self._write("ids", tokens.ids)
-                self._write("weight", tokens.weight)
-            self._write("branch_tokens", [len(tokens) for tokens in one.branches])
-            self._write("sample_branches", [len(one.branches)])
-            self._write("label", [np.nan if one.label is None else one.label])
-            self._write("row", [self._row])
+    def begin(self, source: str) -> None:
+        """What is added from here on comes from a source of this name."""
+        self._sources.append(source)
 
-    def _write(self, name: str, values: Any) -> None:
-        written = np.asarray(values, ARRAYS[name]).tobytes()
+    def add(self, samples: Iterable[Rendered]) -> None:
+        """Count some samples and write those that are kept. Raises DataError when there is no room for them."""
+        kept = []
+        for one in samples:
+            self.ledger.add(one, self._sources[-1] if self._sources else "")
+            self._row += one.part == 0
+            if one.dropped is None:
+                kept.append((self._row, one))
+        with atomic.room(self.folder.parent, DataError, ELSEWHERE):
+            for name, values in self._columns(kept).items():
+                self._write(name, np.asarray(values, ARRAYS[name]))
+
+    def _columns(self, kept: list[tuple[int, Rendered]]) -> dict[str, Any]:
+        """The arrays of some samples, but those that are known when all have come."""
+        branches = [tokens for _, one in kept for tokens in one.branches]
+        places = [self._place(one.where) for _, one in kept]
+        self._keys += b"".join(_key(one) for _, one in kept)
+        self._whole += b"".join(whole_key(one) for _, one in kept)
+        return {
+            "ids": np.concatenate([tokens.ids for tokens in branches]) if branches else [],
+            "weight": np.concatenate([tokens.weight for tokens in branches]) if branches else [],
+            "branch_tokens": [len(tokens) for tokens in branches],
+            "shared": [tokens.shared for tokens in branches],
+            "sample_branches": [len(one.branches) for _, one in kept],
+            "label": [np.nan if one.label is None else one.label for _, one in kept],
+            "row": [row for row, _ in kept],
+            "source": [max(0, len(self._sources) - 1)] * len(kept),
+            "file": [file for file, _ in places],
+            "line": [line for _, line in places],
+            "trained": [sum(int(np.count_nonzero(t.weight[1:])) for t in one.branches) for _, one in kept],
+        }
+
+    def _place(self, where: str) -> tuple[int, int]:
+        """A place as the number of its file, and the line; -1 where there is none."""
+        name, _, line = where.rpartition(":")
+        if not line.isdecimal():
+            name, line = where, "-1"
+        return self._files_seen.setdefault(name, len(self._files_seen)), int(line)
+
+    def _write(self, name: str, values: np.ndarray) -> None:
+        written = values.tobytes()
         self._files[name].write(written)
-        self._digests[name].update(written)
+        if name in CONTENT:
+            self._digests[name].update(written)
+
+    def _conclude(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write what is known when all samples have come."""
+        if kind is not None:
+            return
+        self._write("key", np.frombuffer(self._keys, ARRAYS["key"]))
+        self._write("equals", first_equal(np.frombuffer(self._whole, "<u8").reshape(-1, 2)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            with contextlib.ExitStack() as files:
-                for file in self._files.values():
-                    files.push(file)
-            if kind is None:
-                self._publish()
-        finally:
-            shutil.rmtree(self._work, ignore_errors=True)
+        published_first = contextlib.suppress(FileExistsError)  # by another process that wrote the same store
+        with atomic.room(self.folder.parent, DataError, ELSEWHERE), published_first:
+            self._stack.__exit__(kind, error, trace)
 
-    def _publish(self) -> None:
+    def _describe(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            return
         sizes = {name: (self._work / name).stat().st_size for name in ARRAYS}
-        digest = hashlib.sha256(b"".join(self._digests[name].digest() for name in ARRAYS)).hexdigest()
-        counts = self.ledger.as_dict()
-        meta = {"ledger": counts, "notes": self.notes, "digest": digest, "bytes": sizes}
+        digest = hashlib.sha256(b"".join(self._digests[name].digest() for name in CONTENT)).hexdigest()
+        meta = {
+            "ledger": self.ledger.as_dict(),
+            "notes": self.notes,
+            "digest": digest,
+            "bytes": sizes,
+            "files": list(self._files_seen),
+            "sources": self._sources or [""],
+        }
         (self._work / META).write_text(json.dumps(meta), encoding="utf-8")
-        if not is_whole(self.folder):
-            shutil.rmtree(self.folder, ignore_errors=True)
-        try:
-            os.replace(self._work, self.folder)
-        except OSError:
-            if not is_whole(self.folder):  # else another process published the same store first
-                raise
+
+
+def first_equal(keys: np.ndarray) -> np.ndarray:
+    """The number of the first row that is equal, for each row of [M, 2]: [M]."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable, so that the first of equals stands first
+    ordered = keys[order]
+    starts = np.ones(len(keys), bool)
+    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    found = np.empty(len(keys), np.int64)
+    found[order] = order[starts][np.cumsum(starts) - 1]
+    return found
+
+
+def _key(one: Rendered) -> bytes:
+    """A digest of the token ids of a sample, branch by branch."""
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    for tokens in one.branches:
+        digest.update(len(tokens).to_bytes(8, "little"))
+        digest.update(np.asarray(tokens.ids, ARRAYS["ids"]).tobytes())
+    return digest.digest()
+
+
+def whole_key(one: Rendered) -> bytes:
+    """A digest of all that is learned of a sample: ids, weights (but the first, which asks nothing) and label."""
+    digest = hashlib.blake2b(_key(one), digest_size=KEY_BYTES)
+    for tokens in one.branches:
+        digest.update(np.asarray(tokens.weight[1:], ARRAYS["weight"]).tobytes())
+    digest.update(repr(one.label).encode())
+    return digest.digest()
 
 
 def _remove_dead(parent: Path) -> None:

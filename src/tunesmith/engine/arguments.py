@@ -1,13 +1,14 @@
 """The only place where an option of ours becomes an option of transformers."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
 
 from tunesmith.engine.compat import one_device
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, near
 from tunesmith.recipe import Recipe
 
 
@@ -58,6 +59,22 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
     _try_scheduler(args)
     one_device(args)
     return args
+
+
+def look_for_trackers(names: Sequence[str]) -> None:
+    """Raise RecipeError for a tracker that transformers does not know or that is not installed."""
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    # flyte is a tracker that transformers does not look for: its own error comes later
+    installed = {"all", "none", "flyte", *get_available_reporting_integrations()} if names else set()
+    for name in names:
+        if name not in installed and name not in INTEGRATION_TO_CALLBACK:
+            raise RecipeError(f"train.report_to: there is no tracker {name!r}. {near(name, INTEGRATION_TO_CALLBACK)}")
+        if name not in installed:
+            raise RecipeError(f"train.report_to: {name} is not installed: install it, or leave it out")
 
 
 def _try_scheduler(args: transformers.TrainingArguments) -> None:

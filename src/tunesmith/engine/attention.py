@@ -1,5 +1,7 @@
 """Attention over packed rows: each sequence attends to itself, causally, and no T×T mask is ever made.
 
+A sequence that goes on from the beginning of another one sees that beginning too, whose keys and values stand once.
+
 It is registered with transformers' `AttentionInterface`, so a model needs no patch: it runs with
 `attn_implementation="tunesmith"` and gets the packed layout as a keyword argument, which transformers hands down to
 every layer. A model whose attention cannot be replaced is given transformers' own packed mask, and the run says so.
@@ -11,7 +13,7 @@ layer is given with what packed attention would do there, at places near and far
 Letters: T tokens of the row, S sequences, H query heads, K key and value heads, D head size, P pairs of places.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +35,34 @@ class Layout:
 
     offsets: torch.Tensor  # [S+1] int32
     lengths: tuple[int, ...]  # [S]
-    longest: int
+    longest: int  # keys that a sequence sees at most
+    seen: tuple[tuple[slice, ...], ...] | None = None  # [S] what each sees of the row, itself last; None: itself alone
 
     @classmethod
     def of(cls, batch: Batch) -> "Layout":
         """The layout of a batch."""
-        return cls(batch.offsets, tuple(batch.offsets.diff().tolist()), batch.longest)
+        lengths = tuple(batch.offsets.diff().tolist())
+        if batch.prefix is None:
+            return cls(batch.offsets, lengths, batch.longest)
+        bounds = batch.offsets.tolist()
+        seen: list[tuple[slice, ...]] = []
+        for number, (parent, tokens) in enumerate(batch.prefix.tolist()):
+            own = slice(bounds[number], bounds[number + 1])
+            seen.append((*(_first(seen[parent], tokens) if tokens else ()), own))
+        return cls(batch.offsets, lengths, max(map(_tokens, seen)), tuple(seen))
+
+
+def _tokens(slices: tuple[slice, ...]) -> int:
+    return sum(part.stop - part.start for part in slices)
+
+
+def _first(slices: tuple[slice, ...], tokens: int) -> Iterator[slice]:
+    """The slices that hold the first tokens of some slices."""
+    for part in slices:
+        taken = min(tokens, part.stop - part.start)
+        if taken:
+            yield slice(part.start, part.start + taken)
+        tokens -= taken
 
 
 def packed_attention(
@@ -82,11 +106,13 @@ def _by_sequence(
     packed: Layout,
     dropout: float,
 ) -> torch.Tensor:
-    """One SDPA call a sequence, grouped heads without copies of keys and values."""
+    """One SDPA call a sequence, grouped heads without copies of keys and values, but of shared beginnings."""
     grouped = query.shape[1] != key.shape[1]
     outputs = []
-    for q, k, v in zip(*(states.split(packed.lengths, dim=2) for states in (query, key, value)), strict=True):
-        mask = _band(q.shape[2], window, q.device) if window is not None and window < q.shape[2] else None
+    keys, values = (_by_slices(states, packed) for states in (key, value))
+    for q, k, v in zip(query.split(packed.lengths, dim=2), keys, values, strict=True):
+        plain = q.shape[2] == k.shape[2] and (window is None or window >= k.shape[2])
+        mask = None if plain else _band(q.shape[2], k.shape[2], window, q.device)
         outputs.append(
             scaled_dot_product_attention(
                 q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
@@ -95,10 +121,18 @@ def _by_sequence(
     return torch.cat(outputs, dim=1)
 
 
-def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """Which keys each query of a sequence sees under a sliding window: [t, t] bool."""
-    place = torch.arange(length, device=device)
-    return _seen(place[:, None], place[None, :], window)
+def _by_slices(states: torch.Tensor, packed: Layout) -> Iterable[torch.Tensor]:
+    """The keys or values [1, K, T, D] that each sequence sees."""
+    if packed.seen is None:
+        return states.split(packed.lengths, dim=2)
+    parts = ([states[:, :, part] for part in slices] for slices in packed.seen)
+    return (found[0] if len(found) == 1 else torch.cat(found, dim=2) for found in parts)
+
+
+def _band(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Which keys each query sees, when the queries are the last places of a sequence: [queries, keys] bool."""
+    place = torch.arange(keys, device=device)
+    return _seen(place[keys - queries :, None], place[None, :], window)
 
 
 def _seen(query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
@@ -122,6 +156,11 @@ def _varlen(
     reach = (window - 1 if window is not None else -1, 0)
     grouped = q.shape[1] != k.shape[1]
     bounds = (packed.offsets, packed.offsets, packed.longest, packed.longest)
+    if packed.seen is not None:  # the kernel lets the last query see the last key, so queries may be fewer than keys
+        places = [torch.arange(part.start, part.stop, device=k.device) for slices in packed.seen for part in slices]
+        k, v = (states.index_select(0, torch.cat(places)) for states in (k, v))
+        sizes = torch.tensor([0, *map(_tokens, packed.seen)], device=k.device)
+        bounds = (packed.offsets, sizes.cumsum(0).int(), max(packed.lengths), packed.longest)
     out = varlen_attn(q, k, v, *bounds, scale=scaling, window_size=reach, enable_gqa=grouped)
     assert isinstance(out, torch.Tensor)
     return out[None]

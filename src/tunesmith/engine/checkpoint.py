@@ -7,7 +7,6 @@ A checkpoint is a folder: the weights (the adapter's alone where only an adapter
 
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from tunesmith import atomic
 from tunesmith.engine.model import base_of, is_adapted, without_progress_bar
 from tunesmith.errors import RunError
 
@@ -32,29 +32,11 @@ RANDOM = "random.safetensors"
 @contextmanager
 def atomic_folder(final: Path) -> Iterator[Path]:
     """A folder to fill, that appears under its name complete, on disk and with a manifest, or not at all."""
-    work = final.parent / f".{final.name}.partial"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
+    with atomic.folder(final, replace=lambda damaged: True) as work:
         yield work
         files = sorted(path for path in work.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(work)): [path.stat().st_size, _digest(path)] for path in files}
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for path in [*files, work / MANIFEST, work]:
-            _flush(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(work, final)
-        _flush(final.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(path: Path) -> str:

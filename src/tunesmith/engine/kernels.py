@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from tunesmith.errors import ModelError
 from tunesmith.types import Batch
 
 LENGTHS = (11, 5, 17)  # tokens of the probe's sequences
+SHARED = 7  # of the first one's, by which the last one goes on when sharing is tried
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # of log-probabilities around -10
 
 
@@ -27,6 +28,7 @@ class Kernels:
     """The scorer of a model, what had to be said about it, and what the model came with."""
 
     scorer: Scorer
+    shares: bool  # whether sequences may go on from the beginning of another one
     notes: tuple[str, ...]
     own_attention: str  # transformers' choice for the model, right for generation
     use_cache: bool | None  # None: a config of several parts has none
@@ -72,6 +74,29 @@ class _Trial:
         except FAILURES as error:
             return _said(error)
         return None if difference <= self.tolerance else f"log-probabilities differ by {difference:.2g}"
+
+    def goes_on(self, scorer: Scorer) -> bool:
+        """Whether the last sequence scores as behind the first tokens of the first one when it shares them."""
+        own = slice(-LENGTHS[-1], None)
+        whole = torch.cat([self.batch.input_ids[:, :SHARED], self.batch.input_ids[:, own]], dim=1)
+        asked = torch.zeros_like(whole, dtype=torch.float32)
+        asked[0, SHARED:-1] = 1
+        positions = self.batch.position_ids.clone()
+        positions[:, own] += SHARED
+        prefix = torch.tensor([[0, 0]] * (len(LENGTHS) - 1) + [[0, SHARED]])
+        shared = scorer(self.model, replace(self.batch, position_ids=positions, prefix=prefix)).logps[0, own]
+        one = Batch(
+            input_ids=whole,
+            position_ids=torch.arange(whole.shape[1], device=whole.device)[None],
+            target=whole.roll(-1, 1),
+            weight=asked,
+            seq=torch.zeros_like(whole),
+            label=self.batch.label[:1],
+            offsets=torch.tensor([0, whole.shape[1]], dtype=torch.int32, device=whole.device),
+            longest=whole.shape[1],
+        )
+        expected = scorer(self.model, one).logps[0, SHARED:]
+        return bool((shared - expected).abs().max() <= self.tolerance)
 
     def masks(self) -> str | None:
         """Which mask of the model packed attention would not follow on long sequences, if any."""
@@ -124,8 +149,9 @@ def choose(model: Any) -> Kernels:
         notes.append(
             f"{type(base).__name__} makes the logits of every token: if memory runs out, lower train.row_tokens"
         )
+    shares = packed and trial.goes_on(scorer)
     model.train(was_training)
-    return Kernels(scorer, tuple(notes), own, getattr(base.config, "use_cache", None))
+    return Kernels(scorer, shares, tuple(notes), own, getattr(base.config, "use_cache", None))
 
 
 def _try_packed(trial: _Trial, own: str) -> str | None:

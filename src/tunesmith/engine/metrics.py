@@ -7,12 +7,12 @@ measured.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith import atomic
 from tunesmith.errors import RunError
 
 
@@ -42,7 +42,7 @@ class MetricsFile:
     def trim(self, step: int) -> None:
         """Keep the lines up to and with `step`: what was logged after the checkpoint goes."""
         kept = [json.dumps(line) + "\n" for line in self.read() if line["step"] <= step]
-        write_whole(self.path, "".join(kept).encode())
+        atomic.write(self.path, "".join(kept).encode())
 
     def _parse(self, text: bytes, number: int) -> dict[str, Any]:
         try:
@@ -79,16 +79,6 @@ def three_digits(value: float) -> str:
         return f"{value:.2e}"
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.{max(0, 2 - math.floor(math.log10(abs(rounded))))}f}"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.engine.metrics import Smooth, three_digits, write_whole
+from tunesmith import atomic
+from tunesmith.engine.metrics import Smooth, three_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ def loss_picture(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     _tidy(axes)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})  # the same run draws the same file
-    write_whole(path, content.getvalue())
+    atomic.write(path, content.getvalue())
 
 
 def _points(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:

@@ -161,6 +161,8 @@ class Scorer:
         }
         if self.packed:
             inputs["packed"] = Layout.of(batch)
+        else:
+            assert batch.prefix is None, "run.py refuses shared beginnings without packed attention"
         if self.selects:
             inputs["logits_to_keep"] = asked
         if self.fused:

@@ -21,6 +21,7 @@ import torch
 import transformers
 
 from tunesmith.data.batch import PackedRows, join
+from tunesmith.data.stream import StreamedRows, write_account
 from tunesmith.engine import checkpoint as checkpoints
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
@@ -50,7 +51,7 @@ class Trainer(transformers.Trainer):
         model: Any,
         scorer: Scorer,
         args: transformers.TrainingArguments,
-        rows: PackedRows,
+        rows: PackedRows | StreamedRows,
         held_out: PackedRows | None,
         callbacks: Sequence[transformers.TrainerCallback],
         metrics: Mapping[str, Metric],
@@ -222,6 +223,7 @@ class Trainer(transformers.Trainer):
             "trained_tokens": self.trained_tokens,
             "seconds": self.seconds(),
             "sums": {name: [float(part) for part in pair] for name, pair in self.sums.items()},
+            "stream": self._place_in_stream(run),
         }
         assert self.optimizer is not None, "made before the first step"
         final = checkpoints.place(run, self.state.global_step)
@@ -231,6 +233,19 @@ class Trainer(transformers.Trainer):
             checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters)
             self.state.save_to_json(str(folder / "trainer_state.json"))
         checkpoints.prune(run, self.recipe.train.save_total_limit, self.state.best_global_step)
+
+    def _place_in_stream(self, run: Path) -> dict[str, Any] | None:
+        """Where a stream stands after the rows that were trained on, those that wait for the next step not counted.
+
+        What it read up to there goes into the run's ledger.
+        """
+        rows = self.train_dataset
+        if not isinstance(rows, StreamedRows):
+            return None
+        train = self.recipe.train
+        trained = self.state.global_step * train.per_device_train_batch_size * train.gradient_accumulation_steps
+        write_account(run, rows, trained)
+        return rows.point(trained)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -5,7 +5,6 @@ Letters: K greedy tokens of an answer, V vocabulary.
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tunesmith import atomic
 from tunesmith.engine import checkpoint
 from tunesmith.errors import RunError
 from tunesmith.generate.engine import Generator, answering, continue_ids, forward_options
@@ -87,19 +87,14 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill that takes its name when the block ends well, and is removed when it does not.
 
     Raises:
-        RunError: the name is taken by a file or by a folder that holds something.
+        RunError: the name is taken by a file or by a folder that holds something, or there is no room for the export.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: choose another folder")
     work = out.parent / f".{out.name}.{os.getpid()}"
     work.mkdir(parents=True)
-    try:
+    with atomic.room(out, RunError, "Make room, or choose another folder"), atomic.folder(out, work):
         yield work
-        if out.exists():
-            out.rmdir()  # Windows does not rename onto even an empty folder
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def verify(folder: Path, probes: Sequence[Probe], device: DeviceName, dtype: Dtype | None, out: Path) -> Report:

@@ -75,13 +75,18 @@ class Fields:
             raise self.wrong(key, f"cannot be written as JSON: {error}") from None
         return value
 
-    def wrong(self, key: str, said: str) -> DataError:
-        """The error that says what is wrong with a field, and which fields there are."""
+    def wrong(self, key: str, said: str, reason: str | None = None) -> DataError:
+        """The error that says what is wrong with a field, and which fields there are.
+
+        `reason` is `said` without the values of the row, where it has some that no bracket encloses.
+        """
         names = listed(self.values)
         if self.place:
-            return DataError(f"{self.place}.{key} {said}; {self.place} has the keys {names}")
-        rename = f" (`columns: {{{key}: NAME}}` says which one holds it)" if said == "is missing" else ""
-        return DataError(f"column {key!r} {said}; the row has the columns {names}{rename}")
+            field, rest = f"{self.place}.{key}", f"{self.place} has the keys {names}"
+        else:
+            rename = f" (`columns: {{{key}: NAME}}` says which one holds it)" if said == "is missing" else ""
+            field, rest = f"column {key!r}", f"the row has the columns {names}{rename}"
+        return DataError(f"{field} {said}; {rest}", DataError(f"{field} {reason}").reason if reason else None)
 
 
 def listed(names: Iterable[Any]) -> str:

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tunesmith.errors import DataError
-from tunesmith.formats._fields import Fields, described
-from tunesmith.formats._turns import refuse_media
+from tunesmith.formats import _answers, _turns, _write
+from tunesmith.formats._fields import Fields
 from tunesmith.seams import Format
 from tunesmith.types import Message, Sample
 
@@ -13,7 +12,7 @@ from tunesmith.types import Message, Sample
 class Alpaca(Format):
     """A question and its answer: `instruction` and `input` joined by a line end, and `output`.
 
-    `input`, `system` and `history` (pairs of an earlier question and its answer) may be missing or empty.
+    `input`, `system`, `tools` and `history` (pairs of an earlier question and its answer) may be missing or empty.
 
     ```yaml
     instruction: Put these words in order of size.
@@ -32,22 +31,18 @@ class Alpaca(Format):
     def read(self, row: Mapping[str, Any]) -> Sample:
         """The sample of one row. Raises DataError."""
         fields = Fields(row)
-        refuse_media(fields)
-        parts = (fields.text("instruction"), fields.optional_text("input"))
-        question = "\n".join(part for part in parts if part)
-        answer = fields.text("output")
-        system = fields.optional_text("system") or self.system
-        turns = [Message("system", system)] if system else []
-        for asked, answered in _pairs(fields):
-            turns += [Message("user", asked), Message("assistant", answered)]
-        return Sample(((*turns, Message("user", question), Message("assistant", answer)),))
+        turns = (*_answers.instruction(fields), Message("assistant", fields.text("output")))
+        return Sample((_answers.whole(fields, turns, self.system),), tools=_turns.tools(fields))
 
-
-def _pairs(row: Fields) -> list[tuple[str, str]]:
-    pairs = []
-    for number, pair in enumerate(row.optional_items("history")):
-        if not isinstance(pair, list | tuple) or [type(part) for part in pair] != [str, str]:
-            raise DataError(f"history[{number}] must be a pair of texts, question and answer, and is {described(pair)}")
-        said = Fields({"0": pair[0], "1": pair[1]}, f"history[{number}]")
-        pairs.append((said.text("0"), said.text("1")))
-    return pairs
+    def write(self, sample: Sample) -> dict[str, Any]:
+        """The row of a conversation of questions and answers in texts. Raises DataError."""
+        _write.refuse("alpaca", sample, tools=True)
+        system, pairs = _write.exchanges("alpaca", sample.branches[0])
+        row: dict[str, Any] = {"instruction": pairs[-1][0], "input": "", "output": pairs[-1][1]}
+        if system is not None:
+            row["system"] = system
+        if pairs[:-1]:
+            row["history"] = pairs[:-1]
+        if sample.tools:
+            row["tools"] = [dict(tool) for tool in sample.tools]
+        return _write.checked(self, sample, row)

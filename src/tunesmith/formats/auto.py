@@ -1,7 +1,7 @@
-"""Chooses the format of rows by their columns."""
+"""Chooses the format of rows by what they hold."""
 
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, cast
 
 from tunesmith.component import find, names
@@ -10,16 +10,17 @@ from tunesmith.formats._fields import listed
 from tunesmith.seams import Format
 from tunesmith.types import Sample
 
-COMPARED = {"chosen", "rejected"}
+NEAREST = 3  # formats that a message lists
 
 
 class Auto(Format):
-    """The shipped format whose required columns a row has.
+    """The shipped format that a row fits, which is chosen once for a source, by its first row.
 
-    When several fit, the one with the most required columns is taken, since fewer columns say less; among
-    equals, the first by name. So a row with both `messages` and `text` is a conversation. Rows of `chosen`
-    and `rejected`, and conversations with a `label`, are not read as if they had neither. `format:` says
-    otherwise in every case.
+    When several fit, one that reads a comparison or a label comes first, since the others would leave it out; then
+    the one that requires the most columns, since fewer columns say less; then the first by name. So a row with
+    `chosen` and `rejected` is of the format pairs; one with messages, conversations, a prompt or an instruction and
+    an answer, and a `label` that is true or false is labelled; a `text` with a label is of classes; and a row with
+    both `messages` and `text` is a conversation. `format:` says otherwise in every case.
 
     ```yaml
     instruction: Name the longest bone of the body.
@@ -32,32 +33,41 @@ class Auto(Format):
         return choose(row).read(row)
 
 
-def choose(columns: Iterable[str]) -> Format:
-    """The shipped format with the most required columns, all present. Raises DataError when none fits."""
-    return _choice(tuple(sorted(columns)))
-
-
-@lru_cache(maxsize=64)
-def _choice(columns: tuple[str, ...]) -> Format:
-    present = set(columns)
-    kinds = {name: cast(type[Format], find(Format, name)) for name in names(Format) if name != "auto"}
-    fitting = [kind for kind in kinds.values() if set(kind.required) <= present]
+def choose(row: Mapping[str, Any]) -> Format:
+    """The shipped format that a row fits best. Raises DataError when none fits."""
+    fitting = [(name, kind) for name, kind in _shipped().items() if kind.fits(row)]
     if not fitting:
-        known = "; ".join(f"{name} ({', '.join(kind.required)})" for name, kind in kinds.items())
-        raise DataError(
-            f"no format fits the columns {listed(columns)}. Known: {known}. "
-            "Rename columns with `columns:`, as in {instruction: Question, output: Answer}"
-        )
-    best = max(fitting, key=lambda kind: len(kind.required))
-    if present >= COMPARED and not COMPARED <= set(best.required):
-        name = best.__module__.rpartition(".")[2]
-        raise DataError(
-            f"the columns chosen and rejected hold answers to compare, which the format {name} leaves out; "
-            f"say `format: {name}` to learn from the other columns alone"
-        )
-    if "label" in present and best.required == ("messages",):
-        raise DataError(
-            f"the columns {listed(columns)} have a label for good and bad answers, which the format messages leaves "
-            "out; say `format: messages` to learn from all of them"
-        )
-    return best()
+        raise _unknown(row)
+    return min(fitting, key=lambda one: (not _reads_more(one[1]), -_columns(one[1]), one[0]))[1]()
+
+
+def _columns(kind: type[Format]) -> int:
+    """How many columns say that a row is of a format; one that requires none by name looks for two or more."""
+    return len(kind.required) or 2
+
+
+def _reads_more(kind: type[Format]) -> bool:
+    """Whether a format reads more than one conversation: answers to compare, or a label."""
+    return kind().labels() or len(kind().branches()) > 1
+
+
+@cache
+def _shipped() -> dict[str, type[Format]]:
+    return {name: cast(type[Format], find(Format, name)) for name in names(Format) if name != "auto"}
+
+
+def _unknown(row: Mapping[str, Any]) -> DataError:
+    """The error that names the formats which require a column that the row has."""
+    small = {str(column).lower() for column in row}
+    shared = {
+        name: [column for column in kind.required if column in small]
+        for name, kind in _shipped().items()
+        if kind.required
+    }
+    nearest = sorted((name for name in shared if shared[name]), key=lambda name: (-len(shared[name]), name))[:NEAREST]
+    words = [f"{name} ({', '.join(_shipped()[name].required)})" for name in nearest]
+    said = f"The nearest: {'; '.join(words)}" if words else f"Known: {', '.join(_shipped())}"
+    return DataError(
+        f"no format fits the columns {listed(row)}. {said}. "
+        "Rename columns with `columns:`, as in {instruction: Question, output: Answer}"
+    )

@@ -1,27 +1,25 @@
 """Rows of messages with role and content, as OpenAI and most chat templates have them."""
 
-import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tunesmith.errors import near
-from tunesmith.formats import _turns
-from tunesmith.formats._fields import Fields, described
+from tunesmith.formats import _answers, _turns, _write
+from tunesmith.formats._fields import Fields
+from tunesmith.formats._tags import OPENAI
 from tunesmith.seams import Format
-from tunesmith.types import Message, Sample
-
-ROLES = {
-    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
-    "function": "tool",
-}  # fmt: skip
+from tunesmith.types import Sample
 
 
 class Messages(Format):
     """A conversation as `messages` of `role` and `content`, with the row's `system` and `tools` if any.
 
-    A message may also have `tool_calls`, `tool_call_id`, `name`, `reasoning_content` (or `reasoning`), and
-    `train` (or `weight`): true, false or a number that says how much to learn the turn. Without it, assistant
-    turns are learned and others are not. `tools`, like every list, may be its JSON text.
+    The roles are system, developer (which is the system message by its newer name), user, assistant and tool. A
+    message may also have `tool_calls`, `tool_call_id`, `name`, `reasoning_content` (or `reasoning`, or `thinking`),
+    and `train` (or `weight`): true, false or a number that says how much to learn the turn. Without it, assistant
+    turns are learned and others are not. `train_spans`, lists of [start, end] or [start, end, weight], says which
+    characters of the content are. Content may be text or parts; `images`, `videos` and `audios` of the row are paths
+    that stand where the text has the mark `<image>`, `<video>` or `<audio>`. `tools`, like every list, may be its
+    JSON text.
 
     ```yaml
     messages:
@@ -41,48 +39,13 @@ class Messages(Format):
     def read(self, row: Mapping[str, Any]) -> Sample:
         """The sample of one row. Raises DataError."""
         fields = Fields(row)
-        _turns.refuse_media(fields)
-        turns = tuple(_message(turn) for turn in fields.objects("messages"))
-        if not turns:
-            raise fields.wrong("messages", "is an empty list")
-        turns = _turns.with_system(turns, fields.optional_text("system"))
-        return Sample((turns,), tools=_turns.tools(fields))
+        turns = _turns.turns(fields, "messages", OPENAI)
+        return Sample((_answers.whole(fields, turns),), tools=_turns.tools(fields))
 
-
-def _message(turn: Fields) -> Message:
-    role = turn.text("role")
-    if role not in ROLES:
-        raise turn.wrong("role", f"is {reprlib.repr(role)}. {near(role, ROLES)}")
-    calls = turn.optional_objects("tool_calls")
-    legacy = turn.values.get("function_call")
-    if legacy is not None:
-        if not isinstance(legacy, Mapping):
-            raise turn.wrong("function_call", f"must be an object and is {described(legacy)}")
-        calls = [*calls, Fields(legacy, f"{turn.place}.function_call")]
-    reasoning = turn.optional_text("reasoning_content")
-    if reasoning is None:
-        reasoning = turn.optional_text("reasoning")
-    silent = bool(calls) or reasoning is not None
-    return Message(
-        role=ROLES[role],
-        content="" if silent and turn.values.get("content") is None else _content(turn),
-        train=_turns.weight(turn),
-        reasoning=reasoning,
-        tool_calls=tuple(_turns.tool_call(call) for call in calls),
-        tool_call_id=turn.optional_text("tool_call_id"),
-        name=turn.optional_text("name"),
-    )
-
-
-def _content(turn: Fields) -> str | tuple[Mapping[str, Any], ...]:
-    """Text, or parts when one of them is no text: a template for text alone can write joined texts."""
-    if not isinstance(turn.values.get("content"), list | tuple):
-        return turn.text("content")
-    parts = turn.objects("content")
-    texts = []
-    for part in parts:
-        if part.text("type") == "text":
-            texts.append(part.text("text"))
-    if not parts:
-        raise turn.wrong("content", f"must be text or a list of parts and is {described(parts)}")
-    return "".join(texts) if len(texts) == len(parts) else tuple(dict(part.values) for part in parts)
+    def write(self, sample: Sample) -> dict[str, Any]:
+        """The row of a conversation. Raises DataError."""
+        _write.refuse("messages", sample, tools=True)
+        row: dict[str, Any] = {"messages": _turns.written(sample.branches[0], OPENAI)}
+        if sample.tools:
+            row["tools"] = [dict(tool) for tool in sample.tools]
+        return _write.checked(self, sample, row)

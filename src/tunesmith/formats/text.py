@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from tunesmith.errors import DataError
+from tunesmith.formats import _write
 from tunesmith.formats._fields import Fields
 from tunesmith.seams import Format
 from tunesmith.types import Message, Sample
@@ -21,3 +23,12 @@ class Text(Format):
     def read(self, row: Mapping[str, Any]) -> Sample:
         """The sample of one row. Raises DataError."""
         return Sample(((Message("text", Fields(row).text("text")),),))
+
+    def write(self, sample: Sample) -> dict[str, Any]:
+        """The row of a document. Raises DataError."""
+        _write.refuse("text", sample, documents=True)
+        if not sample.is_document:
+            roles = ", ".join(turn.role for turn in sample.branches[0])
+            raise DataError(f"the format text cannot hold a conversation ({roles})")
+        (text,) = _write.texts_alone("text", sample.branches[0])
+        return {"text": text}

@@ -5,13 +5,13 @@ So a pipe works as well as a person: `echo "Who are you?" | tunesmith chat runs/
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from tunesmith import atomic
 from tunesmith.errors import RunError, TunesmithError, near
 from tunesmith.generate.engine import Generator
 
@@ -158,12 +158,7 @@ def save(file: Path, messages: list[dict[str, str]]) -> None:
     row = {"messages": messages}
     lines = file.suffix == ".jsonl"
     text = json.dumps(row if lines else [row], ensure_ascii=False, indent=None if lines else 2)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic.write(file, f"{text}\n".encode())
 
 
 def chat(

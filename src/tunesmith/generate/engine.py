@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jinja2 import TemplateError as JinjaError
 
+from tunesmith.data.prompt import prompt_ids
 from tunesmith.engine.model import base_of
-from tunesmith.errors import ModelError, RecipeError, TemplateError
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.generate.load import load
 from tunesmith.recipe import Dtype
 
@@ -136,7 +136,7 @@ class Generator:
             TemplateError: the chat template refuses the conversation.
             ModelError: there is nothing to answer, or the last turn alone is too long.
         """
-        kept, ids = list(messages), self._ids(messages, tools)
+        kept, ids = list(messages), prompt_ids(self.tokenizer, messages, tools)
         if self.context_tokens is not None:
             room = self.context_tokens - min(max_new_tokens, self.context_tokens // 2)
             while len(ids) > room:
@@ -146,25 +146,10 @@ class Generator:
                         f"the last message makes a prompt of {len(ids)} tokens, and the model's context of "
                         f"{self.context_tokens} has room for {room} before an answer: shorten it"
                     )
-                ids = self._ids(kept, tools)
+                ids = prompt_ids(self.tokenizer, kept, tools)
         if not ids:
             raise ModelError("there is nothing to answer: the prompt is empty")
         return Prompt(tuple(ids), len(messages) - len(kept))
-
-    def _ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> list[int]:
-        if not self.tokenizer.chat_template:
-            asked = [turn["content"] for turn in messages if turn["role"] == "user"][-1:]
-            return self.tokenizer(asked[0])["input_ids"] if asked and asked[0] else []
-        try:
-            ids = self.tokenizer.apply_chat_template(
-                [dict(turn) for turn in messages],
-                tools=list(tools) if tools else None,
-                add_generation_prompt=True,
-                return_dict=False,
-            )
-        except JinjaError as error:
-            raise TemplateError(f"the chat template refuses this conversation: {error}") from error
-        return ids  # type: ignore[return-value]
 
     def stream(
         self,

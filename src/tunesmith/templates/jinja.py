@@ -1,19 +1,17 @@
 """The template that the tokenizer ships with; what is trained is found by writing prefixes."""
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import TemplateError
 from tunesmith.seams import Template, Written
+from tunesmith.templates._apply import Tools, Turns, apply, last_token
+from tunesmith.templates._parts import Conversation
 from tunesmith.types import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Turns = list[dict[str, Any]]
-Tools = tuple[Mapping[str, Any], ...]
 
 
 class Jinja(Template):
@@ -31,7 +29,7 @@ class Jinja(Template):
         if tokenizer.chat_template is None:
             raise TemplateError(
                 f"the tokenizer of {tokenizer.name_or_path} has no chat template (a base model?): "
-                "say data.template=plain, or data.template.file=FILE"
+                "say data.template=plain, the name of a format such as chatml, or data.template.file=FILE"
             )
         return tokenizer
 
@@ -46,19 +44,22 @@ class Jinja(Template):
             raise TemplateError(f"data.template.file: {self.file} cannot be read: {reason}") from error
 
     def write(self, messages: tuple[Message, ...], tools: Tools, tokenizer: "PreTrainedTokenizerBase") -> Written:
-        """The conversation's text; a trained turn spans from the generation prompt's end to its end token.
+        """The conversation's text; a trained answer spans from the generation prompt's end to its end token.
+
+        A trained turn of another role spans from its content to the token that ends it, if one does.
 
         Raises:
             TemplateError: the template refuses the conversation or leaves out a part of it, writes a trained
                 turn differently once later turns follow, or ends an answer with no token to stop at.
         """
         turns = [message.spoken() for message in messages]
-        text = _apply(tokenizer, turns, tools)
+        text = apply(tokenizer, turns, tools)
         _refuse_loss(tokenizer, turns, tools, text)
         spans = []
         for index, message in enumerate(messages):
             if message.weight:
-                start, end = _answer(tokenizer, turns, tools, text, index)
+                find = _answer if message.role == "assistant" else _turn
+                start, end = find(tokenizer, turns, tools, text, index)
                 spans.append((start, end, message.weight))
         return Written(text, tuple(spans))
 
@@ -66,25 +67,41 @@ class Jinja(Template):
 def _answer(tokenizer: "PreTrainedTokenizerBase", turns: Turns, tools: Tools, text: str, index: int) -> tuple[int, int]:
     """Where in the text an answer starts, behind its header, and where its end token ends."""
     name = f"turn {index + 1} of {len(turns)}"
-    if turns[index]["role"] != "assistant":
-        role = turns[index]["role"]
-        raise TemplateError(f"{name} has the role {role}, and only assistant turns can be trained")
     if index == 0:
-        raise TemplateError(f"{name} is an answer to nothing: put a turn before it, or give it `train: false`")
-    before = _apply(tokenizer, turns[:index], tools, prompt=True)
-    after = text if index + 1 == len(turns) else _apply(tokenizer, turns[: index + 1], tools)
-    after = after.rstrip()
-    if not (text.startswith(before) and text.startswith(after)):
+        raise TemplateError(
+            f"{name} is an answer to nothing: put a turn before it, or give it `train: false`",
+            "it begins with an answer to nothing",
+        )
+    before = apply(tokenizer, turns[:index], tools, prompt=True)
+    last = index + 1 == len(turns)
+    after = (text if last else apply(tokenizer, turns[: index + 1], tools)).rstrip()
+    if not last and not (text.startswith(before) and text.startswith(after)):
         raise TemplateError(
             f"{name} is written differently when it is answered alone than in the whole conversation, so it "
-            "cannot be trained in place. End the conversation with that turn, or give it `train: false`"
+            "cannot be trained in place. data.template=per_turn makes a conversation of each answer, which ends with "
+            "it; or give the turn `train: false`",
+            "an earlier answer is written differently once others follow, see data.template=per_turn",
         )
-    if not _stops(_behind(turns[index]["content"], after[len(before) :]), tokenizer):
+    if not text.startswith(before):
+        raise TemplateError(
+            f"{name} does not begin with what chat sends before an answer, which ends with {before[-20:]!r}: the "
+            "template's generation prompt and its assistant turns differ. Correct it in a copy (data.template.file)",
+            "an answer does not begin with the generation prompt",
+        )
+    if not last_token(_behind(turns[index]["content"], after[len(before) :]), tokenizer):
         raise TemplateError(
             f"the template ends an answer with {after[-12:]!r}, which is no special token: a model trained "
-            "on it would not learn to stop. Write eos_token after each assistant turn"
+            "on it would not learn to stop. Write eos_token after each assistant turn",
+            "its answer ends with no special token",
         )
     return len(before), len(after)
+
+
+def _turn(tokenizer: "PreTrainedTokenizerBase", turns: Turns, tools: Tools, text: str, index: int) -> tuple[int, int]:
+    """Where in the text what a turn of another role says starts, and where its end token ends."""
+    conversation = Conversation(tokenizer, turns, tools, text)
+    start = conversation.find(index).start
+    return (0, 0) if start is None else (start, conversation.turn_end(index))
 
 
 def _behind(content: Any, answer: str) -> str:
@@ -93,20 +110,22 @@ def _behind(content: Any, answer: str) -> str:
     return answer.partition(said)[2] if said and said in answer else answer
 
 
-def _stops(text: str, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a text ends with a token that can end a turn: EOS, or any other special or added one."""
-    if tokenizer.eos_token and text.endswith(str(tokenizer.eos_token)):  # listing the others is slow
-        return True
-    return text.endswith((*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()))
+def _bare(turns: Turns, key: str) -> Turns:
+    """The turns without one of their parts."""
+    return [{part: turn[part] for part in turn if part != key} for turn in turns]
 
 
 def _refuse_loss(tokenizer: "PreTrainedTokenizerBase", turns: Turns, tools: Tools, text: str) -> None:
     """Raise TemplateError for a part of the conversation without which the template writes the same text."""
     without: list[tuple[str, Turns, Tools]] = [("tools", turns, ())] if tools else []
-    for key, name in (("tool_calls", "tool calls"), ("reasoning_content", "reasoning")):
-        if any(key in turn for turn in turns):
-            bare = [{part: turn[part] for part in turn if part != key} for turn in turns]
-            without.append((name, bare, tools))
+    if any("tool_calls" in turn for turn in turns):
+        without.append(("tool calls", _bare(turns, "tool_calls"), tools))
+    thoughtful = [index for index, turn in enumerate(turns) if "reasoning_content" in turn]
+    if thoughtful:  # a template may write it only while the answer is the last turn, and so it is asked then
+        end = thoughtful[-1] + 1
+        seen = text if end == len(turns) else apply(tokenizer, turns[:end], tools)
+        if seen == apply(tokenizer, _bare(turns[:end], "reasoning_content"), tools):
+            without.append(("reasoning", turns, tools))
     place = 0
     for index, turn in enumerate(turns):
         content = turn["content"]
@@ -117,27 +136,16 @@ def _refuse_loss(tokenizer: "PreTrainedTokenizerBase", turns: Turns, tools: Tool
             place = found + len(content.strip())
         else:  # left out, or written in another form or place
             other = [*turns[:index], turn | {"content": f"{content}?"}, *turns[index + 1 :]]
-            without.append((f"a {turn['role']} turn (turn {index + 1})", other, tools))
+            article = "an" if turn["role"] == "assistant" else "a"
+            without.append((f"{article} {turn['role']} turn (turn {index + 1})", other, tools))
     for name, less, fewer in without:
         try:
-            lost = _apply(tokenizer, less, fewer) == text
+            lost = apply(tokenizer, less, fewer) == text
         except TemplateError:  # it cannot be written without, so it is not left out
             continue
         if lost:
             raise TemplateError(
                 f"the conversation has {name}, and the chat template does not write it: use another template "
-                "(data.template.file=FILE), or leave it out of the row"
+                "(data.template.file=FILE), or leave it out of the row",
+                f"the conversation has {name.partition(' (')[0]}, which it does not write",
             )
-
-
-def _apply(tokenizer: "PreTrainedTokenizerBase", turns: Turns, tools: Tools, prompt: bool = False) -> str:
-    from jinja2 import TemplateError as JinjaError
-
-    try:
-        text = tokenizer.apply_chat_template(
-            turns, tools=[dict(tool) for tool in tools] or None, tokenize=False, add_generation_prompt=prompt
-        )
-    except (JinjaError, TypeError, ValueError) as error:
-        raise TemplateError(f"the chat template refuses the conversation: {error}") from error
-    assert isinstance(text, str)
-    return text

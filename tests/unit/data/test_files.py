@@ -5,9 +5,11 @@ import gzip
 import json
 import os
 import re
+import tracemalloc
 import zipfile
 from pathlib import Path
 
+import datasets
 import openpyxl
 import pyarrow
 import pyarrow.parquet
@@ -42,6 +44,8 @@ def workbook(path: Path, **sheets: list[list]) -> Path:
     return path
 
 
+PACK = {"": bytes, ".gz": gzip.compress, ".zst": lambda content: pyarrow.compress(content, "zstd", asbytes=True)}
+
 TEXT_KINDS = {
     "lines.jsonl": ('{"a": "é"}\n\n{"a": 2}\n', [(1, {"a": "é"}), (3, {"a": 2})]),
     "array.json": ('[\n  {"a": "é"},\n\n  {"a": [2]}\n]\n', [(1, {"a": "é"}), (2, {"a": [2]})]),
@@ -56,29 +60,49 @@ TEXT_KINDS = {
         'a,b\r\n1,"two\r\nlines, one ""field"""\r\n\r\n,\r\n3,\r\n',
         [(2, {"a": "1", "b": 'two\r\nlines, one "field"'}), (6, {"a": "3", "b": ""})],
     ),
+    "table.tsv": ('a\tb\n1, 2\t"tab\t"\n\na\t\n', [(2, {"a": "1, 2", "b": "tab\t"}), (4, {"a": "a", "b": ""})]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TEXT_KINDS)
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "with-mark"])
-@pytest.mark.parametrize("packed", [False, True], ids=["as-is", "gzip"])
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"], ids=["as-is", "gzip", "zstd"])
 def test_a_text_file_gives_its_rows_and_their_places(tmp_path, name, mark, packed):
     text, expected = TEXT_KINDS[name]
-    content = (mark + text).encode()
-    path = tmp_path / (name + (".gz" if packed else ""))
-    path.write_bytes(gzip.compress(content) if packed else content)
+    path = tmp_path / (name + packed)
+    path.write_bytes(PACK[packed]((mark + text).encode()))
     assert rows(path) == expected
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["as-is", "gzip"])
-def test_parquet_rows_are_counted_over_row_groups_and_batches(tmp_path, packed):
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"], ids=["as-is", "gzip", "zstd"])
+@pytest.mark.parametrize("kind", ["parquet", "file.arrow", "stream.arrow"])
+def test_rows_of_tables_are_counted_over_their_batches(tmp_path, kind, packed):
     count = files.BATCH_ROWS + 3
-    path = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"a": range(count)}), path, row_group_size=100)
-    if packed:
-        path = tmp_path / "rows.parquet.gz"
-        path.write_bytes(gzip.compress((tmp_path / "rows.parquet").read_bytes()))
-    assert rows(path) == [(number, {"a": number - 1}) for number in range(1, count + 1)]
+    plain = table_file(tmp_path / f"rows.{kind}", pyarrow.table({"a": range(count)}))
+    path = tmp_path / f"rows.{kind}{packed}"
+    path.write_bytes(PACK[packed](plain.read_bytes()))
+    expected = [(number, {"a": number - 1}) for number in range(1, count + 1)]
+    assert rows(path) == expected
+    if kind != "stream.arrow":  # which begins with nothing that is its own
+        assert rows(path.rename(tmp_path / "named.jsonl")) == expected
+
+
+def test_arrow_as_datasets_writes_it(tmp_path):
+    turns = [[{"role": "user", "content": "hi"}], [{"role": "user", "content": "yo"}]]
+    datasets.Dataset.from_dict({"messages": turns}).save_to_disk(tmp_path / "set")
+    (path,) = (tmp_path / "set").glob("*.arrow")
+    assert rows(path) == [(number, {"messages": one}) for number, one in enumerate(turns, 1)]
+
+
+def table_file(path: Path, table: pyarrow.Table) -> Path:
+    """A table as the kind of file that the name says, in batches of 100 rows."""
+    if path.name.endswith("parquet"):
+        pyarrow.parquet.write_table(table, path, row_group_size=100)
+        return path
+    writer = pyarrow.ipc.new_file if path.name.endswith("file.arrow") else pyarrow.ipc.new_stream
+    with writer(path, table.schema) as out:
+        out.write_table(table, max_chunksize=100)
+    return path
 
 
 def test_parquet_objects_keep_only_the_members_they_were_written_with(tmp_path):
@@ -139,6 +163,33 @@ def test_a_long_csv_field_is_read_and_the_module_limit_is_left_alone(tmp_path):
     assert csv.field_size_limit() == limit
 
 
+@pytest.mark.parametrize("name", ["long.jsonl", "long.json", "long.csv", "long.tsv", "long.txt", "long.jsonl.zst"])
+def test_a_field_of_5_megabytes_is_read_whole(tmp_path, name):
+    document = "a word and " * 500_000
+    lines = {".jsonl": json.dumps({"text": document}), ".json": json.dumps([{"text": document}]), ".txt": document}
+    content = lines.get(files.kind_of(name), f"text\n{document}\n").encode()
+    (tmp_path / name).write_bytes(PACK[".zst"](content) if name.endswith("zst") else content)
+    ((_, row),) = rows(tmp_path / name)
+    assert len(document) > 5_000_000 and row == {"text": document}
+
+
+def test_memory_is_flat_in_the_rows_of_compressed_lines(tmp_path):
+    path = tmp_path / "many.jsonl.zst"
+    line = json.dumps({"text": "x" * 1000}).encode() + b"\n"
+    path.write_bytes(PACK[".zst"](line * 20_000))  # 20 MB of text
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in files.rows(str(path))) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_table_row_of_nulls_keeps_its_number_and_its_columns(tmp_path):
+    path = table_file(tmp_path / "rows.parquet", pyarrow.table({"a": ["x", None, "z"], "b": [1, None, None]}))
+    assert rows(path)[1] == (2, {"a": None, "b": None})
+
+
 BROKEN = {
     ("a.jsonl", b'{"a": 1}\n{"a": }\n'): r"FILE:2 is not valid JSON: Expecting value \(column 7\)$",
     (
@@ -166,6 +217,21 @@ BROKEN = {
     ("t.xlsx", b"no workbook"): r"FILE is not an xlsx workbook: ",
     ("u.parquet", b"PAR1\x15 but no table"): r"FILE is not a parquet file .*after row 0\): ",
     ("v.parquet", b""): r"FILE is not a parquet file .*after row 0\): ",
+    ("w.arrow", b""): r"FILE is not an Arrow file .*after row 0\): ",
+    ("w2.arrow", b"ARROW1 but no table"): r"FILE is not an Arrow file .*after row 0\): ",
+    ("w3.arrow", b"no Arrow at all"): r"FILE is not an Arrow file .*after row 0\): ",
+    ("x.jsonl.zst", b'{"a": 1}'): r"FILE is named .zst and is not zstd data",
+    ("x2.jsonl.zst", PACK[".zst"](b'{"a": 1}')[:-3]): r"FILE: its zstd data is broken or cut off \(Truncated",
+    ("x3.csv", b"\x28\xb5\x2f\xfd no frame"): r"FILE: its zstd data is broken or cut off",
+    ("x4.jsonl.gz", b""): r"FILE is named .gz and is not gzip data",
+    ("y.jsonl", b'{"a": 1}\n{"a": "b\0c"}\n'): r"FILE:2 has a NUL \(character 9 of the line\)",
+    ("y2.csv", "a,b\n".encode("utf-16-le")): r"FILE:1 has a NUL \(character 2 of the line\).* in UTF-16",
+    ("y3.txt", b"one\ntwo\0\n"): r"FILE:2 has a NUL",
+    ("z.jsonl", b'{"a": 1, "b": 2}\n{"a": 1, "b": 2, "a": 3}'): r"FILE:2 .*the key 'a' stands twice in an object",
+    ("z2.json", b'[{"a": 1},\n {"m": [{"role": 1, "role": 2}]}]'): r"FILE: item 2 .*the key 'role' stands twice",
+    ("z3.jsonl", b"[[1, 2], [3]]"): r"FILE:1 must be an object, .* is a list \(\[1, 2\]\)",
+    ("z4.csv", b"a,b\n1,2\na,b\n3,4\n"): r"FILE:3 is the header again \(a, ...\); take the line out",
+    ("z5.tsv", b"a\tb\n1\t2\t3\n"): r"FILE:2 has 3 fields and the header has 2; quote tabs",
 }
 
 
@@ -192,6 +258,12 @@ def test_a_zip_that_is_no_workbook_and_a_broken_sheet(tmp_path):
 def test_a_sheet_that_is_not_there_is_named_with_its_neighbours(tmp_path):
     path = workbook(tmp_path / "book.xlsx", DrugQA=[["a"], [1]], Notes=[["b"]])
     assert error(path, "drugQA") == "FILE has no sheet 'drugQA'. Did you mean 'DrugQA'?"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file.arrow", "stream.arrow"])
+def test_a_table_whose_column_stands_twice(tmp_path, kind):
+    table = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array([2])], names=["a", "a"])
+    assert "the column 'a' stands twice" in error(table_file(tmp_path / f"rows.{kind}", table))
 
 
 def test_a_parquet_column_that_is_not_utf8(tmp_path):
@@ -230,6 +302,10 @@ def test_a_file_that_the_system_fails_to_read(tmp_path):
     {
         "a.json": ".json",
         "A.JSONL.GZ": ".jsonl",
+        "a.tsv.zst": ".tsv",
+        "a.arrow": ".arrow",
+        "https://b.c/a.jsonl.gz?download=true": ".jsonl",
+        "a.jsonl?download=true": "",
         "a.b.csv": ".csv",
         "a.gz": "",
         "a.xls": "",

@@ -2,10 +2,16 @@
 
 import numpy as np
 
-from fixtures_chats import chat, render
-from tunesmith.data.ledger import FIRST_PLACES, Ledger
-from tunesmith.data.render import EMPTY_ANSWER, NO_TURN, OVERLONG, Rendered
+from fixtures_chats import chat, recipe, render
+from tunesmith.data.ledger import CUT, DUPLICATE, FIRST_PLACES, Ledger, source_names
+from tunesmith.data.loss import NO_TURN
+from tunesmith.data.render import EMPTY_ANSWER, OVERLONG, Rendered
 from tunesmith.types import Tokens
+
+LATER = {  # counted by tests of their own
+    "rows_refused", "repeated_tokens", "shared_tokens", "joined_answers", "tokens_dropped", "found",
+    "lengths", "sources",
+}  # fmt: skip
 
 
 def sample(where, *weights, **said):
@@ -26,7 +32,8 @@ def test_counts_are_of_rows_samples_and_tokens():
     ledger.add(sample("f:6", dropped=OVERLONG))
     ledger.add(sample("f:6", dropped=OVERLONG, part=1))
     counts = ledger.as_dict()
-    assert counts == {
+    known = {name: counts[name] for name in counts.keys() - LATER}
+    assert known == {
         "rows_read": 6,
         "rows_kept": 4,
         "rows_truncated": 1,
@@ -74,7 +81,56 @@ def test_the_account_in_words():
     ledger.add(sample("f:1206", [0, 1], truncated=True))
     ledger.add(sample("f:1207", [0, 1]))
     ledger.add(sample("f:1207", dropped=NO_TURN, part=1))
-    assert ledger.lines()[3:5] == [
+    assert ledger.lines()[3:6] == [
         "1 truncated to data.max_tokens",
-        "1 split to fit; 1 parts of them dropped as too long or with nothing to learn",
+        "1 split to fit",
+        "1 parts of rows dropped as too long or with nothing to learn",
     ]
+
+
+def test_tokens_of_what_was_dropped_or_cut_off_are_counted_by_reason():
+    ledger = Ledger()
+    ledger.add(sample("f:1", [0, 1, 1], lost_tokens=7, truncated=True))
+    ledger.add(sample("f:2", dropped=OVERLONG, lost_tokens=30))
+    ledger.add(sample("f:3", dropped=OVERLONG, lost_tokens=12))
+    ledger.add(sample("f:4", dropped="unreadable"))
+    counts = ledger.as_dict()
+    assert counts["tokens_dropped"] == {CUT: 7, OVERLONG: 42}
+    assert counts["tokens"] == 3
+    lines = ledger.lines()
+    assert "2 dropped: longer than data.max_tokens (f:2, f:3; 42 tokens)" in lines
+    assert "1 dropped: unreadable (f:4)" in lines
+    assert "1 truncated to data.max_tokens: 7 tokens cut off" in lines
+
+
+def test_rows_of_several_sources_are_counted_by_source():
+    ledger = Ledger()
+    ledger.add(sample("a:1", [0, 1]), "a")
+    ledger.add(sample("a:2", dropped=NO_TURN), "a")
+    ledger.add(sample("b:1", [0, 1, 1], [0, 0, 1]), "b")
+    ledger.add(sample("b:1", [0, 1], part=1), "b")
+    counts = ledger.as_dict()
+    assert counts["sources"] == {
+        "a": {"rows_read": 2, "rows_kept": 1, "samples": 1, "tokens": 2, "trained_tokens": 1},
+        "b": {"rows_read": 1, "rows_kept": 1, "samples": 2, "tokens": 8, "trained_tokens": 4},
+    }
+    assert counts["lengths"] == {"1-7": 3}
+    assert ledger.lines()[-2:] == [
+        "of a: 1 samples of 2 rows, 2 tokens (20.0% of all), 1 trained (20.0% of all)",
+        "of b: 2 samples of 1 rows, 8 tokens (80.0% of all), 4 trained (80.0% of all)",
+    ]
+    assert Ledger.from_dict(counts).as_dict() == counts
+
+
+def test_what_was_found_is_said_until_it_is_dropped():
+    ledger = Ledger(found={DUPLICATE: {"count": 4, "first": ["f:2", "f:3", "f:5"]}})
+    hint = "4 samples equal an earlier one (f:2, f:3, f:5, ...): data.duplicates=drop leaves them out"
+    assert hint in ledger.lines()
+    ledger.dropped[DUPLICATE] = ledger.found[DUPLICATE]
+    lines = ledger.lines()
+    assert hint not in lines and f"4 dropped: {DUPLICATE} (f:2, f:3, f:5, ...)" in lines
+
+
+def test_a_source_is_called_by_its_path_and_a_number_where_that_comes_again():
+    sources = recipe(["a.jsonl", {"path": "b.jsonl"}, {"path": "a.jsonl", "share": "2-2/2"}, "a.jsonl"]).data.train
+    assert source_names(sources) == ["a.jsonl", "b.jsonl", "a.jsonl (2)", "a.jsonl (3)"]

@@ -58,8 +58,9 @@ def test_the_account_in_words(said):
         f"data: {path}: read as messages (format: auto)",
         "data: 10 rows read, 10 kept",
     )
-    assert lines[3] == "held out: 3 of 10 samples (data.seed 42)"
-    assert lines[4].startswith("packed: rows of 40 tokens, ") and len(lines) == 5
+    assert lines[3].startswith("data: lengths: half of the samples have at most ")
+    assert lines[4] == "held out: 3 of 10 samples (data.seed 42)"
+    assert lines[5].startswith("packed: rows of 40 tokens, ") and len(lines) == 6
 
 
 def test_a_fraction_is_held_out(said):

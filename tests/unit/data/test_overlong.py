@@ -11,8 +11,9 @@ import fixtures_chats as chats
 import fixtures_models
 from fixtures_chats import chat, render
 from tunesmith.data.ledger import Ledger
+from tunesmith.data.loss import NO_TURN
 from tunesmith.data.overlong import cut, truncate
-from tunesmith.data.render import NO_TURN, OVERLONG
+from tunesmith.data.render import OVERLONG
 from tunesmith.formats.text import Text
 from tunesmith.types import Message, Tokens
 

@@ -4,7 +4,8 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import example, given
 
-from tunesmith.data.pack import first_fit_decreasing, plan_documents, plan_epoch
+from tunesmith.data import pack
+from tunesmith.data.pack import _side_by_side, first_fit_decreasing, plan_documents, plan_epoch
 
 lengths = st.lists(st.integers(1, 50), max_size=60).map(lambda some: np.asarray(some, np.int64))
 
@@ -19,7 +20,7 @@ def naive(lengths, capacity):
                 break
         else:
             rows.append([item])
-    return rows
+    return [sorted(row) for row in rows]
 
 
 def realistic(number=8000, seed=0):
@@ -33,6 +34,11 @@ def epoch(lengths, row_tokens=64, window=16, seed=0):
     return plan_epoch(lengths, row_tokens, window, order, None if seed is None else (seed,))
 
 
+def members_of(row_of):
+    """The items of each row, from the row of each item."""
+    return [np.flatnonzero(row_of == row).tolist() for row in range(int(row_of.max(initial=-1)) + 1)]
+
+
 def members(plan):
     return [plan.row(number)[:, 0].tolist() for number in range(len(plan))]
 
@@ -41,7 +47,38 @@ def members(plan):
 @example(np.asarray([50, 50, 50]), 50)
 @example(np.asarray([7] * 16), 50)
 def test_it_is_first_fit_decreasing(lengths, capacity):
-    assert first_fit_decreasing(lengths, capacity) == naive(lengths.tolist(), capacity)
+    assert members_of(first_fit_decreasing(lengths, capacity)) == naive(lengths.tolist(), capacity)
+
+
+@given(lengths.filter(len), st.integers(50, 120), st.integers(1, 9))
+@example(np.full(60, 26), 50, 30)  # rows that are half empty, as many as there can be
+def test_windows_side_by_side_are_windows_one_after_the_other(lengths, capacity, window):
+    found = list(_side_by_side(lengths, capacity, window))
+    alone = [first_fit_decreasing(lengths[at : at + window], capacity) for at in range(0, len(lengths), window)]
+    assert [row_of.tolist() for row_of in found] == [row_of.tolist() for row_of in alone]
+
+
+def test_many_windows_and_few_give_the_same_rows(monkeypatch):
+    lengths, order = realistic(3000), np.random.default_rng(2).permutation(3000)
+
+    def planned():
+        return [plan_epoch(lengths, 4096, 64, order, seed).pieces.tolist() for seed in (None, (1, 2))]
+
+    together = planned()
+    monkeypatch.setattr(pack, "MOST_WINDOWS", 7)
+    assert planned() == together
+    monkeypatch.setattr(pack, "FEW_WINDOWS", 10_000)
+    assert planned() == together
+
+
+def test_a_sample_may_come_several_times():
+    lengths = np.asarray([30, 10, 40])
+    rows = members(plan_epoch(lengths, 64, 16, np.asarray([0, 1, 0, 2, 1, 0]), (1,)))
+    assert sorted(sample for row in rows for sample in row) == [0, 0, 0, 1, 1, 2]
+    assert max(int(lengths[row].sum()) for row in rows) <= 64
+    plan = plan_documents(lengths, 32, np.asarray([1, 0, 1]))
+    assert plan.pieces.tolist() == [[1, 0, 10], [0, 0, 22], [0, 22, 30], [1, 0, 10]]
+    assert plan.row_offsets.tolist() == [0, 2, 4]
 
 
 @given(lengths.filter(len), st.integers(50, 120), st.integers(1, 70), st.sampled_from([None, 0, 7]))
@@ -82,7 +119,7 @@ def test_long_samples_do_not_come_first():
     longest = [int(lengths[row].max()) for row in rows]
     half = len(rows) // 2
     assert 0.8 < np.mean(longest[:half]) / np.mean(longest[half:]) < 1.25
-    decreasing = [int(lengths[row].max()) for row in first_fit_decreasing(lengths, 4096)]
+    decreasing = [int(lengths[row].max()) for row in members_of(first_fit_decreasing(lengths, 4096))]
     assert np.mean(decreasing[:half]) > 2 * np.mean(decreasing[half:])  # what shuffling the rows mends
 
 

@@ -32,8 +32,8 @@ import fixtures_chats, fixtures_models
 from tunesmith.data import render
 from tunesmith.data.prepare import prepare
 own = render.Renderer.render
-def slow(self, rows, format_):
-    found = own(self, rows, format_)
+def slow(self, *rows):
+    found = own(self, *rows)
     print("rendered", flush=True)
     time.sleep(float(sys.argv[3]))
     return found
@@ -73,7 +73,7 @@ def rendering(monkeypatch):
     monkeypatch.setattr(
         Renderer,
         "render",
-        lambda self, rows, format_: places.extend(where for where, _ in rows) or own(self, rows, format_),
+        lambda self, rows, *how: places.extend(where for where, _ in rows) or own(self, rows, *how),
     )
     return places
 
@@ -106,13 +106,13 @@ def test_the_number_of_processes_changes_nothing(tmp_path, monkeypatch):
 
 def test_an_error_in_a_process_is_the_same_line(tmp_path, monkeypatch):
     monkeypatch.setattr(render, "CHUNK_ROWS", 2)
-    path = write_rows(tmp_path / "rows.jsonl", [*ROWS, {"messages": [{"role": "assistant", "content": "a"}]}])
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": [{"role": "assistant", "content": "a"}]}, *ROWS])
     said = []
     for processes in (1, 2):
         with pytest.raises(TemplateError) as caught:
             prepared(recipe(path, num_processes=processes, cache_dir=str(tmp_path / "cache")))
         said.append(str(caught.value))
-    assert said[0] == said[1] and said[0].startswith(f"{path}:6: turn 1 of 1")
+    assert said[0] == said[1] and said[0].startswith(f"{path}:1: turn 1 of 1")
     assert os.listdir(tmp_path / "cache") == []
 
 
@@ -134,6 +134,7 @@ def test_a_second_call_renders_nothing(rows, cache, rendering):
     [
         {"max_tokens": 1000},
         {"overlong": "split"},
+        {"loss": {"turns": "last"}},
         {"template": "plain"},
         {"train": {"path": "ROWS", "num_samples": 4}},
         {"train": {"path": "ROWS", "columns": {"system": "messages"}}},
@@ -166,6 +167,8 @@ def test_what_does_not_change_a_token_hits(rows):
     for other in ({"seed": 1}, {"shuffle": False}, {"eval": 0.5}, {"num_processes": 3}, {"window_samples": 9}):
         changed = recipe(rows, **other)
         assert cache_key(changed, changed.data.train, tokenizer) == key
+    heavier = recipe({"path": rows, "weight": 3.0}, duplicates="drop", mix="all_exhausted")
+    assert cache_key(heavier, heavier.data.train, tokenizer) == key
     tokenizer("a text", truncation=True, max_length=2, padding="max_length")  # what a call leaves behind
     assert tokenizer.backend_tokenizer.truncation is not None
     assert cache_key(said, said.data.train, tokenizer) == key
@@ -256,10 +259,10 @@ def test_an_interrupted_write_never_hits(rows, cache, monkeypatch):
     monkeypatch.setattr(render, "CHUNK_ROWS", 2)
     own = Renderer.render
 
-    def failing(self, rows, format_):
+    def failing(self, rows, *how):
         if rows[0][0].endswith(":3"):
             raise KeyboardInterrupt
-        return own(self, rows, format_)
+        return own(self, rows, *how)
 
     monkeypatch.setattr(Renderer, "render", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -326,7 +329,7 @@ def test_rows_of_an_iterable_are_the_same_as_those_of_a_file(rows, cache):
     [
         ([], "none of the 0 rows can be trained on: there are no rows"),
         ([ROWS[0], "text"], "rows:2 must be a mapping of columns and is a str"),
-        ([ROWS[0], {"text": "a"}], "rows:2: column 'messages' is missing"),
+        ([{"message": []}, ROWS[0]], "rows:1: no format fits the columns message"),
         ([{"a": 1}], "rows:1: no format fits the columns a"),
     ],
 )
@@ -342,13 +345,13 @@ def test_bad_rows_of_an_iterable(given, said):
 def test_small_files_are_rendered_in_this_process(rows, monkeypatch):
     one = Source(path=rows)
     said = recipe(rows)
-    assert preparing._processes(said, one) == 1
-    assert preparing._processes(recipe(rows, num_processes=7), one) == 7
+    assert preparing.processes_for(said, one) == 1
+    assert preparing.processes_for(recipe(rows, num_processes=7), one) == 7
     size = Path(rows).stat().st_size
     monkeypatch.setattr(preparing, "_processors", lambda: 5)
     for bytes_, processes in ((size // 10, 5), (size // 3, 3), (size, 1), (size + 1, 1)):
         monkeypatch.setattr(preparing, "PROCESS_BYTES", bytes_)
-        assert preparing._processes(said, one) == processes
+        assert preparing.processes_for(said, one) == processes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where a process may be kept to some processors")

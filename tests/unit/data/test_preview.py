@@ -249,3 +249,47 @@ def test_a_page_is_written_over_and_any_other_file_is_not(tmp_path):
     with pytest.raises(DataError, match="rows.jsonl exists and is not a preview: name another file"):
         page.write(str(tmp_path / "rows.jsonl"), made(tmp_path), "mine")
     assert (tmp_path / "rows.jsonl").read_text().startswith('{"messages"')
+
+
+# duplicates, lengths and sources
+
+
+def test_a_sample_that_comes_again_is_counted_and_shown_as_left_out_when_it_will_be(tmp_path):
+    turns = [{"role": "user", "content": "Again?"}, {"role": "assistant", "content": "Again."}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text((json.dumps({"messages": turns}) + "\n") * 3)
+    for wish, samples in (("keep", 3), ("drop", 1)):
+        recipe = Recipe(model="tiny", data={"train": str(path), "duplicates": wish})
+        given = preview.Preview(recipe, recipe.data.template.prepare(tiny_tokenizer()))
+        shown = list(given)
+        counts = given.ledger.as_dict()
+        assert counts["found"]["duplicate of an earlier sample"] == {"count": 2, "first": [f"{path}:2", f"{path}:3"]}
+        assert (counts["samples"], counts["rows_kept"]) == (samples, samples)
+        assert [one.dropped is None for one in shown] == [True, *[wish == "keep"] * 2]
+        assert counts["tokens"] + sum(counts["tokens_dropped"].values()) == 3 * len(shown[0].branches[0])
+
+
+def test_lengths_and_sources_are_shown(tmp_path):
+    first = made(tmp_path)
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"text": "A document. " * 30}) + "\n")
+    recipe = Recipe(model="tiny", data={"train": [str(tmp_path / "rows.jsonl"), str(other)]})
+
+    def given():
+        return preview.Preview(recipe, first.tokenizer)
+
+    looked = given()
+    lengths = [sum(map(len, one.branches)) for one in looked if one.dropped is None]
+    counts = looked.ledger.as_dict()
+    assert [own["samples"] for own in counts["sources"].values()] == [3, 1]
+    out = printed(given(), color_system=None)
+    assert f"{other}: read as text (format: auto)" in out
+    assert f"of {other}: 1 samples of 1 rows, {lengths[-1]:,} tokens" in out
+    assert f"half of the samples have at most {sorted(lengths)[1]} tokens" in out
+    assert re.search(r"^ +\d+-\d+  #+ \d+$", out, re.MULTILINE)
+    assert "\u2588" in printed(given(), force_terminal=True, color_system="truecolor", no_color=False)
+    page.write(str(tmp_path / "page.html"), given(), "mine")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.count('<table class="lengths">') == text.count('<table class="sources">') == 1
+    assert f"<td>{other}</td><td>1 <i>20.0%</i></td>" in text
+    assert text.count('<i style="width:100.0%"></i></td>') >= 1

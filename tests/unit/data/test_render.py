@@ -10,8 +10,12 @@ import fixtures_chats as chats
 import fixtures_models
 from fixtures_chats import chat, render, tokens_of
 from tunesmith.data import render as rendering
-from tunesmith.data.render import EMPTY_ANSWER, EMPTY_TEXT, NO_TURN, OVERLONG, place, rendered
+from tunesmith.data.loss import NO_TURN
+from tunesmith.data.place import place
+from tunesmith.data.preview import Preview
+from tunesmith.data.render import EMPTY_ANSWER, EMPTY_TEXT, OVERLONG, Renderer, rendered
 from tunesmith.errors import DataError, ModelError, TemplateError
+from tunesmith.formats.messages import Messages
 from tunesmith.formats.text import Text
 from tunesmith.seams import Format
 from tunesmith.types import Message, Sample
@@ -21,6 +25,9 @@ GOOD = chat("Why?", "Because.")
 
 class TwoAnswers(Format):
     """Two branches, as rows of comparisons have."""
+
+    def branches(self) -> tuple[str, ...]:
+        return ("chosen", "rejected")
 
     def read(self, row: Mapping[str, Any]) -> Sample:
         return Sample(((Message("user", "a"), Message("assistant", "b")),) * 2)
@@ -125,13 +132,91 @@ def test_documents_and_conversations_of_one_source_keep_their_order():
 
 
 def test_an_error_names_the_row():
-    with pytest.raises(DataError, match=r"^rows:2: column 'messages' is missing"):
-        render([GOOD, {"message": []}])
+    with pytest.raises(DataError, match=r"^rows:1: column 'messages' is missing"):
+        render([{"message": []}, GOOD])
     bad = {"messages": [{"role": "assistant", "content": "Hi."}]}
     with pytest.raises(TemplateError, match=r"^rows:1: turn 1 of 1 is an answer to nothing"):
         render([bad])
-    with pytest.raises(DataError, match=r"^rows:1: the objective learns from 1 conversation a row \(answer\)"):
+
+
+class TwoGivenOne(TwoAnswers):
+    """As above, with an option to read one of them."""
+
+    only: str | None = None
+
+
+class Rated(Format):
+    """A labelled conversation."""
+
+    def labels(self) -> bool:
+        return True
+
+    def read(self, row: Mapping[str, Any]) -> Sample:
+        return Sample(((Message("user", "a"), Message("assistant", "b")),), label=1.0)
+
+
+def test_what_an_objective_cannot_learn_from_is_refused_with_the_way_out():
+    said = r"^rows:1: rows of the format .* hold chosen and rejected conversations, which the objective sft does not"
+    with pytest.raises(DataError, match=said + r" learn from: say another format"):
         render([{}], TwoAnswers())
+    with pytest.raises(DataError, match=said + r" learn from: say format.only=chosen, to learn from those alone"):
+        render([{}], TwoGivenOne())
+    with pytest.raises(DataError, match="hold labels for good and bad, which the objective sft does not learn from"):
+        render([{}], Rated())
+
+
+def test_a_preview_shows_rows_that_the_objective_cannot_learn_from():
+    recipe = chats.recipe()
+    renderer = Renderer(recipe.data, recipe.objective, fixtures_models.tiny_tokenizer(), to_look=True)
+    (one,) = renderer.render([("rows:1", {})], TwoAnswers())
+    assert len(one.branches) == 2
+
+
+def test_a_preview_says_what_the_objective_cannot_learn_from(tmp_path):
+    row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
+    recipe = chats.recipe(chats.write_rows(tmp_path / "a.jsonl", [row]))
+    shown = Preview(recipe, fixtures_models.tiny_tokenizer())
+    (one,) = list(shown)
+    assert shown.branches == ("chosen", "rejected") and len(one.branches) == 2
+    note = shown.notes[-1]
+    assert note.endswith("say format.only=chosen, to learn from those alone")
+    with pytest.raises(DataError, match="say format.only=chosen"):
+        list(rendered(recipe, fixtures_models.tiny_tokenizer()))
+
+
+def test_a_later_row_that_cannot_be_used_is_dropped_with_its_reason():
+    orphan = {"messages": [{"role": "assistant", "content": "Hi."}]}
+    found = render([GOOD, {"message": []}, GOOD, orphan, chat("Why?", None)])
+    assert [one.dropped for one in found] == [
+        None,
+        "unreadable: column 'messages' is missing",
+        None,
+        "the template refuses it: it begins with an answer to nothing",
+        "unreadable: messages[].content must be text and is null",
+    ]
+    assert found[1].refused.startswith("column 'messages' is missing; the row has the columns message")
+
+
+def test_images_are_said_and_looked_for(tmp_path):
+    (tmp_path / "here.png").write_bytes(b"")
+
+    def row(path):
+        parts = [{"type": "text", "text": "What is it?"}, {"type": "image", "path": path}]
+        return {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "A dot."}]}
+
+    paths = ["here.png", str(tmp_path / "here.png"), "https://example.org/a.png", "gone.png"]
+    rows = [(f"{tmp_path}/rows.jsonl:{number}", row(path)) for number, path in enumerate(paths)]
+    assert [one.dropped for one in chats.renderer().render(rows, Messages())] == [
+        "holds images, and only text is trained so far",
+        "holds images, and only text is trained so far",
+        "holds images, and only text is trained so far",
+        "an image file is missing",
+    ]
+
+
+def test_no_system_message_is_added():
+    text = fixtures_models.tiny_tokenizer().decode(render([GOOD])[0].branches[0].ids)
+    assert text == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>\n"
 
 
 def test_a_tokenizer_that_cannot_serve_is_refused():

@@ -140,10 +140,10 @@ WRONG = {
     "./rows": r"there is no file ./rows\. Did you mean 'rows.jsonl'",
     "nowhere/rows.csv": r"there is no file nowhere/rows.csv: there is no folder nowhere$",
     "hollow/rows.csv": r"there is no file hollow/rows.csv: the folder hollow is empty$",
-    "*.parquet": r"^\*.parquet matches no file; readable are .json, .jsonl, .*, each also with .gz$",
+    "*.parquet": r"^\*.parquet matches no file; readable are .json, .jsonl, .*, each also with .gz or .zst$",
     "*.xls": r"^\*.xls matches only old.xls, which cannot be read",
-    "old.xls": r"^old.xls: its name must end in one of .json, .*, each also with .gz$",
-    "hollow": r"^the folder hollow has no file that can be read: .json, .*, each also with .gz$",
+    "old.xls": r"^old.xls: its name must end in one of .json, .*, each also with .gz or .zst$",
+    "hollow": r"^the folder hollow has no file that can be read: .json, .*, each also with .gz or .zst$",
     "nothing.jsonl": r"^nothing.jsonl has no rows",
     "nothing.csv": r"^nothing.csv has no rows: it is empty, or holds a header alone$",
     "nothing.json": r"^nothing.json has no rows",
@@ -174,7 +174,10 @@ def test_options_that_a_file_has_no_use_for_are_refused(here):
 @pytest.mark.parametrize(
     ("path", "is_id"),
     [(path, True) for path in ("owner/name", "owner/name-v1.5", "squad")]
-    + [(path, False) for path in ("a/b/c", "a/b.json", "a/b.csv.gz", "squad.tsv", "./a", "/a/b", "a*/b", "~/a")],
+    + [
+        (path, False)
+        for path in ("a/b/c", "a/b.json", "a/b.csv.gz", "squad.tsv", "a/b.arrow", "./a", "/a/b", "a*/b", "~/a")
+    ],
 )
 def test_which_paths_are_taken_for_hub_ids(here, path, is_id):
     if is_id:

@@ -57,6 +57,8 @@ def test_what_was_written_is_read(tmp_path):
     assert store.row.tolist() == [0, 2]
     assert np.isnan(store.label[0]) and store.label[1] == 0.25
     assert store.notes == ("read as text",)
+    assert store.trained.tolist() == [2, 3] and store.source.tolist() == [0, 0]
+    assert store.all_ids(1).tolist() == [4, 5, 6, 7, 8, 9]
     assert (store.ledger.rows_read, store.ledger.rows_kept) == (3, 2)
     assert os.listdir(tmp_path) == ["a"]
 
@@ -140,3 +142,24 @@ def test_a_cache_that_cannot_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"rendered rows cannot be kept in .*file: .* Say data.cache_dir=FOLDER"):
         StoreWriter(tmp_path / "file" / "a")
+
+
+def test_places_and_sources_are_kept(tmp_path):
+    with StoreWriter(tmp_path / "a") as writer:
+        writer.begin("first")
+        writer.add([sample(([1, 2], [0, 1]), where="folder:x/rows.jsonl:17"), sample(dropped="empty answer")])
+        writer.begin("second")
+        writer.add([sample(([1, 2], [0, 1]), where="rows"), sample(([1, 3], [0, 1]), where="folder:x/rows.jsonl:3")])
+    store = Store.open(tmp_path / "a", cached=False)
+    assert [store.place(number) for number in range(3)] == ["folder:x/rows.jsonl:17", "rows", "folder:x/rows.jsonl:3"]
+    assert store.sources == ("first", "second") and store.source.tolist() == [0, 1, 1]
+    assert store.ledger.sources["first"]["rows_read"] == store.ledger.sources["second"]["rows_read"] == 2
+    assert store.equals.tolist() == [0, 0, 2]
+    with StoreWriter(tmp_path / "b") as writer:
+        writer.add([sample(([1, 2], [0, 1])), sample(([1, 2], [0, 1])), sample(([1, 3], [0, 1]))])
+    other = Store.open(tmp_path / "b", cached=False)
+    assert other.digest != store.digest  # the numbers of the rows
+    with StoreWriter(tmp_path / "c") as writer:
+        writer.begin("another name")
+        writer.add([sample(([1, 2], [0, 1])), sample(([1, 2], [0, 1])), sample(([1, 3], [0, 1]))])
+    assert Store.open(tmp_path / "c", cached=False).digest == other.digest  # names are no content

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 import fixtures_chats as chats
-from tunesmith.engine.arguments import arguments
+from tunesmith.engine.arguments import arguments, look_for_trackers
 from tunesmith.errors import RecipeError
 
 
@@ -26,3 +26,14 @@ def test_a_launcher_of_several_processes_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match=r"several processes are not supported yet \(WORLD_SIZE is 2\)"):
         arguments(chats.recipe(), tmp_path, 1, evaluates=False)
+
+
+def test_a_tracker_is_looked_for_before_anything_is_loaded(monkeypatch):
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["wandb"])
+    look_for_trackers(("wandb", "none", "all"))
+    with pytest.raises(RecipeError, match="train.report_to: mlflow is not installed: install it, or leave it out"):
+        look_for_trackers(("wandb", "mlflow"))
+    with pytest.raises(RecipeError, match=r"there is no tracker 'wandbb'. Did you mean 'wandb'"):
+        look_for_trackers(("wandbb",))

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from tunesmith.engine.metrics import MetricsFile, Smooth, three_digits, write_whole
+from tunesmith.engine.metrics import MetricsFile, Smooth, three_digits
 from tunesmith.errors import RunError
 
 
@@ -64,16 +64,6 @@ def test_an_edited_file_is_refused_with_its_line(tmp_path):
         metrics.path.write_text('{"step": 1}\n' + wrong + '\n{"step": 2}\n')
         with pytest.raises(RunError, match=r"metrics\.jsonl:2 is not a JSON object with a `step`"):
             metrics.read()
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "picture"
-    write_whole(path, b"old")
-    with pytest.raises(TypeError):
-        write_whole(path, "text, which a binary file refuses after it is opened")  # type: ignore[arg-type]
-    assert path.read_bytes() == b"old"
-    write_whole(path, b"new")
-    assert path.read_bytes() == b"new" and [file.name for file in tmp_path.iterdir()] == ["picture"]
 
 
 def test_smooth_is_the_weighted_mean_of_what_it_was_given():

@@ -86,7 +86,7 @@ def test_an_empty_answer_is_left_for_the_ledger_to_count():
             r"column 'input' must be text and is a number \(3\); the row has the columns instruction, ",
         ),
         ({"output": "\ud83d"}, r"column 'output' has half a character \('\\ud83d'\)"),
-        ({"images": ["a.png"]}, r"column 'images' is not empty, and only text is read"),
+        ({"images": ["a.png"]}, r"has 0 marks <image>, and column 'images' has 1 paths: each needs the other"),
     ],
 )
 def test_a_wrong_field_is_named(change, said):
@@ -101,3 +101,35 @@ def test_a_missing_column_says_how_to_rename_one():
         "column 'output' is missing; the row has the columns instruction, Answer "
         "(`columns: {output: NAME}` says which one holds it)"
     )
+
+
+def test_tools_and_pictures_stand_beside_the_question():
+    row = {"instruction": "What is it?<image>", "output": "A heron.", "images": ["a.png"], "tools": [{"name": "look"}]}
+    sample = Alpaca().read(row)
+    picture = ({"type": "text", "text": "What is it?"}, {"type": "image", "path": "a.png"})
+    assert sample.branches[0][0].content == picture
+    assert sample.tools == ({"type": "function", "function": {"name": "look"}},)
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        ([Message("user", "q")], "holds questions, each with its answer, and the roles are user$"),
+        ([Message("system", "s")], "and the roles are none$"),
+        ([Message("user", "q"), Message("user", "q"), Message("assistant", "a")], "are user, user, assistant"),
+        ([Message("user", "q"), Message("assistant", "a", train=False)], "more of a turn than its text, .* assistant"),
+        ([Message("user", "q"), Message("assistant", "", tool_calls=({},))], "cannot hold tool calls"),
+        ([Message("user", ({"type": "image"},)), Message("assistant", "a")], "more of a turn than its text"),
+        ([Message("system", ""), Message("user", "q"), Message("assistant", "a")], "would read as another one"),
+    ],
+)
+def test_what_a_row_cannot_hold_is_not_written(turns, said):
+    with pytest.raises(DataError, match=said):
+        Alpaca().write(Sample((tuple(turns),)))
+
+
+def test_an_option_that_adds_a_system_message_does_not_change_what_is_written():
+    sample = Sample(((Message("user", "q"), Message("assistant", "a")),))
+    assert Alpaca().write(sample) == {"instruction": "q", "input": "", "output": "a"}
+    with pytest.raises(DataError, match="would read as another one"):
+        Alpaca(system="Be brief.").write(sample)

@@ -32,7 +32,7 @@ def answer(content: object = "yo", **more: object) -> dict:
      "function": "tool"}.items(),
 )  # fmt: skip
 def test_roles_are_ours(role, ours):
-    assert read({"role": role, "content": "x"}) == (Message(ours, "x"),)
+    assert read(answer("call"), {"role": role, "content": "x"})[1] == Message(ours, "x")
 
 
 def test_messages_may_be_their_json_text():
@@ -71,11 +71,11 @@ def test_a_function_call_of_the_older_interface_is_a_tool_call():
 
 
 def test_the_result_of_a_tool_keeps_its_names():
-    (turn,) = read({"role": "tool", "content": "4", "tool_call_id": "a1", "name": "warmth"})
+    *_, turn = read(answer(tool_calls=[CALL]), {"role": "tool", "content": "4", "tool_call_id": "a1", "name": "warmth"})
     assert turn == Message("tool", "4", tool_call_id="a1", name="warmth")
 
 
-@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 def test_reasoning_is_kept_beside_the_content(key):
     assert read(answer("4", **{key: "2+2"})) == (Message("assistant", "4", reasoning="2+2"),)
     assert read(answer(None, **{key: "2+2"}))[0].content == ""
@@ -94,6 +94,41 @@ def test_what_is_trained_is_said_by_train_or_weight(fields, weight):
 
 def test_a_user_turn_is_trained_when_it_says_so():
     assert [turn.weight for turn in read(user(train=True), user(), answer())] == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "spans"),
+    [([[0, 2]], ((0, 2, 1.0),)), ([[0, 1], [1, 4, 0.5]], ((0, 1, 1.0), (1, 4, 0.5))), ("[[2, 4]]", ((2, 4, 1.0),))],
+)
+def test_characters_that_are_learned_are_kept_as_spans(given, spans):
+    assert read(answer("abcd", train_spans=given)) == (Message("assistant", "abcd", spans=spans),)
+
+
+def test_no_spans_at_all_say_that_nothing_is_learned():
+    assert read(answer(train_spans=[])) == (Message("assistant", "yo", train=False),)
+    assert read(answer(train_spans=None)) == (Message("assistant", "yo"),)
+
+
+def test_a_tool_may_answer_a_call_that_stands_in_a_text():
+    assert [turn.role for turn in read(user(), answer("<call>f()</call>"), {"role": "tool", "content": "4"})][
+        -1
+    ] == "tool"
+    with pytest.raises(DataError, match=r"messages\[2\] is the answer of a tool"):
+        read(answer(), user(), {"role": "tool", "content": "4"})
+
+
+def test_from_and_value_are_read_too():
+    assert read({"from": "human", "value": "hi"}, answer()) == (Message("user", "hi"), Message("assistant", "yo"))
+
+
+def test_spans_come_back_from_what_is_written():
+    row = {"messages": [user("abcd", train_spans=[[1, 2, 0.5]]), answer("abcd", train_spans=[[0, 1], [2, 4]])]}
+    assert Messages().write(Messages().read(row)) == {
+        "messages": [
+            {"role": "user", "content": "abcd", "train_spans": [[1, 2, 0.5]]},
+            {"role": "assistant", "content": "abcd", "train_spans": [[0, 1, 1.0], [2, 4, 1.0]]},
+        ]
+    }
 
 
 @pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL]), [BARE], json.dumps([BARE])])
@@ -119,7 +154,7 @@ WRONG = [
     (
         [user(), {"role": "bot", "content": ""}],
         {},
-        r"messages\[1\].role is 'bot'. Known: assistant, developer",
+        r"messages\[1\].role is 'bot'. Known: assistant, bing, chatgpt, developer",
     ),
     ([{"role": "assistent", "content": ""}], {}, r"role is 'assistent'. Did you mean 'assistant'\?"),
     ([{"content": ""}], {}, r"messages\[0\].role is missing; messages\[0\] has the keys content$"),
@@ -151,7 +186,24 @@ WRONG = [
     ([user()], {"tools": [{"name": "\ud83d"}]}, r"column 'tools' cannot be written as JSON"),
     ([user()], {"system": ["s"]}, r"column 'system' must be text and is a list"),
     ([{"role": "system", "content": "a"}], {"system": "b"}, r"column 'system' \('b'\) .* differ"),
-    ([user()], {"images": ["a.png"]}, r"column 'images' is not empty, and only text is read"),
+    ([user()], {"images": ["a.png"]}, r"has 0 marks <image>, and column 'images' has 1 paths"),
+    ([user([{"type": "tool_use"}])], {}, r"messages\[0\].content\[0\].type is 'tool_use'. Known: audio, "),
+    (
+        [user(), {"role": "system", "content": "a"}, {"role": "developer", "content": "b"}],
+        {},
+        r"messages\[2\] is a second system message, and a conversation has one: join them into the first",
+    ),
+    ([user(), {"role": "tool", "content": "4"}], {}, r"messages\[1\] is the answer of a tool, and no turn before it"),
+    ([{"role": "tool", "content": "4"}, answer()], {}, r"messages\[0\] is the answer of a tool"),
+    ([answer(train_spans=[[0]])], {}, r"train_spans must have \[start, end\] .* and has a list \(\[0\]\) at 0"),
+    ([answer(train_spans=[[0, True]])], {}, r"train_spans must have"),
+    ([answer(train_spans=[[0, 1, -1]])], {}, r"train_spans must have"),
+    ([answer(train_spans=[[0, 3]])], {}, r"train_spans \[0\] is 0 to 3: .* end by 2, the length of the content"),
+    ([answer(train_spans=[[1, 1]])], {}, r"train_spans \[0\] is 1 to 1"),
+    ([answer("abcd", train_spans=[[0, 2], [1, 3]])], {}, r"train_spans \[1\] is 1 to 3: .* not overlap"),
+    ([answer(train_spans=[[0, 1]], train=False)], {}, r"train_spans says what is learned of a turn that has `train: f"),
+    ([answer("<image>", train_spans=[[0, 1]])], {"images": ["a.png"]}, r"the turn '<image>' has media in it"),
+    ([user([{"type": "image"}], train_spans=[[0, 1]])], {}, r"characters of a text, and the content is parts"),
 ]
 
 

@@ -23,10 +23,11 @@ def read(*turns: dict, **columns: object) -> tuple[Message, ...]:
 @pytest.mark.parametrize(
     ("speaker", "role"),
     {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "bing": "assistant",
-     "chatgpt": "assistant", "system": "system", "observation": "tool", "tool": "tool"}.items(),
+     "chatgpt": "assistant", "system": "system", "observation": "tool", "tool": "tool", "function": "tool",
+     "developer": "system"}.items(),
 )  # fmt: skip
 def test_speakers_are_roles(speaker, role):
-    assert read(said(speaker, "x")) == (Message(role, "x"),)
+    assert read(said("gpt", "call"), said(speaker, "x"))[1] == Message(role, "x")
 
 
 def test_a_function_call_is_parsed():
@@ -76,12 +77,13 @@ def test_a_turn_may_say_that_it_is_not_trained():
             r"conversations\[0\].from is 'humann'. Did you mean 'human'\?",
         ),
         ({"conversations": [said("human", None)]}, r"conversations\[0\].value must be text and is null"),
-        ({"conversations": [{"role": "user"}]}, r"conversations\[0\].from is missing; .* has the keys role"),
+        ({"conversations": [{"by": "user"}]}, r"conversations\[0\].from is missing; .* has the keys by"),
+        ({"conversations": [{"role": "user"}]}, r"conversations\[0\].content is missing; .* has the keys role"),
         (
             {"conversations": [said("function_call", '{"name": "a", "arguments": [1]}')]},
             r"arguments must be an object",
         ),
-        ({"conversations": [said("human", "x")], "videos": ["a"]}, r"column 'videos' is not empty"),
+        ({"conversations": [said("human", "x")], "videos": ["a"]}, r"0 marks <video>, and column 'videos' has 1 paths"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(row, problem):

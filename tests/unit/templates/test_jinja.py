@@ -73,6 +73,7 @@ def test_reasoning_and_calls_are_part_of_the_answer():
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_turn():
     row = chats.chat("One?", "<think>1</think>First.", "Two?", "<think>2</think>Second.")
     assert refusal(row, THINKING).startswith("turn 2 of 4 is written differently")
+    assert "data.template=per_turn" in refusal(row, THINKING)
     assert trained(write(with_turn(row, 2, train=False), THINKING)) == [("<think>2</think>Second.<|im_end|>", 1.0)]
     alone = chats.chat("Two?", "<think>2</think>Second.")
     assert trained(write(alone, THINKING)) == [("<think>2</think>Second.<|im_end|>", 1.0)]
@@ -94,15 +95,25 @@ def test_an_added_token_may_end_a_turn():
     assert trained(Jinja().write(turns, (), tokenizer))[1] == ("Slowly.<end>", 1.0)
 
 
-def test_only_answers_can_be_trained():
-    assert "turn 1 of 4 has the role user" in refusal(with_turn(TALK, 1, train=True), SIMPLE)
+def test_a_turn_of_another_role_is_trained_from_what_it_says_to_its_end():
+    assert trained(write(with_turn(TALK, 1, train=True), SIMPLE))[0] == ("Why?<|im_end|>", 1.0)
+    system = chats.chat(" Be brief. ", "Yes.")
+    system["messages"][0] |= {"role": "system", "weight": 0.5}
+    assert trained(write(system, SIMPLE))[0] == ("Be brief. <|im_end|>", 0.5)
+
+
+def test_an_answer_needs_a_turn_before_it():
     answer_first = {"messages": [{"role": "assistant", "content": "Hi."}, *TALK["messages"]]}
     assert "turn 1 of 5 is an answer to nothing" in refusal(answer_first, SIMPLE)
     assert len(write(with_turn(answer_first, 1, train=False), SIMPLE).spans) == 2
 
 
 TOOLS_TOLD = SIMPLE.replace("{%- for", "{{- tools | tojson if tools }}{%- for", 1)
+ANSWERING = ROLES.replace("roles", "['user', 'assistant']").replace(
+    "message.content +", "(message.tool_calls | tojson if message.tool_calls else '') + message.content +"
+)
 CALLS = [{"type": "function", "function": {"name": "warmth", "arguments": {}}}]
+CALLED = [TALK["messages"][0], {"role": "assistant", "content": "", "tool_calls": CALLS}]
 
 
 @pytest.mark.parametrize(
@@ -118,9 +129,9 @@ CALLS = [{"type": "function", "function": {"name": "warmth", "arguments": {}}}]
             "a system turn (turn 1)",
         ),
         (
-            {"messages": [*TALK["messages"][:1], {"role": "tool", "content": "Because"}, *TALK["messages"][1:]]},
-            ROLES.replace("roles", "['user', 'assistant']"),
-            "a tool turn (turn 2)",
+            {"messages": [*CALLED, {"role": "tool", "content": "Because"}, *TALK["messages"][1:]]},
+            ANSWERING,
+            "a tool turn (turn 3)",
         ),
     ],
 )

@@ -1,0 +1,97 @@
+"""Rows of a text and its class."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import field_validator
+
+from tunesmith.errors import DataError, near
+from tunesmith.formats import _answers, _turns, _write
+from tunesmith.formats._fields import Fields, described
+from tunesmith.formats._tags import OPENAI
+from tunesmith.seams import Format
+from tunesmith.types import Sample
+
+
+class Classes(Format):
+    """A `text` (or a conversation as messages) and its `label`: the number of a class, counted from 0, or its name.
+
+    ```yaml
+    text: The soup was cold and the waiter colder.
+    label: 0
+    ```
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("text", "label")
+
+    classes: tuple[str, ...] = ()
+    """Names of the classes in the order of their numbers, where labels are names."""
+
+    @field_validator("classes", mode="after")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = next((name for name in value if value.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the class {twice!r} stands twice")
+        return value
+
+    @classmethod
+    def fits(cls, row: Mapping[str, Any]) -> bool:
+        """Whether a row has a text and a label, and no conversation beside them that a label may be of."""
+        return super().fits(row) and not row.keys() & set(_answers.CONVERSATIONS)
+
+    def labels(self) -> bool:
+        """Every sample has a label."""
+        return True
+
+    def read(self, row: Mapping[str, Any]) -> Sample:
+        """The sample of one row. Raises DataError."""
+        fields = Fields(row)
+        turns = _answers.said(fields, "text", OPENAI, "text")
+        if turns[0].role != "text":
+            turns = _answers.whole(fields, turns)
+        return Sample((turns,), float(self._number(fields)), _turns.tools(fields))
+
+    def _number(self, row: Fields) -> int:
+        if "label" not in row.values:
+            raise row.wrong("label", "is missing")
+        label = row.values["label"]
+        if isinstance(label, str) and label in self.classes:
+            return self.classes.index(label)
+        number = int(label) if isinstance(label, bool | int) or _is_number(label) else None
+        if number is None and isinstance(label, str):
+            how = (
+                near(label, self.classes)
+                if self.classes
+                else "Say `classes: [NAME, ...]` in the order of their numbers."
+            )
+            raise row.wrong(
+                "label", f"is {described(label)}, no class that is known. {how}", "is no class that is known"
+            )
+        if number is None:
+            raise row.wrong("label", f"must be the number or the name of a class and is {described(label)}")
+        most = len(self.classes) - 1 if self.classes else MOST_CLASSES
+        if not 0 <= number <= most:
+            raise row.wrong("label", f"must be from 0 to {most:,} and is {described(label)}")
+        return number
+
+    def write(self, sample: Sample) -> dict[str, Any]:
+        """The row of a text or a conversation with a label. Raises DataError."""
+        _write.refuse("classes", sample, documents=True, label=True, tools=True)
+        turns, label = sample.branches[0], sample.label
+        assert label is not None
+        if label != int(label) or (self.classes and not 0 <= label < len(self.classes)):
+            raise DataError(f"the format classes holds the number of a class, and the label is {label}")
+        text = _write.texts_alone("classes", turns)[0] if sample.is_document else _turns.written(turns, OPENAI)
+        row: dict[str, Any] = {"text": text, "label": self.classes[int(label)] if self.classes else int(label)}
+        if sample.tools:
+            row["tools"] = [dict(tool) for tool in sample.tools]
+        return _write.checked(self, sample, row)
+
+
+MOST_CLASSES = 2**24  # whole numbers that a label holds, which is a float32
+
+
+def _is_number(label: Any) -> bool:
+    """Whether a label is the text of a whole number, as tables have it."""
+    return isinstance(label, str) and label.isascii() and label.isdigit() and len(label) < 9
