@@ -59,6 +59,7 @@ def main() -> None:
 def prepared(arguments: argparse.Namespace, folder: Path) -> tuple[int, Turns]:
     """The tokens of the rows, and what is to be timed, by name and number of processes."""
     from tunesmith.data import render
+    from tunesmith.data.source import read
     from tunesmith.engine.model import load_tokenizer
     from tunesmith.recipe import Recipe
 
@@ -70,7 +71,7 @@ def prepared(arguments: argparse.Namespace, folder: Path) -> tuple[int, Turns]:
     template = recipe.data.template
     tokenizer = template.prepare(load_tokenizer(recipe.model))
     renderer = render.Renderer(recipe.data, recipe.objective, tokenizer)
-    chunks = list(render.chunks(recipe.data.train[0]))
+    chunks = list(render.chunks(recipe.data.train[0], read(recipe.data.train[0])))
     texts = []
     for rows, format_ in chunks:
         samples = [format_.read(row) for _, row in rows]

@@ -165,7 +165,9 @@ def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ..
     written = ".".join(part for part in where if not part.isdigit())
     called = [option for option in options(root) if option.word.rpartition(".")[2] == wrong]
     if any(option.word == written for option in called):
-        return "It is an option of " + " or ".join(option.path for option in called if option.word == written)
+        paths = [option.path for option in called if option.word == written]
+        kinds = " or ".join(path.rpartition("]")[0].rpartition("[")[2] for path in paths)
+        return f"It is an option of {' or '.join(paths)}: say {'.'.join(where[:-1])}.type={kinds}"
     if called:
         words = dict.fromkeys(option.word for option in called)
         return "Did you mean " + " or ".join(map(repr, list(words)[:3])) + "?"

@@ -95,7 +95,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Loss(Section):
-    """What is learned of a conversation. What a row says of a turn (`train`, `weight`, `spans`) outweighs it."""
+    """What is learned of a conversation. What a row says of a turn (`train`, `weight`, `train_spans`) outweighs it."""
 
     roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("assistant",)
     """Whose turns are learned; `tool` is the results of calls."""
@@ -160,12 +160,12 @@ class Data(Section):
     weight_by: Literal["samples", "tokens"] = "samples"
     """What the weights of drawn sources are shares of."""
     duplicates: Literal["keep", "drop"] = "keep"
-    """What happens to samples that equal an earlier one. They are counted in any case."""
+    """What happens to samples that equal an earlier one. They are counted in any case but in a stream."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
     """Likeness from which two samples are duplicates too: the share of runs of five tokens that they have in common,
     estimated by MinHash. None: equal ones alone are looked for."""
     leakage: Literal["keep", "drop"] = "keep"
-    """What happens to training samples that equal held-out ones. They are counted in any case."""
+    """What happens to training samples that equal held-out ones. They are counted in any case but in a stream."""
     streaming: bool = False
     """Render rows as they are needed, and never hold a source whole; needs train.max_steps."""
     buffer_samples: Annotated[int, Field(gt=0)] = 16_384
@@ -175,7 +175,7 @@ class Data(Section):
     loss: Loss = Loss()
     """Which of its tokens are learned."""
     max_tokens: Annotated[int, Field(gt=1, le=10_000_000)] = 2048
-    """Longest sample, in tokens."""
+    """Longest sample, in tokens; pretrain lays documents of any length end to end."""
     shared_prefix: bool = True
     """Whether what answers to one prompt, or the turns of a divided conversation, begin with in common is computed
     once."""

@@ -18,7 +18,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_file(path: str) -> Path:
-    """The file that a path or a shipped recipe's name says."""
+    """The file that a path or a shipped recipe's name says. Raises RecipeError when there is none."""
     if Path(path).is_file():
         return Path(path)
     if path in recipe_names():
@@ -31,7 +31,7 @@ def recipe_file(path: str) -> Path:
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
-    """The mapping that YAML text says."""
+    """The mapping that YAML text says. Raises RecipeError when it says none, or a name twice."""
     import yaml
 
     try:
@@ -87,7 +87,11 @@ def parse_value(text: str) -> Any:
 
 
 def set_in(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set `a.b.c` in a recipe's tree. `train` in `data.train.0.path` is a list; `objective: dpo` becomes a mapping."""
+    """Set `a.b.c` in a recipe's tree. `train` in `data.train.0.path` is a list; `objective: dpo` becomes a mapping.
+
+    Raises:
+        RecipeError: a list on the way has no such item, or a value on the way has no options.
+    """
     *parents, last = key.split(".")
     node: Any = tree
     for depth, name in enumerate(parents):

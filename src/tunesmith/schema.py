@@ -141,12 +141,13 @@ def said(shape: dict[str, Any]) -> str:
         return f"list of {len(shape['prefixItems'])} {_plural(said(shape['prefixItems'][0]))}"
     if "items" in shape:
         least = f"{shape['minItems']} or more " if "minItems" in shape else ""
-        return f"list of {least}{_plural(said(shape['items']))}"
+        of = "of " if least and "enum" in shape["items"] else ""
+        return f"list of {least}{of}{_plural(said(shape['items']))}"
     return WORDS[shape["type"]]
 
 
 def _plural(word: str) -> str:
-    return word if word == "text" else word + "s"
+    return word if word == "text" or " | " in word else word + "s"
 
 
 def bound(shape: dict[str, Any]) -> str:

@@ -83,6 +83,11 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def trained(self) -> int:
+        """The number of tokens that are learned: not the first, which nothing stands before."""
+        return int(np.count_nonzero(self.weight[1:]))
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

@@ -10,13 +10,7 @@ from house.tree import Module, modules
 
 LIBRARIES = {"torch", "transformers", "peft", "accelerate"}
 ALLOWED = {"engine.trainer", "engine.compat"}
-PUBLIC_DESPITE_UNDERSCORE = {
-    "_replace",
-    "_asdict",
-    "_fields",
-    "_make",
-    "_exit",
-}  # of named tuples and of os, as Python documents
+PUBLIC_DESPITE_UNDERSCORE = {"_replace", "_asdict", "_fields", "_make"}  # of named tuples, as Python documents
 
 
 def check(root: Path) -> list[str]:

@@ -69,7 +69,11 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
         ),
         (
             {"adapter": {"type": "full", "r": 8}},
-            r"adapter.r: no such option. It is an option of adapter\[lora\].r",
+            r"adapter.r: no such option. It is an option of adapter\[lora\].r: say adapter.type=lora",
+        ),
+        (
+            {"data": data(train=[{"path": "x", "format": {"only": "good"}}])},
+            r"data.train.0.format.only: no such option. .*: say data.train.0.format.type=labelled or pairs",
         ),
         ({"objective": {"type": "sft", "gamma": 1}}, "objective.gamma: no such option. SFT has no options"),
         # bad values: the bound and the value

@@ -46,6 +46,8 @@ class Example(Section):
     """Yes or no."""
     many: tuple[str, ...] = ()
     """Some."""
+    those: Annotated[tuple[Literal["a", "b"], ...], Field(min_length=1)] = ("a",)
+    """Some of a few."""
     pair: tuple[Annotated[float, Field(lt=1)], float] = (0.5, 2.0)
     """Two."""
     mixed: str | tuple[str, ...] = "all"
@@ -66,6 +68,7 @@ def test_an_option_is_told_in_plain_words():
         "word": ("a | b", "", "a", "A choice."),
         "switch": ("true or false", "", "false", "Yes or no."),
         "many": ("list of text", "", "[]", "Some."),
+        "those": ("list of 1 or more of a | b", "", '["a"]', "Some of a few."),
         "pair": ("list of 2 numbers", "each < 1", "[0.5, 2.0]", "Two."),
         "mixed": ("text or list of text", "", "all", "One or some."),
         "free": ("mapping", "", "{}", "Anything."),

@@ -70,7 +70,9 @@ def _known(block: Mapping[str, Any], known: Iterable[str], where: str) -> None:
 
 def _path(said: Mapping[str, Any], where: str, folder: Path) -> str:
     """Where the rows lie: on a hub, else in a store, else in a file beside the registry."""
-    place = next(key for key in PLACES if said.get(key))
+    place = next((key for key in PLACES if said.get(key)), None)
+    if place is None:
+        raise DataError(f"{where} does not say where the data is: `file_name` and its like are empty")
     value = said[place]
     if not isinstance(value, str):
         raise DataError(f"{where}: `{place}` must be text and is {value!r}")

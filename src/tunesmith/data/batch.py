@@ -102,7 +102,11 @@ def join(rows: list[PackedRow]) -> dict[str, "torch.Tensor | int"]:
 
 
 def training_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> PackedRows:
-    """The rows of the whole run, from the samples that are trained on: `max_steps` or the epochs."""
+    """The rows of the whole run, from the samples that are trained on: `max_steps` or the epochs.
+
+    Raises:
+        RecipeError: as `mix.epochs` and `pack`.
+    """
     train = recipe.train
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
     wanted = train.max_steps * per_step if train.max_steps is not None else None
@@ -122,7 +126,7 @@ def training_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> PackedRo
 
 
 def evaluation_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> PackedRows:
-    """The rows of the held-out samples, once, in order."""
+    """The rows of the held-out samples, once, in order. Raises RecipeError, as `pack`."""
     assert recipe.train.row_tokens is not None, "resolved before the run"
     plan = pack(recipe, store.lengths(), samples, seed=None)
     return PackedRows(store, plan, plan.fill(recipe.train.row_tokens))
@@ -133,6 +137,9 @@ def hold_out(recipe: Recipe, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     `rows` [M] says which row each sample comes from, in order: whole rows are held out, as many as give the samples
     asked for.
+
+    Raises:
+        RecipeError: all of them are held out.
     """
     share, number = recipe.data.eval, len(rows)
     assert isinstance(share, float)
@@ -156,7 +163,11 @@ def hold_out(recipe: Recipe, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack(recipe: Recipe, lengths: np.ndarray, order: np.ndarray, seed: tuple[int, ...] | None) -> Plan:
-    """Samples of these lengths as rows, taken in `order`, as the recipe's objective wants them."""
+    """Samples of these lengths as rows, taken in `order`, as the recipe's objective wants them.
+
+    Raises:
+        RecipeError: a sample is longer than a row, and the objective splits none.
+    """
     row_tokens = recipe.train.row_tokens
     assert row_tokens is not None, "resolved before the run"
     if type(recipe.objective).documents:

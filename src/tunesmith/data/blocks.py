@@ -12,6 +12,7 @@ repeats whole passes alone where sources are concatenated, one after the other. 
 import base64
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, field
@@ -207,10 +208,15 @@ class Blocks:
         """The samples of a source's next row, and past those after it that have none; at its end, to its beginning."""
         reader, tolerance = self.readers[number], self.tolerances[number]
         found: list[Rendered] = []
+        reasons: Counter[str] = Counter()  # of all rows of the source where none is kept, as then they come at once
         while (parts := reader.peek()) is not None:
             kept = [one for one in parts if one.dropped is None]
             if found and kept:
                 break
+            if reader.is_again and not found and not place.kept:  # what it gave nothing of, it would read for ever
+                parts = None
+                break
+            reasons.update(() if kept else [str(parts[0].dropped)])
             tolerance.look(parts)
             for one in parts:
                 counts.add(one, reader.opened.name)
@@ -223,8 +229,8 @@ class Blocks:
         if parts is None:
             tolerance.end()
             if not place.kept:
-                reasons = "; ".join(f"{one['count']} × {reason}" for reason, one in counts.as_dict()["dropped"].items())
-                raise DataError(f"{reader.opened.name}: no row can be trained on: {reasons}")
+                said = "; ".join(f"{number} × {reason}" for reason, number in reasons.items())
+                raise DataError(f"{reader.opened.name}: no row can be trained on: {said}")
             reader.take()
             place.passes, place.size, place.kept = place.passes + 1, place.kept, 0
         place.row = reader.row

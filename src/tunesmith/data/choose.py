@@ -104,19 +104,20 @@ def leave_out(store: Store, ledger: Ledger, kept: np.ndarray, out: np.ndarray, r
         entry["first"] = [*entry["first"], *places][:FIRST_PLACES]
     ledger.rows_kept -= len(gone)
     ledger.parts_dropped += int((~of_gone).sum())
-    lost = int(store.lengths()[out].sum())
+    lost = int(store.tokens()[out].sum())
     ledger.tokens_dropped[reason] = ledger.tokens_dropped.get(reason, 0) + lost
     _recount(store, ledger, kept)
 
 
 def _recount(store: Store, ledger: Ledger, kept: np.ndarray) -> None:
     """The counts of an account that follow from the samples that are kept."""
-    tokens = store.lengths()
+    tokens, lengths_in_row = store.tokens(), store.lengths()
     ledger.samples = int(kept.sum())
     ledger.tokens, ledger.trained_tokens = int(tokens[kept].sum()), int(store.trained[kept].sum())
+    ledger.shared_tokens = ledger.tokens - int(lengths_in_row[kept].sum())
     of_kept = np.repeat(kept, np.diff(store.branch_offsets))
     ledger.longest_tokens = int(np.diff(store.token_offsets)[of_kept].max(initial=0))
-    ledger.lengths = lengths.histogram(tokens[kept])
+    ledger.lengths = lengths.histogram(lengths_in_row[kept])
     for number, name in enumerate(store.sources):
         own = kept & (store.source == number)
         ledger.sources.setdefault(name, new_source()).update(

@@ -1,5 +1,6 @@
 """`tunesmith data convert`: the rows of a source in another format and another kind of file, each accounted for."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,14 +10,13 @@ from pydantic import ValidationError
 
 from tunesmith.component import all_of, name_of
 from tunesmith.data import refuse, registry, source, write
+from tunesmith.data.ledger import note, places
 from tunesmith.errors import DataError, RecipeError, Skipped
 from tunesmith.explain import choose, explain
 from tunesmith.formats import auto
 from tunesmith.recipe import Data, Source
 from tunesmith.seams import Format
 from tunesmith.types import Sample
-
-FIRST_PLACES = 3  # rows named for each reason
 
 
 @dataclass
@@ -31,12 +31,6 @@ class Account:
     left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
     unused_columns: list[str] = field(default_factory=list)  # of the input, which its format does not read
 
-    def leave_out(self, reason: str, where: str) -> None:
-        """Count a row that is not written."""
-        entry = self.left_out.setdefault(reason, {"count": 0, "first": []})
-        entry["count"] += 1
-        entry["first"] = [*entry["first"], where][:FIRST_PLACES]
-
     def as_dict(self) -> dict[str, Any]:
         """The counts, with `left_out` as {reason: {count, first places}}."""
         return asdict(self)
@@ -45,8 +39,7 @@ class Account:
         """The account in words, one line a fact."""
         yield f"{self.rows_read:,} rows read as {self.format}, {self.rows_written:,} written as {self.to}"
         for reason, entry in self.left_out.items():
-            more = ", ..." if entry["count"] > len(entry["first"]) else ""
-            yield f"{entry['count']:,} left out: {reason} ({', '.join(entry['first'])}{more})"
+            yield f"{entry['count']:,} left out: {reason} ({places(entry)})"
         if self.unused_columns:
             yield f"columns that are not read, and not written: {', '.join(self.unused_columns)}"
 
@@ -91,23 +84,6 @@ def writable(to: Any) -> Format:
     return format_
 
 
-class _Watched(dict[str, Any]):
-    """A row that remembers which of its columns were looked at."""
-
-    def __init__(self, row: Mapping[str, Any], used: set[str]) -> None:
-        super().__init__(row)
-        self._used = used
-
-    def __getitem__(self, name: str) -> Any:
-        self._used.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value of a column, which then counts as used."""
-        self._used.add(name)
-        return super().get(name, default)
-
-
 def convert(conversion: Conversion, out: Path, replace: bool = False, strict: bool = False) -> Account:
     """Write the rows of a source to `out`, in the format `to` and as the file's suffix says.
 
@@ -135,15 +111,16 @@ def _converted(conversion: Conversion, kind: str, strict: bool, account: Account
             if format_ is None:
                 format_ = _format(conversion.source, row)
                 account.format = name_of(format_)
-            sample = _read(format_, _Watched(row, used), where, unreadable)
+            sample = _read(format_, refuse.Watched(row, used), where, unreadable)
             written = conversion.to.write(sample)
+            _refuse_unwritable(written)
             _refuse_other(conversion.to, sample, write.as_read(written, kind), kind)
         except Skipped as skipped:
-            account.leave_out(skipped.reason, where)
+            note(account.left_out, skipped.reason, where)
         except DataError as error:
             if strict or account.rows_read == 1:
                 raise DataError(f"{where}: {error}") from error
-            account.leave_out(error.reason, where)
+            note(account.left_out, error.reason, where)
         else:
             account.rows_written += 1
             yield written
@@ -166,6 +143,14 @@ def _read(format_: Format, row: Mapping[str, Any], where: str, unreadable: list[
     except DataError as error:
         unreadable.append(f"{where}: {error}"[: refuse.LONGEST_MESSAGE])
         raise
+
+
+def _refuse_unwritable(row: dict[str, Any]) -> None:
+    """Raise DataError for a row with half a character or bytes, which parts that are no text may have."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"it cannot be written as JSON: {error}", "it cannot be written as JSON") from None
 
 
 def _refuse_other(to: Format, sample: Sample, cells: dict[str, Any], kind: str) -> None:

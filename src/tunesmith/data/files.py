@@ -9,6 +9,7 @@ import io
 import json
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -107,7 +108,8 @@ def _object(line: str, path: str, number: int) -> dict[str, Any]:
     try:
         row = DECODER.decode(line)
     except json.JSONDecodeError as error:
-        hint = "; an object is on one line, or the file is one array" if error.pos >= len(line) else ""
+        hint = "; an object is on one line, or the file is one array (names for data sets go in data.registry)"
+        hint = hint if error.pos >= len(line) else ""
         raise DataError(f"{path}:{number} is not valid JSON: {error.msg} (column {error.colno}){hint}") from None
     except (ValueError, RecursionError) as error:  # a number of too many digits, or too deep a nesting
         raise DataError(f"{path}:{number} is not JSON that can be read: {error}") from None
@@ -143,8 +145,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of some pairs, as json's `object_pairs_hook`. Raises ValueError for a key that stands twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
         raise ValueError(f"the key {twice!r} stands twice in an object, and one value would be lost")
     return found
 
@@ -202,7 +203,7 @@ def _xlsx(file: Any, path: str, sheet: str | None) -> Rows:
         try:
             book = openpyxl.load_workbook(whole, read_only=True, data_only=True)
         except _BROKEN_BOOK as error:
-            raise DataError(f"{path} is not an xlsx workbook: {error}") from None
+            raise DataError(f"{path} is not an xlsx workbook: {' '.join(str(error).split())}") from None
         try:
             sheets = {one.title: one for one in book.worksheets}
             title = sheet or next(iter(sheets), "")
@@ -242,7 +243,7 @@ def _header(record: Sequence[Any], where: str) -> list[tuple[int, str]]:
 
 
 def _refuse_twice(names: Sequence[str], where: str) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, number in Counter(names).items() if number > 1)
     if twice:
         raise DataError(f"{where}the column {twice[0]!r} stands twice in the header; give each its own name")
 

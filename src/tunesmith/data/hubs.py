@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data import files
+from tunesmith.data.remote import HUBS
 from tunesmith.errors import DataError, MissingExtra
 from tunesmith.recipe import Source
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*", re.ASCII)
 ADDRESS = re.compile(
-    r"(?P<hub>hf|ms|om)://(?:datasets/)?(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^/]+))?(?:/(?P<inner>.+))?",
+    rf"(?P<hub>{'|'.join(HUBS)})://(?:datasets/)?(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^/]+))?(?:/(?P<inner>.+))?",
     re.ASCII,
 )
 LONGEST_REASON = 300  # characters of another library's message
@@ -50,10 +51,11 @@ def address(path: str) -> Address | None:
     Raises:
         DataError: it begins as an address and is none.
     """
-    if path.startswith(("hf://", "ms://", "om://")):
+    hub, mark, _ = path.partition("://")
+    if mark and hub in HUBS:
         said = ADDRESS.fullmatch(path)
         if said is None:
-            raise DataError(f"{path} is no address of a dataset: write {path[:5]}owner/name")
+            raise DataError(f"{path} is no address of a dataset: write {hub}://owner/name")
         return Address(**said.groupdict())
     if HUB_ID.fullmatch(path) and not files.kind_of(path) and not os.path.exists(path):
         return Address("hf", path)
@@ -90,6 +92,7 @@ def load_copy(source: Source, folder: str, found: Address | None = None) -> Any:
     """The rows of a local copy of a hub dataset, or of the part of it that an address says, streamed.
 
     The cache of `datasets` knows a copy by its folder's name alone, and would give old rows when the copy changes.
+    Raises DataError when it cannot be read.
     """
     import datasets
 
@@ -105,8 +108,13 @@ def load_copy(source: Source, folder: str, found: Address | None = None) -> Any:
 
 
 def fetched(path: str, found: Address) -> str:
-    """The folder of a dataset of ModelScope or OpenMind, fetched by its client where it is not there yet."""
-    fetch = _modelscope(path) if found.hub == "ms" else _openmind(path)
+    """The folder of a dataset of ModelScope or OpenMind, fetched by its client where it is not there yet.
+
+    Raises:
+        DataError: the hub cannot be reached, or has no such dataset.
+        MissingExtra: its client is not installed.
+    """
+    fetch = CLIENTS[found.hub](path)
     options = {"revision": found.revision} if found.revision else {}
     if found.inner:
         options["allow_patterns"] = found.inner if found.data_files else f"{found.inner}/*"
@@ -135,6 +143,9 @@ def _openmind(path: str) -> Callable[..., Any]:
         return snapshot_download(name, repo_type="dataset", **options)
 
     return fetch
+
+
+CLIENTS = {"ms": _modelscope, "om": _openmind}  # what fetches a copy; the datasets of `hf` are read by `datasets`
 
 
 def _refuse_unreachable(path: str, found: Address) -> None:

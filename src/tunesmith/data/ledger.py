@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data import lengths
+from tunesmith.data.shared import own_tokens
 from tunesmith.data.source import Registered
 
 if TYPE_CHECKING:
@@ -17,14 +18,21 @@ DUPLICATE = "duplicate of an earlier sample"
 NEAR_DUPLICATE = "near duplicate of an earlier sample"
 LEAKED = "equals a held-out sample"
 NEARLY_LEAKED = "nearly equals a held-out sample"
+SPECIAL = "has a special token in its own text"
 CUT = "cut off by data.overlong=truncate"
 
-FOUND = {  # what is looked for in the samples: how it is said, and the option that leaves it out
-    DUPLICATE: ("equal an earlier one", "data.duplicates=drop"),
-    NEAR_DUPLICATE: ("nearly equal an earlier one", "data.duplicates=drop"),
-    LEAKED: ("of those to train on equal held-out ones", "data.leakage=drop"),
-    NEARLY_LEAKED: ("of those to train on nearly equal held-out ones", "data.leakage=drop"),
+FOUND = {  # what is looked for in the samples: how it is said, and the option that changes it
+    DUPLICATE: ("equal an earlier one", "data.duplicates=drop leaves them out"),
+    NEAR_DUPLICATE: ("nearly equal an earlier one", "data.duplicates=drop leaves them out"),
+    LEAKED: ("of those to train on equal held-out ones", "data.leakage=drop leaves them out"),
+    NEARLY_LEAKED: ("of those to train on nearly equal held-out ones", "data.leakage=drop leaves them out"),
+    SPECIAL: (
+        "have in their own text what is read as a special token, an end of a turn for one",
+        "`replace` of a source changes it",
+    ),
 }
+
+UNSTREAMED = (DUPLICATE, NEAR_DUPLICATE, LEAKED, NEARLY_LEAKED)  # whose option looks at all samples at once
 
 
 @dataclass
@@ -33,7 +41,8 @@ class Ledger:
 
     A row that is split is kept when any part is; its other parts count in `parts_dropped`. `tokens_dropped` has, by
     reason, the tokens of what was left out after it was written as tokens: what is kept and what was dropped are
-    together the tokens that were read.
+    together the tokens that were read. `rows_truncated`, `rows_split`, `repeated_tokens` and `joined_answers` count
+    what was read, before duplicates and leaked samples are left out.
     """
 
     rows_read: int = 0
@@ -51,8 +60,8 @@ class Ledger:
     shared_tokens: int = 0  # that branches of one sample begin with in common, and that are computed once
     joined_answers: int = 0  # whose beginning is part of their header's last token, which is not learned
     tokens_dropped: dict[str, int] = field(default_factory=dict)
-    found: dict[str, dict[str, Any]] = field(default_factory=dict)  # duplicates and leakage, dropped or not
-    lengths: dict[str, int] = field(default_factory=dict)  # samples by their tokens, all branches together
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)  # by what: those of `FOUND`, dropped or not
+    lengths: dict[str, int] = field(default_factory=dict)  # samples by the tokens that each takes in a row
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
     _row: list["Rendered"] = field(default_factory=list, repr=False)
     _source: str = field(default="", repr=False)
@@ -89,17 +98,18 @@ class Ledger:
                 reason = part.dropped or CUT
                 self.tokens_dropped[reason] = self.tokens_dropped.get(reason, 0) + part.lost_tokens
         for part in kept:
+            if part.special_said:
+                note(self.found, SPECIAL, part.where)
             self.repeated_tokens += part.repeated_tokens
             self.joined_answers += part.joined_answers
-            bucket = lengths.bucket(sum(map(len, part.branches)))
+            bucket = lengths.bucket(own_tokens(part.branches))
             self.lengths[bucket] = self.lengths.get(bucket, 0) + 1
             self.shared_tokens += sum(tokens.shared for tokens in part.branches)
             for tokens in part.branches:
-                trained = int((tokens.weight[1:] != 0).sum())
                 self.tokens += len(tokens)
-                self.trained_tokens += trained
+                self.trained_tokens += tokens.trained
                 own["tokens"] += len(tokens)
-                own["trained_tokens"] += trained
+                own["trained_tokens"] += tokens.trained
                 self.longest_tokens = max(self.longest_tokens, len(tokens))
 
     def as_dict(self) -> dict[str, Any]:
@@ -113,13 +123,13 @@ class Ledger:
         """The ledger that `as_dict` wrote."""
         return cls(**counts)
 
-    def lines(self) -> list[str]:
-        """The account in words, one line a fact."""
+    def lines(self, streaming: bool = False) -> list[str]:
+        """The account in words, one line a fact; for a stream without the advice that it refuses."""
         self._close()
         facts = [f"{self.rows_read:,} rows read, {self.rows_kept:,} kept"]
         for reason, entry in self.dropped.items():
             tokens = f"; {self.tokens_dropped[reason]:,} tokens" if self.tokens_dropped.get(reason) else ""
-            facts.append(f"{entry['count']:,} dropped: {reason} ({_places(entry)}{tokens})")
+            facts.append(f"{entry['count']:,} dropped: {reason} ({places(entry)}{tokens})")
         if self.rows_truncated:
             cut = f": {self.tokens_dropped[CUT]:,} tokens cut off" if self.tokens_dropped.get(CUT) else ""
             facts.append(f"{self.rows_truncated:,} truncated to data.max_tokens{cut}")
@@ -138,7 +148,8 @@ class Ledger:
         for what, entry in self.found.items():
             if what not in self.dropped:
                 said, option = FOUND[what]
-                facts.append(f"{entry['count']:,} samples {said} ({_places(entry)}): {option} leaves them out")
+                advice = "" if streaming and what in UNSTREAMED else f": {option}"
+                facts.append(f"{entry['count']:,} samples {said} ({places(entry)}){advice}")
         share = self.trained_tokens / max(1, self.tokens)
         facts.append(
             f"{self.samples:,} samples, {self.tokens:,} tokens, {self.trained_tokens:,} trained "
@@ -170,7 +181,8 @@ def note(entries: dict[str, dict[str, Any]], what: str, where: str, number: int 
     entry["first"] = [*entry["first"], where][:FIRST_PLACES]
 
 
-def _places(entry: Mapping[str, Any]) -> str:
+def places(entry: Mapping[str, Any]) -> str:
+    """The first places of something that was counted, in words."""
     return ", ".join(entry["first"]) + (", ..." if entry["count"] > len(entry["first"]) else "")
 
 

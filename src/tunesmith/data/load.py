@@ -10,6 +10,7 @@ from tunesmith.data import lengths, mix, registry
 from tunesmith.data.batch import PackedRows, Samples, evaluation_rows, training_rows
 from tunesmith.data.choose import choose
 from tunesmith.data.prepare import prepare, prepare_rows
+from tunesmith.data.store import Store
 from tunesmith.data.stream import StreamedRows, account, open_stream
 from tunesmith.recipe import Recipe
 
@@ -45,6 +46,10 @@ def load_rows(
     """The packed rows of a resolved recipe, for a prepared tokenizer. Close them after use.
 
     `rows` stand for data.train's files. `point` is what a checkpoint kept of a stream that goes on.
+
+    Raises:
+        DataError, TemplateError, ModelError: as `prepare`, `choose` and `open_stream`.
+        RecipeError: nothing is left to train on, or options do not go together with these rows.
     """
     recipe = registry.applied(recipe, to_train=rows is None)
     data = recipe.data
@@ -64,12 +69,10 @@ def load_rows(
     ledger["train"]["length_percentiles"] = longest = lengths.percentiles(store.lengths()[chosen.trained])
     lines = [f"data: {line}" for line in (*store.notes, *chosen.ledger.lines(), lengths.line(longest))]
     held_out, fingerprint = None, store.digest
-    if other is not None and isinstance(data.eval, tuple):
-        held_out = evaluation_rows(recipe, other, np.arange(len(other)))
-        said = (*other.notes, *other.ledger.lines(), *mix.once(data.eval, other))
-        lines += [f"held out: {line}" for line in said]
+    if other is not None:
+        held_out, ledger["eval"], said = _evaluated(recipe, other)
+        lines += said
         fingerprint += f"+{other.digest}"
-        ledger["eval"] = other.ledger.as_dict() | _packing(recipe, held_out)
     elif data.eval:
         held_out = evaluation_rows(recipe, store, chosen.held)
         number = len(chosen.held)
@@ -77,7 +80,7 @@ def load_rows(
         ledger["eval"] = {"samples": number} | _packing(recipe, held_out)
     assert recipe.train.row_tokens is not None, "resolved before the run"
     lines += [f"data: {line}" for line in mix.lines(data, own, epoch)]
-    lines.append(f"packed: rows of {recipe.train.row_tokens:,} tokens, {train.fill:.1%} full, no padding")
+    lines.append(_packed(recipe.train.row_tokens, train.fill))
     return Rows(train, held_out, ledger, fingerprint, end_tokens(store, tokenizer), tuple(lines))
 
 
@@ -88,22 +91,33 @@ def _streamed(
     point: Mapping[str, Any] | None,
 ) -> Rows:
     """A stream to train on; the sources of data.eval are no stream."""
-    held_out, lines, evaluated, digest = None, [], {}, ""
+    held_out, evaluated, digest = None, {}, ""
+    said: list[str] = []
     if isinstance(recipe.data.eval, tuple):
         other = prepare(recipe, recipe.data.eval, tokenizer)
-        held_out = evaluation_rows(recipe, other, np.arange(len(other)))
-        lines = [f"held out: {line}" for line in (*other.notes, *other.ledger.lines())]
-        evaluated, digest = {"eval": other.ledger.as_dict() | _packing(recipe, held_out)}, f"+{other.digest}"
+        held_out, evaluated["eval"], said = _evaluated(recipe, other)
+        digest = f"+{other.digest}"
     stream = open_stream(recipe, tokenizer, rows, point)
     counts = account(stream.rows.block.end, stream.rows.row_tokens)
-    lines = [*(f"data: {line}" for line in stream.lines), *lines]
-    lines.append(f"packed: rows of {stream.rows.row_tokens:,} tokens, {counts['fill']:.1%} full, no padding")
+    lines = (*(f"data: {line}" for line in stream.lines), *said, _packed(stream.rows.row_tokens, counts["fill"]))
     ends = end_tokens(stream.first, tokenizer)
-    return Rows(stream.rows, held_out, {"train": counts} | evaluated, stream.fingerprint + digest, ends, tuple(lines))
+    return Rows(stream.rows, held_out, {"train": counts} | evaluated, stream.fingerprint + digest, ends, lines)
+
+
+def _evaluated(recipe: Recipe, other: Store) -> tuple[PackedRows, dict[str, Any], list[str]]:
+    """The rows of data.eval's own sources, and their account as numbers and in words."""
+    assert isinstance(recipe.data.eval, tuple), "a fraction or a count has no store of its own"
+    rows = evaluation_rows(recipe, other, np.arange(len(other)))
+    said = (*other.notes, *other.ledger.lines(), *mix.once(recipe.data.eval, other))
+    return rows, other.ledger.as_dict() | _packing(recipe, rows), [f"held out: {line}" for line in said]
 
 
 def _packing(recipe: Recipe, rows: PackedRows) -> dict[str, Any]:
     return {"packed_rows": len(rows), "row_tokens": recipe.train.row_tokens, "fill": round(rows.fill, 4)}
+
+
+def _packed(row_tokens: int, fill: float) -> str:
+    return f"packed: rows of {row_tokens:,} tokens, {fill:.1%} full, no padding"
 
 
 def context_problem(ledger: Mapping[str, Any], config: Any) -> str | None:

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.ledger import places
 from tunesmith.data.lengths import in_order, readable
 from tunesmith.data.preview import Piece, Preview, branches, headline, pieces, runs, trained_tokens, visible
 from tunesmith.data.render import Rendered
@@ -64,7 +65,7 @@ def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
                 yield name, f"{value:,}"
         elif key in ("dropped", "found"):
             for what, entry in value.items():
-                yield f"{name}: {what}", f"{entry['count']:,} ({', '.join(entry['first'])})"
+                yield f"{name}: {what}", f"{entry['count']:,} ({places(entry)})"
         elif key == "tokens_dropped":
             for what, tokens in value.items():
                 yield f"{name}: {what}", f"{tokens:,}"
@@ -88,10 +89,11 @@ def _lengths(preview: Preview, counts: Mapping[str, Any]) -> Iterator[str]:
     rows = in_order(counts["lengths"])
     if not rows:
         return
-    yield f'<p class="legend">{_text(preview.lines()[-1])}</p>\n<table class="lengths">\n'
+    yield "".join(f'<p class="legend">{_text(line)}</p>\n' for line in preview.length_lines())
+    yield '<table class="lengths">\n'
     most = max(count for _, count in rows)
     for label, count in rows:
-        bar = f'<i style="width:{count / most:.1%}"></i>'
+        bar = f'<i style="width:{count / most:.1%}"></i>' if count else ""
         yield f"<tr><th>{readable(label)}</th><td>{bar}</td><td>{count:,}</td></tr>\n"
     yield "</table>\n"
 

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.component import Component, name_of, spell
+from tunesmith.component import Component, spell
 from tunesmith.data import ledger, prompt, registry, render, source
 from tunesmith.data.digests import user_cache
 from tunesmith.data.refuse import Tolerance
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LIBRARIES = ("transformers", "tokenizers", "jinja2")  # whose version can change a token
+GIVEN = "rows"  # what the rows of a Python iterable are called in places and in the account
 PROCESS_BYTES = 64_000_000  # less than this renders faster than a process starts
 
 
@@ -44,6 +45,7 @@ def prepare(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTrainedT
     """
     sources = registry.resolved(recipe.data, sources)
     renderer = Renderer(recipe.data, recipe.objective, tokenizer)
+    states = _states(sources)
     with contextlib.ExitStack() as stack:
         if all(_has_file(kind) for kind in _kinds(recipe, sources)):
             folder = cache_folder(recipe.data.cache_dir) / cache_key(recipe, sources, tokenizer)
@@ -54,8 +56,8 @@ def prepare(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTrainedT
             with StoreWriter(folder) as writer:
                 writer.notes += (*registry.notes(sources), *prompt.notes(tokenizer))
                 for one, name in zip(sources, ledger.source_names(sources), strict=True):
-                    writer.begin(name)
-                    _fill(writer, one, renderer, processes_for(recipe, one))
+                    _fill(writer, name, one, source.read(one), renderer, processes_for(recipe, one))
+                _refuse_changed(states, _states(sources))
                 _refuse_empty(writer.ledger)
         return Store.open(folder, cached)
 
@@ -68,20 +70,11 @@ def prepare_rows(recipe: Recipe, rows: Iterable[Any], tokenizer: "PreTrainedToke
     """
     one = recipe.data.train[0]
     renderer = Renderer(recipe.data, recipe.objective, tokenizer)
-    format_: Format | None = None
-    tolerance = Tolerance()
     placed = islice(placed_rows(rows), one.num_samples)
     with _passing_folder() as folder:
         with StoreWriter(folder) as writer:
             writer.notes += prompt.notes(tokenizer)
-            writer.begin("rows")
-            while chunk := list(islice(placed, render.CHUNK_ROWS)):
-                first = format_ is None
-                format_ = format_ or render.format_of(one, chunk[0][1], chunk[0][0])
-                samples = renderer.render(chunk, format_, first)
-                tolerance.look(samples)
-                writer.add(samples)
-            tolerance.end()
+            _fill(writer, GIVEN, one, placed, renderer, recipe.data.num_processes or 1)
             _refuse_empty(writer.ledger)
         return Store.open(folder, cached=False)
 
@@ -100,8 +93,8 @@ def placed_rows(rows: Iterable[Any]) -> Iterator[Row]:
     """The rows of a Python iterable, with the number of each. Raises DataError for one that is no mapping."""
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
-            raise DataError(f"rows:{number} must be a mapping of columns and is a {type(row).__name__}")
-        yield f"rows:{number}", row
+            raise DataError(f"{GIVEN}:{number} must be a mapping of columns and is a {type(row).__name__}")
+        yield f"{GIVEN}:{number}", row
 
 
 def cache_folder(chosen: str | None) -> Path:
@@ -113,15 +106,12 @@ def cache_folder(chosen: str | None) -> Path:
 
 def cache_key(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTrainedTokenizerBase") -> str:
     """A name that changes with anything that could change a rendered token or the ledger."""
-    tokenizer("")  # an earlier call may have left padding or truncation in the tokenizer; every call sets them anew
     parts = {
         "sources": [source.fingerprint(one) for one in sources],
         "template": [spell(recipe.data.template), recipe.data.template.divides()],
         "document_end": recipe.data.template.document_end(tokenizer),
         "loss": recipe.data.loss.model_dump(mode="json"),
-        "chat_template": tokenizer.chat_template,
-        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "tokenizer": tokenizer_identity(tokenizer),
         "max_tokens": recipe.data.max_tokens,
         "overlong": recipe.data.overlong,
         "shared_prefix": recipe.data.shared_prefix,
@@ -130,6 +120,16 @@ def cache_key(recipe: Recipe, sources: tuple[Source, ...], tokenizer: "PreTraine
         "libraries": {name: version(name) for name in LIBRARIES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """All of a tokenizer that decides which tokens it writes."""
+    tokenizer("")  # an earlier call may have left padding or truncation in it; every call sets them anew
+    return {
+        "backend": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "chat_template": tokenizer.chat_template,
+        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+    }
 
 
 def _code(recipe: Recipe, sources: tuple[Source, ...]) -> set[Path]:
@@ -165,28 +165,44 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _fill(writer: StoreWriter, one: Source, renderer: Renderer, processes: int) -> None:
-    """Render a source, its chunks in file order whatever the number of processes."""
+def _fill(writer: StoreWriter, name: str, one: Source, rows: Iterator[Row], renderer: Renderer, processes: int) -> None:
+    """Render the rows of a source, its chunks in file order whatever the number of processes."""
     said, tolerance = False, Tolerance()
-    for samples, format_ in _rendered_chunks(one, renderer, processes):
+    writer.begin(name)
+    for samples, format_ in _rendered_chunks(render.chunks(one, rows), renderer, processes):
         tolerance.look(samples)
-        if not said and format_ != one.format:
-            writer.notes.append(f"{one.path}: read as {name_of(format_)} (format: auto)")
+        if not said:
+            writer.notes += render.format_notes(name, one, format_)
         said = True
         writer.add(samples)
     tolerance.end()
 
 
-def _rendered_chunks(one: Source, renderer: Renderer, processes: int) -> Iterator[tuple[list[Rendered], Format]]:
+def _rendered_chunks(
+    chunks: Iterator[tuple[list[Row], Format]], renderer: Renderer, processes: int
+) -> Iterator[tuple[list[Rendered], Format]]:
     waiting: deque[tuple[Callable[[], list[Rendered]], Format]] = deque()
     with contextlib.closing(Workers(renderer, processes)) as workers:
-        for number, (rows, format_) in enumerate(render.chunks(one)):
+        for number, (rows, format_) in enumerate(chunks):
             waiting.append((workers.submit(rows, format_, first=number == 0), format_))
             while len(waiting) > workers.ahead:  # memory stays flat in the number of rows
                 done, used = waiting.popleft()
                 yield done(), used
         for done, used in waiting:
             yield done(), used
+
+
+def _states(sources: Iterable[Source]) -> dict[Path, tuple[int, ...]]:
+    """What tells that a file of the sources is another one, or was written to."""
+    found = {path: path.stat() for one in sources for path in source.local_files(one)}
+    return {path: (one.st_size, one.st_mtime_ns, one.st_dev, one.st_ino) for path, one in found.items()}
+
+
+def _refuse_changed(before: Mapping[Path, object], after: Mapping[Path, object]) -> None:
+    """Raise DataError when files changed while they were read: what was kept would be called by what they were."""
+    changed = sorted(str(path) for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    if changed:
+        raise DataError(f"{changed[0]} changed while it was read: run the command again when it is whole")
 
 
 def _refuse_empty(counts: ledger.Ledger) -> None:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunesmith.component import name_of
 from tunesmith.data import lengths, registry
 from tunesmith.data.ledger import DUPLICATE, Ledger, note, source_names
 from tunesmith.data.prompt import notes
 from tunesmith.data.refuse import unlearnable
-from tunesmith.data.render import Rendered, rendered
+from tunesmith.data.render import Rendered, format_notes, rendered
+from tunesmith.data.shared import own_tokens
 from tunesmith.data.store import whole_key
 from tunesmith.types import Tokens
 
@@ -68,7 +68,7 @@ class Preview:
             self.notes.append("near duplicates and leaked samples are looked for when a run starts, and are shown here")
         for number, one in enumerate(rendered(self.recipe, self.tokenizer, self._begin)):
             beyond = self.rows is not None and number >= self.rows
-            if beyond and not self.everything:
+            if beyond and not self.everything and not one.part:  # a row that was begun is counted to its end
                 return
             one = self._looked_at(one)
             self.ledger.add(one, source_names(self._begun)[-1])
@@ -86,19 +86,21 @@ class Preview:
             if self.recipe.data.duplicates == "drop":
                 return replace(one, branches=(), dropped=DUPLICATE, lost_tokens=tokens)
         self._seen.add(key)
-        self._lengths.append(tokens)
+        self._lengths.append(own_tokens(one.branches))
         return one
 
     def lines(self) -> list[str]:
         """What is to be said of the rows, and the account of those that were read."""
-        said = [*self.notes, *self.ledger.lines()]
-        return [*said, lengths.line(lengths.percentiles(np.asarray(self._lengths)))] if self._lengths else said
+        return [*self.notes, *self.ledger.lines(self.recipe.data.streaming), *self.length_lines()]
+
+    def length_lines(self) -> list[str]:
+        """How long the samples are, in a line; none where there is no sample."""
+        return [lengths.line(lengths.percentiles(np.asarray(self._lengths)))] if self._lengths else []
 
     def _begin(self, one: "Source", format_: "Format") -> None:
         self._begun.append(one)
         self.notes += registry.notes((one,))
-        if format_ != one.format:
-            self.notes.append(f"{one.path}: read as {name_of(format_)} (format: auto)")
+        self.notes += format_notes(source_names(self._begun)[-1], one, format_)
         self.branches = format_.branches()
         if (problem := unlearnable(format_, self.recipe.objective)) is not None:
             self.notes.append(f"{one.path}: {problem}")
@@ -161,7 +163,7 @@ def runs(found: list[Piece]) -> Iterator[tuple[float, list[Piece]]]:
 
 def trained_tokens(one: Rendered) -> int:
     """The number of a sample's tokens that are learned."""
-    return sum(int((tokens.weight[1:] != 0).sum()) for tokens in one.branches)
+    return sum(tokens.trained for tokens in one.branches)
 
 
 def branches(one: Rendered, names: Sequence[str]) -> Iterator[tuple[str, Tokens]]:

@@ -32,7 +32,7 @@ def prompt_ids(
             return_dict=False,
             tokenizer_kwargs={"verbose": False},  # it warns of a long prompt, which the run counts or refuses itself
         )
-    except JinjaError as error:
+    except (JinjaError, TypeError, ValueError) as error:
         raise TemplateError(f"the chat template refuses this conversation: {error}") from error
     return ids  # type: ignore[return-value]
 

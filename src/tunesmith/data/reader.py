@@ -44,6 +44,7 @@ class Reader:
 
     def __init__(self, opened: Opened, workers: Workers, ahead: int) -> None:
         self.opened, self.workers, self.ahead = opened, workers, ahead
+        self._source_rows: int | None = None  # once the source was read to its end
         self.seek(0)
 
     def seek(self, row: int) -> None:
@@ -71,6 +72,11 @@ class Reader:
         self.row += 1
         return self._ready.popleft()
 
+    @property
+    def is_again(self) -> bool:
+        """Whether the next row is one that this pass has had before."""
+        return self._source_rows is not None and self.row >= self._source_rows
+
     def _render_ahead(self) -> None:
         while len(self._waiting) <= self.ahead:
             chunk = list(itertools.islice(self._rows, CHUNK_ROWS))
@@ -80,9 +86,16 @@ class Reader:
 
     def _pass(self) -> Iterator[Row]:
         wanted = self.opened.source.num_samples
-        readings = itertools.repeat(None) if wanted is not None else (None,)
-        rows = itertools.chain.from_iterable(self.opened.read() for _ in readings)
-        return itertools.islice(rows, wanted)
+        return self.opened.read() if wanted is None else itertools.islice(self._again_and_again(), wanted)
+
+    def _again_and_again(self) -> Iterator[Row]:
+        rows = 0
+        for row in self.opened.read():
+            rows += 1
+            yield row
+        self._source_rows = rows
+        while True:
+            yield from self.opened.read()
 
 
 def _by_row(samples: list[Rendered]) -> Iterator[list[Rendered]]:

@@ -6,12 +6,15 @@ than a tenth of the first 1,000 rows, or of all rows from then on or at the end 
 any longer and the run stops.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tunesmith import formats
 from tunesmith.component import all_of, name_of
-from tunesmith.errors import DataError
+from tunesmith.data.source import Registered
+from tunesmith.errors import DataError, near
+from tunesmith.recipe import Source
 from tunesmith.seams import Format, Objective
 from tunesmith.types import Message, Sample
 
@@ -75,11 +78,53 @@ def unlearnable(format_: Format, objective: Objective) -> str | None:
         for other, found in all_of(Objective).items()
         if issubclass(found, Objective) and found.branches == rows and found.labels == format_.labels()
     ]
-    only = f"format.only={'good' if rows == wanted else rows[0]}, to learn from those alone"
+    only = f"format: {{type: {name}, only: {'good' if rows == wanted else rows[0]}}}, to learn from those alone"
     ways = [only] if "only" in type(format_).model_fields else []
     ways += [f"objective={' or '.join(learning)}"] if learning else []
     instead = ", or ".join(ways) or "another format, which leaves them out"
     return f"rows of the format {name} hold {held}, which the objective {kind} does not learn from: say {instead}"
+
+
+class Watched(dict[str, Any]):
+    """A row that remembers which of its columns were looked at."""
+
+    def __init__(self, row: Mapping[str, Any], used: set[str]) -> None:
+        super().__init__(row)
+        self._used = used
+
+    def __getitem__(self, name: str) -> Any:
+        self._used.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a column, which then counts as used."""
+        self._used.add(name)
+        return super().get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        self._used.add(str(name))
+        return super().__contains__(name)
+
+
+def unread(source: Source, format_: Format, row: Mapping[str, Any]) -> str | None:
+    """What to say of names in `columns` that a shipped format does not look for in the first row; None without any.
+
+    What a registry names is not looked at: entries for LLaMA-Factory name columns that some rows lack.
+    """
+    shipped = type(format_).__module__.startswith(f"{formats.__name__}.")
+    if isinstance(source, Registered) or not source.columns or not shipped:
+        return None
+    used = {"images", "videos", "audios"}
+    try:
+        format_.read(Watched(row, used))
+    except DataError:  # which is said where the row is rendered
+        return None
+    names = [name for name, column in source.columns.items() if column and name not in used]
+    if not names:
+        return None
+    required = {name for kind in all_of(Format).values() if issubclass(kind, Format) for name in kind.required}
+    hint = near(names[0], used | required)
+    return f"`columns` names {names[0]!r}, which the format {name_of(format_)} does not read. {hint}"
 
 
 def media(where: str, sample: Sample) -> str | None:

@@ -145,9 +145,13 @@ def _with(one: Source, options: dict[str, Any], where: str) -> Source:
     """The entry's source with what the recipe says of it on top; of columns and replaced texts, one by one."""
     said = {name: getattr(one, name) for name in one.model_fields_set - {"path"}}
     for name in ("columns", "replace"):
-        said[name] = {**options.get(name, {}), **getattr(one, name)}
+        given = options.get(name) or {}
+        if not isinstance(given, dict):
+            raise DataError(f"{where}: `{name}` must be an object of names and is {given!r:.60}")
+        said[name] = {**given, **getattr(one, name)}
     try:
-        return source.Registered(**(options | said), registered=one.path)
+        Source(**(options | said))  # which has not the name
     except ValidationError as error:
-        said_wrong = "; ".join(explain(error, source.Registered).splitlines())
+        said_wrong = "; ".join(explain(error, Source).splitlines())
         raise DataError(f"{where}: {said_wrong}") from None
+    return source.Registered(**(options | said), registered=one.path)

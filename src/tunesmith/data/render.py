@@ -1,5 +1,6 @@
 """From rows to tokens: ids and what is trained of them come from one function; every row is accounted for."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -45,6 +46,7 @@ class Rendered:
     divided: bool = False  # whether the template makes several conversations of the row
     repeated_tokens: int = 0  # at its beginning, that the row's part before begins with too
     joined_answers: int = 0  # whose first characters are part of their header's last token, which is not learned
+    special_said: bool = False  # whether the row's own text has a special token, which is read as one
 
 
 Part = tuple[Sample, tuple[Learned, ...]]  # one conversation of a row, or several to compare; no text of a document
@@ -108,8 +110,10 @@ class Renderer:
                 if number in looked_at:
                     parity.check(self.tokenizer, where, sample, texts, branches)
                 own += self._judge(where, sample, branches, sum(joined))
+            if any(map(self._says_special, (sample for sample, _ in one))):
+                own = [replace(some, special_said=True) for some in own]
             found += self._in_samples(own) if len(one) == 1 else self._as_parts(own)
-        assert all(tokens.weight[1:].any() for one in found for tokens in one.branches), "a kept sample asks something"
+        assert all(tokens.trained for one in found for tokens in one.branches), "a kept sample asks something"
         return found
 
     def _read(self, where: str, row: Mapping[str, Any], format_: Format, must: bool) -> list[Part] | Rendered:
@@ -168,6 +172,16 @@ class Renderer:
             found.append(Tokens(whole, np.full(len(whole), sample.branches[0][0].weight, np.float32)))
         return found
 
+    def _says_special(self, sample: Sample) -> bool:
+        """Whether a text of a row has what the tokenizer reads as a special token, whoever wrote it."""
+        said = (text for turns in sample.branches for turn in turns for text in (turn.content, turn.reasoning))
+        return any(isinstance(text, str) and self._special.search(text) for text in said)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return re.compile("|".join(re.escape(token) for token in tokens if token.strip()) or r"(?!)")
+
     def _write(self, turns: tuple[Message, ...], sample: Sample) -> Learned:
         return loss.write(self.data.loss, self.data.template, turns, sample.tools, self.tokenizer)
 
@@ -224,7 +238,7 @@ class Renderer:
         if sample.is_document and _is_empty(sample.branches[0][0]):
             return EMPTY_TEXT
         for turns, tokens in zip(sample.branches, branches, strict=True):
-            if not tokens.weight[1:].any():
+            if not tokens.trained:
                 return loss.reason(self.data.loss, turns)
         if type(self.objective).documents:
             return None
@@ -296,18 +310,27 @@ def _refused(where: str, error: DataError | TemplateError) -> Rendered:
 
 
 def format_of(one: Source, row: Mapping[str, Any], where: str) -> Format:
-    """The format of a source: as the recipe says, or chosen by its first row."""
-    if not isinstance(one.format, Auto):
-        return one.format
+    """The format of a source: as the recipe says, or chosen by its first row.
+
+    Raises:
+        DataError: the row fits no format, or `columns` names what the format does not read.
+    """
     try:
-        return choose(row)
+        format_ = choose(row) if isinstance(one.format, Auto) else one.format
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+    if (problem := refuse.unread(one, format_, row)) is not None:
+        raise DataError(f"{where}: {problem}")
+    return format_
 
 
-def chunks(one: Source) -> Iterator[tuple[list[Row], Format]]:
-    """The rows of a source, some at a time, with its format."""
-    rows: Iterator[Row] = source.read(one)
+def format_notes(name: str, one: Source, format_: Format) -> list[str]:
+    """What is said of the format of a source, by the source's name in the account: that it was chosen, if it was."""
+    return [f"{name}: read as {name_of(format_)} (format: auto)"] if format_ != one.format else []
+
+
+def chunks(one: Source, rows: Iterator[Row]) -> Iterator[tuple[list[Row], Format]]:
+    """The rows of a source, some at a time, with its format. Raises DataError when the first row fits none."""
     format_: Format | None = None
     while chunk := list(islice(rows, CHUNK_ROWS)):
         format_ = format_ or format_of(one, chunk[0][1], chunk[0][0])
@@ -321,13 +344,16 @@ def rendered(
 
     Where `opened` is given, it is called with each source and its format, and rows that the objective cannot learn
     from are rendered too.
+
+    Raises:
+        DataError, TemplateError, ModelError, RecipeError: as `source.read`, `Renderer` and `Renderer.render`.
     """
     recipe = registry.applied(recipe)
     template: Template = recipe.data.template
     renderer = Renderer(recipe.data, recipe.objective, template.prepare(tokenizer), to_look=opened is not None)
     for one in recipe.data.train:
         tolerance = refuse.Tolerance()
-        for number, (rows, format_) in enumerate(chunks(one)):
+        for number, (rows, format_) in enumerate(chunks(one, source.read(one))):
             if opened is not None and number == 0:
                 opened(one, format_)
             found = renderer.render(rows, format_, first=number == 0)

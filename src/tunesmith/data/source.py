@@ -49,7 +49,11 @@ def read(source: Source, streaming: bool = False) -> Iterator[tuple[str, dict[st
         for name in [name for name, column in missing.items() if column in row or name in row]:
             del missing[name]
         row = _renamed(row, source.columns, where, lenient) if source.columns else row
-        yield where, _replaced(row, source.replace) if source.replace else row
+        try:
+            row = _replaced(row, source.replace) if source.replace else row
+        except RecursionError:
+            raise DataError(f"{where} has lists or objects too deep in one another for `replace`") from None
+        yield where, row
     if not where:
         raise DataError(f"{source.path} has no rows: it is empty, or holds a header alone")
     for name, column in missing.items():

@@ -119,6 +119,10 @@ class Store:
         shared = np.concatenate([[0], np.cumsum(self.shared)])
         return np.diff((self.token_offsets - shared)[self.branch_offsets])
 
+    def tokens(self) -> np.ndarray:
+        """The tokens of each sample, all branches together and also what they share: [M]."""
+        return np.diff(self.token_offsets[self.branch_offsets])
+
     @property
     def shares(self) -> bool:
         """Whether sequences go on from the beginning of others."""
@@ -211,7 +215,7 @@ class StoreWriter:
             "source": [max(0, len(self._sources) - 1)] * len(kept),
             "file": [file for file, _ in places],
             "line": [line for _, line in places],
-            "trained": [sum(int(np.count_nonzero(t.weight[1:])) for t in one.branches) for _, one in kept],
+            "trained": [sum(tokens.trained for tokens in one.branches) for _, one in kept],
         }
 
     def _place(self, where: str) -> tuple[int, int]:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import atomic
-from tunesmith.component import name_of, spell
+from tunesmith.component import spell
 from tunesmith.data import prompt, registry, source
 from tunesmith.data.batch import PackedRow, lay
 from tunesmith.data.blocks import Block, Blocks, Buffer, Place, Point
 from tunesmith.data.ledger import Ledger, source_names
-from tunesmith.data.prepare import placed_rows, processes_for
+from tunesmith.data.prepare import GIVEN, placed_rows, processes_for, tokenizer_identity
 from tunesmith.data.reader import Opened, look
-from tunesmith.data.render import Renderer, Row
+from tunesmith.data.render import Renderer, Row, format_notes
 from tunesmith.data.workers import Workers
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe import Recipe, Source
@@ -125,7 +125,7 @@ def open_stream(
             "would render the whole stream: leave it out. data.num_processes renders in several processes"
         )
     renderer = Renderer(recipe.data, recipe.objective, copy.deepcopy(tokenizer))  # a thread's own: they are not shared
-    names = source_names(sources) if rows is None else ["rows"]
+    names = source_names(sources) if rows is None else [GIVEN]
     opened = [look(one, name, _reading(one, rows), renderer) for one, name in zip(sources, names, strict=True)]
     workers = Workers(renderer, _processes(recipe, rows))
     point = Point.from_dict(start) if start is not None else Point([Place() for _ in opened])
@@ -172,8 +172,7 @@ def _processes(recipe: Recipe, rows: Iterable[Any] | None) -> int:
 def _notes(one: Opened, from_files: bool) -> Iterator[str]:
     """What was chosen for the user, and what does not stream."""
     yield from registry.notes((one.source,))
-    if one.format != one.source.format:
-        yield f"{one.name}: read as {name_of(one.format)} (format: auto)"
+    yield from format_notes(one.name, one.source, one.format)
     for path in source.local_files(one.source) if from_files else ():
         size = path.stat().st_size
         if size > LARGE_BYTES and path.suffix == ".json" and _begins(path) == b"[":
@@ -221,8 +220,7 @@ def _fingerprint(recipe: Recipe, tokenizer: Any, opened: list[Opened], from_file
     parts = {
         "data": recipe.data.model_dump(mode="json", exclude=NOT_ROWS),
         "objective": spell(recipe.objective),
-        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        "chat_template": tokenizer.chat_template,
+        "tokenizer": tokenizer_identity(tokenizer),
         "row_tokens": recipe.train.row_tokens,
         "sources": [source.fingerprint(one.source, streaming=True) for one in opened] if from_files else [],
         "first": seen.hexdigest(),

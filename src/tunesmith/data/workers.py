@@ -4,12 +4,15 @@ import multiprocessing
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from tunesmith.component import Component, spell
 from tunesmith.data.render import Rendered, Renderer, Row
+from tunesmith.errors import DataError
 from tunesmith.seams import Format
 
 _worker: dict[str, Renderer] = {}  # filled once in each rendering process, empty in the parent
@@ -34,13 +37,36 @@ class Workers:
             context = multiprocessing.get_context("spawn")
             start = (self.renderer.data.model_dump(mode="json"), spell(self.renderer.objective))
             self._pool = ProcessPoolExecutor(self.processes, context, _start_worker, (*start, self.renderer.tokenizer))
-        return self._pool.submit(_render_in_worker, rows, spell(format_), first).result
+        where = rows[0][0]
+        with _told(where):
+            future = self._pool.submit(_render_in_worker, rows, spell(format_), first)
+        return lambda: _result(future, where)
 
     def close(self) -> None:
         """End the processes; what they have not begun is not rendered."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+
+
+def _result(future: Future[list[Rendered]], where: str) -> list[Rendered]:
+    with _told(where):
+        return future.result()
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """What goes wrong between processes, as a DataError that names the first of the rows."""
+    try:
+        yield
+    except RecursionError:
+        said = f"{where} or a row after it has lists or objects too deep in one another for another process"
+        raise DataError(f"{said}: say data.num_processes=1") from None
+    except BrokenProcessPool:
+        raise DataError(
+            f"a process that renders {where} and what follows was ended from outside, as a system without memory does: "
+            "say fewer data.num_processes, or make room"
+        ) from None
 
 
 def _start_worker(data: dict[str, Any], objective: dict[str, Any], tokenizer: Any) -> None:

@@ -74,7 +74,6 @@ class Tags(Section):
         return self.role_tag, self.content_tag
 
 
-SHAREGPT = Tags()
 OPENAI = Tags(
     role_tag="role", content_tag="content", user_tag="user", assistant_tag="assistant", observation_tag="tool"
 )

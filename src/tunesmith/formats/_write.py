@@ -58,8 +58,14 @@ def exchanges(name: str, turns: tuple[Message, ...]) -> tuple[str | None, list[l
     return system, [texts[at : at + 2] for at in range(0, len(texts), 2)]
 
 
-def checked(format_: Format, sample: Sample, row: dict[str, Any]) -> dict[str, Any]:
-    """The row, which the format reads as the sample it was written of. Raises DataError when it does not."""
+def finished(format_: Format, sample: Sample, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the sample's tools, if any: what the format reads as the sample it was written of.
+
+    Raises:
+        DataError: it reads the row as another sample.
+    """
+    if sample.tools:
+        row = row | {"tools": [dict(tool) for tool in sample.tools]}
     problem = f"the format {name_of(format_)} cannot hold the sample"
     try:
         same = format_.read(row) == sample

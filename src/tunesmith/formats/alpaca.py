@@ -43,6 +43,4 @@ class Alpaca(Format):
             row["system"] = system
         if pairs[:-1]:
             row["history"] = pairs[:-1]
-        if sample.tools:
-            row["tools"] = [dict(tool) for tool in sample.tools]
-        return _write.checked(self, sample, row)
+        return _write.finished(self, sample, row)

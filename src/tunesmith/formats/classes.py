@@ -84,9 +84,7 @@ class Classes(Format):
             raise DataError(f"the format classes holds the number of a class, and the label is {label}")
         text = _write.texts_alone("classes", turns)[0] if sample.is_document else _turns.written(turns, OPENAI)
         row: dict[str, Any] = {"text": text, "label": self.classes[int(label)] if self.classes else int(label)}
-        if sample.tools:
-            row["tools"] = [dict(tool) for tool in sample.tools]
-        return _write.checked(self, sample, row)
+        return _write.finished(self, sample, row)
 
 
 MOST_CLASSES = 2**24  # whole numbers that a label holds, which is a float32

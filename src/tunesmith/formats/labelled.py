@@ -84,9 +84,7 @@ class Labelled(Format):
         if sample.label not in (0.0, 1.0):
             raise DataError(f"the format labelled holds good (1) and bad (0), and the label is {sample.label}")
         row: dict[str, Any] = {"messages": _turns.written(sample.branches[0], OPENAI), "label": bool(sample.label)}
-        if sample.tools:
-            row["tools"] = [dict(tool) for tool in sample.tools]
-        return _write.checked(self, sample, row)
+        return _write.finished(self, sample, row)
 
 
 def _boolean(value: Any) -> bool | None:

@@ -46,6 +46,4 @@ class Messages(Format):
         """The row of a conversation. Raises DataError."""
         _write.refuse("messages", sample, tools=True)
         row: dict[str, Any] = {"messages": _turns.written(sample.branches[0], OPENAI)}
-        if sample.tools:
-            row["tools"] = [dict(tool) for tool in sample.tools]
-        return _write.checked(self, sample, row)
+        return _write.finished(self, sample, row)

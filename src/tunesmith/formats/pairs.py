@@ -84,9 +84,7 @@ class Pairs(Format):
         row: dict[str, Any] = {"prompt": _turns.written(first[:common], OPENAI)} if common else {}
         for key, turns in zip(ANSWERS, (first, second), strict=True):
             row[key] = _turns.written(turns[common:], OPENAI)
-        if sample.tools:
-            row["tools"] = [dict(tool) for tool in sample.tools]
-        return _write.checked(self, sample, row)
+        return _write.finished(self, sample, row)
 
 
 def _prompt_length(first: tuple[Message, ...], second: tuple[Message, ...]) -> int:

@@ -84,7 +84,7 @@ class Qa(Format):
         row = {self.question or "question": pairs[0][0], self.answer or "answer": pairs[0][1]}
         if system is not None:
             row[self.system or "system"] = system
-        return _write.checked(self, sample, row)
+        return _write.finished(self, sample, row)
 
 
 def candidates(columns: Iterable[str], kind: str) -> list[str]:

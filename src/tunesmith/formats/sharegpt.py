@@ -43,6 +43,4 @@ class Sharegpt(Format):
         """The row of a conversation. Raises DataError."""
         _write.refuse("sharegpt", sample, tools=True)
         row: dict[str, Any] = {"conversations": _turns.written(sample.branches[0], self.tags)}
-        if sample.tools:
-            row["tools"] = [dict(tool) for tool in sample.tools]
-        return _write.checked(self, sample, row)
+        return _write.finished(self, sample, row)

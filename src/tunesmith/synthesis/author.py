@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FOR_NOW = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # HTTP codes that another try may not get
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
+MOST_BYTES = 2**22  # of an answer: many times what any number of tokens that is asked for takes
 LONGEST_REASON = 300  # characters of a server's message
 
 
@@ -105,7 +106,7 @@ class Address:
         try:
             choice = json.loads(answer)["choices"][0]
             text, cut = choice["message"]["content"], choice.get("finish_reason") == "length"
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ModelError(f"{shown(self._url)} does not answer as OpenAI's does: {self._told(answer)}") from None
         said = text if isinstance(text, str) else ""  # null, for an answer that is all tool calls
         return Reply(said.encode(errors="replace").decode(), cut)  # half characters cannot be written
@@ -120,10 +121,13 @@ class Address:
             request = urllib.request.Request(self._url, content, headers)
             try:
                 with self._opener.open(request, timeout=self._options.timeout_seconds) as answer:
-                    return answer.read()
+                    answered: bytes = answer.read(MOST_BYTES + 1)
+                if len(answered) > MOST_BYTES:
+                    raise ModelError(f"{shown(self._url)} answers with more than {MOST_BYTES:,} bytes")
+                return answered
             except urllib.error.HTTPError as error:
                 with error:
-                    reason = f"HTTP {error.code}: {self._told(error.read())}"
+                    reason = f"HTTP {error.code}: {self._told(error.read(MOST_BYTES))}"
                 if error.code not in FOR_NOW:
                     raise ModelError(f"{shown(self._url)} refuses: {reason}{_hint(error.code)}") from None
                 pause = max(pause, _asked_to_wait(error.headers))

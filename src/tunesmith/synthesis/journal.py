@@ -13,10 +13,10 @@ class Journal:
     """A file of JSON lines. Opening it cuts off a last line without an end, which a killed program leaves.
 
     Raises:
-        RunError: a line is no JSON object.
+        RunError: a line is no JSON object, or has not the key that every entry has.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: str) -> None:
         self.path = path
         path.touch()
         content = path.read_bytes()
@@ -28,10 +28,12 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 entry = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RunError(
                     f"{path}:{number} is not valid JSON ({error}): take the line and those below out"
                 ) from None
+            if not isinstance(entry, dict) or key not in entry:
+                raise RunError(f"{path}:{number} is no object with {key!r}: take the line and those below out")
             self.entries.append(entry)
 
     def append(self, entry: Mapping[str, Any]) -> None:

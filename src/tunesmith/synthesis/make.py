@@ -2,13 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tunesmith import atomic
+from tunesmith.data.ledger import FIRST_PLACES, places
 from tunesmith.errors import RunError
 from tunesmith.synthesis import author, seeds, stages
 from tunesmith.synthesis.journal import Journal
@@ -16,13 +22,15 @@ from tunesmith.synthesis.options import Synthesis
 from tunesmith.synthesis.prompts import Task
 
 SETTINGS, INSTRUCTIONS, KINDS, INSTANCES = "settings.json", "instructions.jsonl", "kinds.jsonl", "instances.jsonl"
+JOURNALS = {INSTRUCTIONS: "tasks", KINDS: "instruction", INSTANCES: "instruction"}  # and a key of every entry
 TRAIN, LEDGER = "train.jsonl", "ledger.json"
+LOCK = ".lock"  # of the run that writes in the folder: its process and its machine
 
 CHANGEABLE = {"num_instructions", "with_seeds", "key_variable", "timeout_seconds", "max_retries"}
 """Options that change nothing of what is written already, so that a folder goes on under others."""
 
-FIRST_PLACES = 3  # named for each reason
 SPARE = "not needed: there are num_instructions already"
+FOREIGN = "is not empty, and holds no synthesis to go on with. Choose another folder"
 GO_ON = "Make room, then run the same command again: it goes on"
 
 
@@ -36,13 +44,15 @@ def synthesize(
 
     Raises:
         DataError: the seed tasks cannot be used.
-        RunError: `out` holds something else, or was begun with other options or seed tasks; or no row came out.
+        RunError: `out` holds something else, was begun with other options or seed tasks, or another run writes in it;
+            or no row came out.
         ModelError: the model cannot be opened or asked; what it has written stays, and the same command goes on.
+        RecipeError: the variable that `key_variable` names holds no key.
     """
     tasks = seeds.read(path, options)
-    with atomic.room(out, RunError, GO_ON):
+    with atomic.room(out, RunError, GO_ON), _alone(out):
         _begin(out, path, options, tasks)
-        requests, decided, answers = (Journal(out / name) for name in (INSTRUCTIONS, KINDS, INSTANCES))
+        requests, decided, answers = (Journal(out / name, key) for name, key in JOURNALS.items())
         work = stages.Work(options, tasks, cache(lambda: writer or author.find(options)), say)
         kept = stages.instructions(work, requests)
         stages.instances(work, kept, stages.kinds(work, kept, decided), answers)
@@ -52,29 +62,71 @@ def synthesize(
     return ledger
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Make the folder, and keep other runs out of it. The lock of a process that is no more is taken over.
+
+    Raises:
+        RunError: another run writes in the folder, or it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} {FOREIGN}")
+    out.mkdir(parents=True, exist_ok=True)
+    lock = out / LOCK
+    file = None
+    while file is None:
+        _refuse_living(lock)
+        with suppress(FileExistsError):  # another run made it just now
+            file = lock.open("x", encoding="utf-8")  # O_EXCL
+    try:
+        with file:
+            file.write(f"{os.getpid()} {platform.node()}")
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _refuse_living(lock: Path) -> None:
+    """Remove the lock that a dead process of this machine left; raise RunError for any other."""
+    try:
+        process, _, machine = lock.read_text(encoding="utf-8").partition(" ")
+    except FileNotFoundError:
+        return
+    known = machine == platform.node() and process.isdecimal()
+    if known and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
+        lock.unlink(missing_ok=True)
+        return
+    raise RunError(
+        f"{lock.parent}: another synthesis writes there (process {process or 'unknown'} on {machine or 'a machine'}). "
+        f"Wait for its end or choose another folder; if that process is no more, remove {lock}"
+    )
+
+
 def _begin(out: Path, path: str, options: Synthesis, tasks: Sequence[Task]) -> None:
-    """Make the folder, or refuse one in which something was written for other options or seed tasks."""
+    """Say in the folder what it is for, or refuse one in which something was written for other options or seeds."""
     said = options.model_dump(mode="json")
     if options.is_address:
         said["model"] = author.shown(options.model)
     content = json.dumps([asdict(task) for task in tasks], sort_keys=True).encode()
     settings = {"seeds": hashlib.sha256(content).hexdigest(), "options": said}
-    place, journals = out / SETTINGS, [out / name for name in (INSTRUCTIONS, KINDS, INSTANCES)]
+    place, journals = out / SETTINGS, [out / name for name in JOURNALS]
     if not any(path.is_file() and path.stat().st_size for path in journals):
-        own = {place, *journals}
-        if out.exists() and not (out.is_dir() and own.issuperset(out.iterdir())):
-            raise RunError(f"{out} is not empty, and holds no synthesis to go on with. Choose another folder")
-        out.mkdir(parents=True, exist_ok=True)
+        if not {place, *journals, out / LOCK}.issuperset(out.iterdir()):
+            raise RunError(f"{out} {FOREIGN}")
         atomic.write(place, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
         return
-    earlier = json.loads(place.read_text(encoding="utf-8"))
-    if earlier["seeds"] != settings["seeds"]:
+    try:
+        earlier = json.loads(place.read_text(encoding="utf-8"))
+        free = CHANGEABLE | ({"model"} if options.is_address and earlier["options"]["name"] is not None else set())
+        before = {option: earlier["options"].get(option) for option in said.keys() - free}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{place} is missing or damaged ({error}): {out} cannot go on. Choose another") from None
+    if earlier.get("seeds") != settings["seeds"]:
         raise RunError(f"{out} was begun with other seed tasks than {path} holds now. Choose another folder")
-    free = CHANGEABLE | ({"model"} if options.is_address and earlier["options"]["name"] is not None else set())
     for option, value in said.items():
-        before = earlier["options"].get(option)
-        if option not in free and before != value:
-            raise RunError(f"{out} was begun with {option}={before!r:.60} and not {value!r:.60}. Choose another folder")
+        if option in before and before[option] != value:
+            told = f"{option}={before[option]!r:.60} and not {value!r:.60}"
+            raise RunError(f"{out} was begun with {told}. Choose another folder")
 
 
 def _finish(
@@ -140,7 +192,7 @@ class _Count:
             return
         entry = self._dropped.setdefault(reason, {"count": 0, "first": []})
         entry["count"] += 1
-        if where not in entry["first"][:FIRST_PLACES]:  # one answer may hold several texts
+        if where not in entry["first"]:  # one answer may hold several texts
             entry["first"] = [*entry["first"], where][:FIRST_PLACES]
 
     def as_dict(self) -> dict[str, Any]:
@@ -154,8 +206,7 @@ def lines(ledger: dict[str, Any]) -> Iterable[str]:
         counts = ledger[stage]
         yield f"{stage}: {counts['texts']:,} in {counts['answers']:,} answers, {counts['kept']:,} kept"
         for reason, entry in counts["dropped"].items():
-            more = ", ..." if entry["count"] > len(entry["first"]) else ""
-            yield f"  {entry['count']:,} dropped: {reason} ({', '.join(entry['first'])}{more})"
+            yield f"  {entry['count']:,} dropped: {reason} ({places(entry)})"
     kinds = ledger["kinds"]
     yield (
         f"kinds: {kinds['classification']:,} of classification, {kinds['other']:,} of others, "

@@ -1,4 +1,4 @@
-"""The one call of a tokenizer's chat template: a conversation in, its text out."""
+"""A conversation as the text that a tokenizer's chat template writes, and the tokens that can end its turns."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any

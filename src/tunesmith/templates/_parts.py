@@ -102,6 +102,9 @@ class Conversation:
         """Where a turn that says something ends, with the token that ends it.
 
         That is EOS, or else the first special or added token, between what it says and what the next turn says.
+
+        Raises:
+            TemplateError: as `find`.
         """
         end = self.find(index).end
         assert end is not None

@@ -46,7 +46,8 @@ class Jinja(Template):
     def write(self, messages: tuple[Message, ...], tools: Tools, tokenizer: "PreTrainedTokenizerBase") -> Written:
         """The conversation's text; a trained answer spans from the generation prompt's end to its end token.
 
-        A trained turn of another role spans from its content to the token that ends it, if one does.
+        A trained turn of another role spans from its content, and the blank that the template writes before it, to the
+        token that ends it, if one does.
 
         Raises:
             TemplateError: the template refuses the conversation or leaves out a part of it, writes a trained
@@ -98,10 +99,16 @@ def _answer(tokenizer: "PreTrainedTokenizerBase", turns: Turns, tools: Tools, te
 
 
 def _turn(tokenizer: "PreTrainedTokenizerBase", turns: Turns, tools: Tools, text: str, index: int) -> tuple[int, int]:
-    """Where in the text what a turn of another role says starts, and where its end token ends."""
+    """Where in the text what a turn of another role says starts, and where its end token ends.
+
+    A blank that the template writes before it, as in `User: Hello`, is mostly a part of the first word's token.
+    """
     conversation = Conversation(tokenizer, turns, tools, text)
     start = conversation.find(index).start
-    return (0, 0) if start is None else (start, conversation.turn_end(index))
+    if start is None:
+        return 0, 0
+    joined = text[:start].endswith(" ") and not turns[index]["content"][0].isspace()
+    return start - joined, conversation.turn_end(index)
 
 
 def _behind(content: Any, answer: str) -> str:
@@ -146,6 +153,6 @@ def _refuse_loss(tokenizer: "PreTrainedTokenizerBase", turns: Turns, tools: Tool
         if lost:
             raise TemplateError(
                 f"the conversation has {name}, and the chat template does not write it: use another template "
-                "(data.template.file=FILE), or leave it out of the row",
+                "(data.template=NAME or data.template.file=FILE), or leave it out of the row",
                 f"the conversation has {name.partition(' (')[0]}, which it does not write",
             )

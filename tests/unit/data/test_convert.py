@@ -197,6 +197,16 @@ def test_words_that_are_wrong_are_refused(tree, problem):
         Conversion.of("rows.json", tree)
 
 
+def test_half_a_character_in_a_part_is_left_out(tmp_path):
+    part = {"type": "image_url", "image_url": {"url": "\ud800"}}
+    broken = [{"role": "user", "content": [part]}, *TALK[2:3]]
+    path = lines(tmp_path / "rows.jsonl", *[{"messages": TALK}] * 12, {"messages": broken})
+    account = run(path, tmp_path / "out.jsonl")
+    assert (account.rows_written, account.left_out["it cannot be written as JSON"]["count"]) == (12, 1)
+    with pytest.raises(DataError, match=f"^{path}:13: it cannot be written as JSON"):
+        run(path, tmp_path / "out.csv", strict=True)
+
+
 def test_a_file_may_take_its_own_place(tmp_path):
     path = lines(tmp_path / "rows.jsonl", {"messages": TALK[1:3]})
     run(path, path, force=True, to="alpaca")

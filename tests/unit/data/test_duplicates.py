@@ -5,7 +5,7 @@ import pytest
 
 from fixtures_chats import chat, recipe, write_rows
 from fixtures_models import tiny_tokenizer
-from tunesmith.data import duplicates
+from tunesmith.data import duplicates, lengths
 from tunesmith.data.duplicates import among, near_an_earlier, near_another, rows_of_a_band, sketched
 from tunesmith.data.ledger import DUPLICATE, LEAKED, NEAR_DUPLICATE, NEARLY_LEAKED
 from tunesmith.data.load import load_rows
@@ -180,6 +180,19 @@ def test_duplicates_are_counted_and_kept_unless_they_are_not_wanted(tmp_path):
     }
     assert sum(less["lengths"].values()) == 9
     assert dropped.fingerprint == kept.fingerprint  # of what was rendered: one store serves both
+
+
+def test_what_sequences_share_is_accounted_for_alike_whatever_is_left_out(tmp_path):
+    turns = chat("question", "answer", "and then?", "that")
+    alone = loaded(tmp_path, [turns], template="per_turn").ledger["train"]
+    assert alone["shared_tokens"] > 0
+    kept = loaded(tmp_path, [turns, turns], template="per_turn").ledger["train"]
+    less = loaded(tmp_path, [turns, turns], template="per_turn", duplicates="drop").ledger["train"]
+    assert kept["tokens"] == 2 * alone["tokens"] and less["tokens_dropped"] == {DUPLICATE: alone["tokens"]}
+    for name in ("tokens", "shared_tokens", "trained_tokens", "lengths", "longest_tokens"):
+        assert less[name] == alone[name]
+    (bucket,) = less["lengths"]
+    assert lengths.bucket(less["length_percentiles"]["longest"]) == bucket
 
 
 def test_the_parts_of_a_split_row_are_left_out_by_themselves(tmp_path):

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -253,6 +254,21 @@ def test_a_zip_that_is_no_workbook_and_a_broken_sheet(tmp_path):
             content = old.read(name)
             new.writestr(name, content[:-40] if name.endswith("sheet1.xml") else content)
     assert error(tmp_path / "cut.xlsx").startswith("FILE: sheet 'Only' is broken: ")
+
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(tmp_path / "two.xlsx", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"?" * name.endswith("sheet1.xml") + old.read(name))
+    assert error(tmp_path / "two.xlsx").startswith("FILE is not an xlsx workbook: ")
+
+
+def test_very_many_columns_are_named_once(tmp_path):
+    """Time is linear in them: with 20,000 a comparison of each with each takes seconds."""
+    names = [f"c{number}" for number in range(20_000)]
+    path = tmp_path / "wide.csv"
+    path.write_text(f"{','.join(names)}\n{','.join(names[::-1])}\n")
+    started = time.process_time()
+    ((_, row),) = rows(path)
+    assert list(row) == names and time.process_time() - started < 1
 
 
 def test_a_sheet_that_is_not_there_is_named_with_its_neighbours(tmp_path):

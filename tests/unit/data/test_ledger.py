@@ -126,6 +126,7 @@ def test_what_was_found_is_said_until_it_is_dropped():
     ledger = Ledger(found={DUPLICATE: {"count": 4, "first": ["f:2", "f:3", "f:5"]}})
     hint = "4 samples equal an earlier one (f:2, f:3, f:5, ...): data.duplicates=drop leaves them out"
     assert hint in ledger.lines()
+    assert hint.partition(": ")[0] in ledger.lines(streaming=True)  # which refuses the option
     ledger.dropped[DUPLICATE] = ledger.found[DUPLICATE]
     lines = ledger.lines()
     assert hint not in lines and f"4 dropped: {DUPLICATE} (f:2, f:3, f:5, ...)" in lines

@@ -195,6 +195,23 @@ def test_a_family_learns_the_same_of_a_turn(name):
     assert pieces(roles=["user"])[0].startswith("How many?")
 
 
+def test_the_blank_that_a_template_writes_before_a_turn_is_learned_with_its_first_word():
+    one_word, words = (chats.chat(content, "Two.") for content in ("the", "the Moon"))  # " the" is one token
+    assert learned(one_word, template="plain", roles=["user"]) == [" the"]
+    assert learned(words, template="plain", roles=["user"], pattern="the") == [" the"]
+    assert learned(words, template="plain", roles=["user", "assistant"]) == [" the Moon", " Two.<|im_end|>"]
+
+
+@pytest.mark.parametrize("name", ["vicuna", "llama2"])
+def test_a_turn_begins_with_at_most_one_blank_of_the_templates(name):
+    tokenizer, family = of_family(name)
+    for content, begins in (("Hello", " Hello"), (" Hello", "Hello"), ("\nHello", "Hello")):
+        turns = loss.resolve(Loss(roles=["user"]), (Message("user", content), Message("assistant", "Two.")))
+        written = family.write(turns, (), tokenizer)
+        ((start, end, _),) = written.spans
+        assert written.text[start:end].startswith(begins)
+
+
 def said(rng):
     return f"{rng.choice(['', ' ', chr(10)])}{' '.join(rng.choices(chats.WORDS, k=rng.randint(1, 5)))} so 4"
 

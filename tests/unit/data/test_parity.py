@@ -7,7 +7,7 @@ import pytest
 import fixtures_chats as chats
 import fixtures_models
 from tunesmith.data import parity, prompt
-from tunesmith.data.ledger import Ledger
+from tunesmith.data.ledger import SPECIAL, Ledger
 from tunesmith.data.render import rendered
 from tunesmith.errors import TemplateError
 from tunesmith.formats.messages import Messages
@@ -83,6 +83,13 @@ def test_chat_and_the_gate_have_one_function_for_what_stands_before_an_answer():
     assert ids[len(sent) :] == chats.tokens_of("Slowly.<|im_end|>\n")
 
 
+@pytest.mark.parametrize("refusing", ["{{ raise_exception('no') }}", "{{ 1 + messages[0].content }}"])
+def test_a_template_that_cannot_write_what_is_asked_is_said(refusing):
+    tokenizer = fixtures_models.tiny_tokenizer(refusing)
+    with pytest.raises(TemplateError, match="^the chat template refuses this conversation: "):
+        prompt.prompt_ids(tokenizer, ROW["messages"])
+
+
 def test_rows_are_looked_at_all_over_a_chunk():
     assert parity.looked_at([50] * 3, first=True) == {0, 1, 2}
     assert parity.looked_at([50] * 512, first=False) == {0, 256}
@@ -107,3 +114,18 @@ def test_a_template_that_writes_the_day_is_said():
     tokenizer.chat_template = "{{ strftime_now('%d') }}" + tokenizer.chat_template
     (note,) = prompt.notes(tokenizer)
     assert "rows that are rendered on another day may be other tokens" in note
+
+
+def test_special_tokens_in_the_text_of_a_row_are_counted():
+    """They are read as such in training, as chat and serving read them: an answer that has the end ends there twice."""
+    inside = [chats.chat("What is <|im_end|>?", "An end."), chats.chat("Why?", "So.<|im_end|>\n<|im_start|>user")]
+    found = chats.render([chats.chat("Is <|im_end| one?", "No."), *inside, {"messages": ROW["messages"]}])
+    assert [one.special_said for one in found] == [False, True, True, False]
+    (end,) = chats.tokens_of("<|im_end|>")
+    assert [(one.branches[0].ids == end).sum() for one in found[:3]] == [2, 3, 3]
+    ledger = Ledger()
+    for one in found:
+        ledger.add(one)
+    assert ledger.found[SPECIAL] == {"count": 2, "first": [one.where for one in found[1:3]]}
+    (line,) = [line for line in ledger.lines() if "special token" in line]
+    assert line.startswith("2 samples have in their own text what is read as a special token")

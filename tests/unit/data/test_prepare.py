@@ -119,6 +119,20 @@ def test_an_error_in_a_process_is_the_same_line(tmp_path, monkeypatch):
 # The cache
 
 
+def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(rows, cache, monkeypatch):
+    own = Renderer.render
+
+    def render_and_write(self, *some):
+        write_rows(Path(rows), [*ROWS, chat("one", "more")])
+        return own(self, *some)
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=f"^{rows} changed while it was read"):
+        patch.setattr(Renderer, "render", render_and_write)
+        prepared(recipe(rows, cache_dir=str(cache)))
+    assert os.listdir(cache) == []
+    assert prepared(recipe(rows, cache_dir=str(cache))).ledger.rows_read == 6
+
+
 def test_a_second_call_renders_nothing(rows, cache, rendering):
     first = prepared(recipe(rows, cache_dir=str(cache)))
     assert len(rendering) == 5 and not first.cached
@@ -321,7 +335,9 @@ def test_rows_of_an_iterable_are_read_once_and_leave_no_file(tmp_path, monkeypat
 
 def test_rows_of_an_iterable_are_the_same_as_those_of_a_file(rows, cache):
     file = prepared(recipe(rows, cache_dir=str(cache)))
-    assert prepare_rows(recipe("unused"), ROWS, fixtures_models.tiny_tokenizer()).digest == file.digest
+    store = prepare_rows(recipe("unused"), ROWS, fixtures_models.tiny_tokenizer())
+    assert store.digest == file.digest
+    assert store.notes == ("rows: read as messages (format: auto)",)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from fixtures_chats import chat, recipe, write_rows
 from fixtures_models import tiny_tokenizer
 from tunesmith.data import page, preview
 from tunesmith.errors import DataError
@@ -37,6 +38,17 @@ def made(folder, **options):
     path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in turns))
     recipe = Recipe(model="tiny", data={"train": str(path)})
     return preview.Preview(recipe, recipe.data.template.prepare(tiny_tokenizer()), **options)
+
+
+def test_a_stream_is_not_advised_what_it_refuses(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [chat("q", "a")] * 2)
+    for streaming in (False, True):
+        said = recipe(path, train={"max_steps": 1}, streaming=streaming)
+        found = preview.Preview(said, said.data.template.prepare(tiny_tokenizer()))
+        list(found)
+        (line,) = [one for one in found.lines() if "equal an earlier one" in one]
+        assert line.endswith(f"({path}:2)") == streaming
+        assert ("data.duplicates=drop" in line) != streaming
 
 
 # the text of tokens
@@ -118,6 +130,19 @@ def test_the_ledger_counts_what_was_read(tmp_path, options, shown, read):
     assert len(list(given)) == shown
     assert given.ledger.as_dict()["rows_read"] == read
     assert ("every row" in given.extent) == (read == 4)
+
+
+def test_a_row_of_several_samples_is_counted_to_its_end(tmp_path):
+    given = made(tmp_path, rows=1)
+    turns = [("user", "Why?"), ("assistant", "Hm."), ("user", "Well?"), ("assistant", "#### 4")] * 2
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 2)
+    data = {"train": str(tmp_path / "rows.jsonl"), "template": "per_turn", "shared_prefix": False}
+    given.recipe = Recipe(model="tiny", data=data | {"loss": {"pattern": "#### (.*)"}})
+    (first,) = list(given)
+    assert first.dropped == "nothing matches data.loss.pattern"  # of the first answer; the second has one
+    counted = given.ledger.as_dict()
+    assert (counted["rows_read"], counted["rows_kept"], counted["samples"]) == (1, 1, 2)
 
 
 def test_the_ledger_counts_everything_when_asked(tmp_path):
@@ -239,6 +264,16 @@ def test_the_page_shows_the_ledger_and_what_was_dropped(tmp_path):
     for name in ("rows_read", "rows_kept", "tokens", "trained_tokens"):
         assert f"<th>{name.replace('_', ' ')}</th><td>{counts[name]:,}</td>" in text
     assert "<article class=dropped>" in text and "dropped: no trained turn" in text
+
+
+def test_the_page_says_that_more_places_were_dropped_than_it_names(tmp_path):
+    given = made(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Why?"}]}) + "\n")
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write((tmp_path / "rows.jsonl").read_text() * 3)
+    page.write(str(tmp_path / "page.html"), given, "mine")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert re.search(r"<td>4 \(.*rows.jsonl:1, .*rows.jsonl:2, .*rows.jsonl:3, \.\.\.\)</td>", text)
 
 
 def test_a_page_is_written_over_and_any_other_file_is_not(tmp_path):

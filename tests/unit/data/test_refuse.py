@@ -11,6 +11,19 @@ from tunesmith.errors import DataError
 from tunesmith.recipe import Model
 
 BROKEN = {"messages": None}
+OWN_FORMAT = '''"""Reads a row as one mapping."""
+from tunesmith.seams import Format
+from tunesmith.types import Message, Sample
+
+
+class Mine(Format):
+    """It copies its row, so that nobody can tell what it reads."""
+
+    def read(self, row):
+        """The sample."""
+        row = {**row}
+        return Sample(((Message("user", row["asked"]), Message("assistant", row["output"])),))
+'''
 
 
 def rows(number, broken):
@@ -44,6 +57,23 @@ def test_a_tenth_may_be_broken_and_one_more_may_not(tmp_path, monkeypatch, proce
 def test_the_first_row_must_be_readable_however_many_others_are(tmp_path):
     with pytest.raises(DataError, match=r"rows.jsonl:1: "):
         load(tmp_path, rows(100, {1}))
+
+
+def test_a_name_in_columns_that_the_format_does_not_read_is_refused(tmp_path):
+    row = {"Instruction": "Name a bird.", "input": "", "output": "The heron."}
+    path = chats.write_rows(tmp_path / "rows.jsonl", [row] * 3)
+
+    def load(**options):
+        recipe = chats.recipe({"path": path, **options}, cache_dir=str(tmp_path / "cache"), train={"row_tokens": 512})
+        return load_rows(recipe, recipe.data.template.prepare(load_tokenizer(Model(path="builtin:tiny"))))
+
+    assert load(columns={"instruction": "Instruction", "system": ""}).ledger["train"]["rows_kept"] == 3
+    said = r"rows.jsonl:1: `columns` names 'instrution', which the format qa does not read. Did you mean 'instruction'"
+    with pytest.raises(DataError, match=said):  # else `input` would be the question, and empty
+        load(columns={"instrution": "Instruction"})
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_FORMAT)
+    assert load(columns={"asked": "Instruction"}, format=str(file)).ledger["train"]["rows_kept"] == 3
 
 
 def test_of_fewer_than_ten_rows_any_but_the_first_may_be_broken(tmp_path):

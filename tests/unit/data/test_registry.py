@@ -203,3 +203,21 @@ def test_a_name_that_is_wrong_is_said_before_a_model_is_loaded(here):
     (here / "team/sets/numbers.jsonl").unlink()
     with pytest.raises(DataError, match="there is no file ../team/sets/numbers.jsonl"):
         look_for_files(recipe(train="numbers"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"path": "a.jsonl", "columns": 5}, r"r\.json: a: `columns` must be an object of names and is 5"),
+        ({"path": "a.jsonl", "replace": ["x"]}, r"r\.json: a: `replace` must be an object of names and is \['x'\]"),
+        ({"path": "a.jsonl", "registered": "x"}, r"r\.json: a: registered: no such option"),
+        ({"file_name": "", "hf_hub_url": None}, r"r\.json: a does not say where the data is"),
+    ],
+)
+def test_an_entry_of_other_types_is_one_line(tmp_path, entry, problem):
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps({"a": entry}))
+    (one,) = (data := Data(train=({"path": f"{file}:a"},))).train
+    with pytest.raises(DataError, match=problem) as caught:
+        registry.resolved(data, (one,))
+    assert "\n" not in str(caught.value)

@@ -341,3 +341,10 @@ def test_replace_changes_texts_at_any_depth(tmp_path):
     assert [row for _, row in source.read(one)] == [
         {"instruction": "Who is Smith?", "history": [["Smith!", "yes"]], "n": 1}
     ]
+
+
+def test_replace_in_a_row_too_deep_says_which(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "a", "x": ' + "[" * 900 + "]" * 900 + "}\n")
+    assert len(read(path)) == 2
+    assert error(path, replace={"a": "b"}).startswith(f"{path}:2 has lists or objects too deep")

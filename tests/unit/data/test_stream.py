@@ -293,11 +293,12 @@ def test_the_first_block_is_said_at_the_start(streamed):
 
 def test_evaluation_has_sources_of_its_own(tmp_path, streamed):
     held = write_rows(tmp_path / "held.jsonl", CHATS[:5])
-    found = streamed(CHATS, eval=[{"path": held}])
+    found = streamed(CHATS, eval=[{"path": held, "weight": 2}])
     assert found.held_out is not None and sorted(samples(items(found.held_out))) == sorted(
         samples(items(load_rows(recipe(held, train={"num_train_epochs": 1, "row_tokens": 90}), TOKENIZER).train))
     )
     assert found.ledger["eval"]["rows_read"] == 5
+    assert any(line.startswith("held out: every sample is taken once") for line in found.lines)
 
 
 def test_another_file_or_option_is_another_stream(tmp_path, streamed, monkeypatch):
@@ -306,6 +307,10 @@ def test_another_file_or_option_is_another_stream(tmp_path, streamed, monkeypatc
     assert streamed([*CHATS[:-1], chat("question 47", "other")]).fingerprint != before
     assert streamed(CHATS, buffer_samples=8).fingerprint != before
     assert streamed(CHATS, num_processes=1).fingerprint == before
+    used = fixtures_models.tiny_tokenizer()
+    used("a text", truncation=True, max_length=2, padding="max_length")  # what a call leaves behind
+    with contextlib.closing(load_rows(said(tmp_path, CHATS, streaming=True), used)) as same_rows:
+        assert same_rows.fingerprint == before
     monkeypatch.setattr(source, "PIECES", 2)
     monkeypatch.setattr(source, "PIECE_BYTES", 64)
     in_pieces = streamed(CHATS).fingerprint
@@ -331,6 +336,15 @@ def test_a_fault_far_behind_is_raised_when_its_rows_are_needed(tmp_path, streame
 def test_a_source_without_a_usable_row_is_refused(streamed):
     with pytest.raises(DataError, match=r"rows.jsonl: no row can be trained on: 3 × empty answer"):
         streamed([chat(f"q{n}", " ") for n in range(3)])
+
+
+def test_a_source_without_a_usable_row_is_read_once_and_its_own_reasons_are_said(tmp_path, streamed):
+    good = write_rows(tmp_path / "good.jsonl", [*CHATS, {"messages": []}])
+    bad = write_rows(tmp_path / "bad.jsonl", [chat(f"q{n}", " ") for n in range(3)])
+    sources = [{"path": good}, {"path": bad, "num_samples": 10**12}]
+    for mix_ in ({}, {"mix": "all_exhausted"}):
+        with pytest.raises(DataError, match=r"bad.jsonl: no row can be trained on: 3 × empty answer$"):
+            items(streamed(sources, steps=500, **mix_).train)
 
 
 def test_rows_of_python_are_read_lazily_and_again(tmp_path, streamed):

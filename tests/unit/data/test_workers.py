@@ -1,5 +1,7 @@
 """Rendering processes: they end with their parent, whatever ends it."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,6 +9,11 @@ import sys
 import time
 
 import pytest
+
+import fixtures_chats
+from tunesmith.data.workers import Workers
+from tunesmith.errors import DataError
+from tunesmith.formats.messages import Messages
 
 SCRIPT = """
 import multiprocessing, time
@@ -31,6 +38,26 @@ def is_running(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_rows_that_cannot_go_to_another_process_are_named():
+    deep = []
+    for _ in range(900):
+        deep = [deep]
+    with contextlib.closing(Workers(fixtures_chats.renderer(), 2)) as workers:
+        rendered = workers.submit([("rows:1", fixtures_chats.chat("so?", "so") | {"x": deep})], Messages())
+        with pytest.raises(DataError, match=r"^rows:1 or a row after it has .* too deep .*data\.num_processes=1$"):
+            rendered()
+
+
+def test_a_process_that_is_ended_from_outside_is_said():
+    row = ("rows:1", fixtures_chats.chat("so?", "so"))
+    with contextlib.closing(Workers(fixtures_chats.renderer(), 2)) as workers:
+        workers.submit([row], Messages())()
+        for child in multiprocessing.active_children():
+            child.kill()
+        with pytest.raises(DataError, match=r"^a process that renders rows:1 and what follows was ended from outside"):
+            workers.submit([row], Messages())()
 
 
 @pytest.mark.slow

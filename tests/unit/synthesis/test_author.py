@@ -9,7 +9,7 @@ from fixtures_authors import server
 from fixtures_models import tiny_model, tiny_tokenizer
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.generate.engine import Generator
-from tunesmith.synthesis.author import Address, Local, Reply, shown
+from tunesmith.synthesis.author import MOST_BYTES, Address, Local, Reply, shown
 from tunesmith.synthesis.options import Synthesis
 
 KEY = "k-0123456789abcdef"
@@ -56,6 +56,15 @@ def test_what_is_cut_off_or_null_is_said_so():
         assert ask(address) == Reply("", cut=False)
     with server([(200, {}, choice("a\ud800b", "stop"))]) as (address, _):
         assert ask(address) == Reply("a?b", cut=False)
+
+
+def test_an_answer_without_end_or_bottom_is_refused():
+    endless = json.dumps({"choices": [{"message": {"content": "x" * MOST_BYTES}}]})
+    with server([(200, {}, endless), (200, {}, "[" * 100_000)]) as (address, _):
+        with pytest.raises(ModelError, match="answers with more than 4,194,304 bytes"):
+            ask(address)
+        with pytest.raises(ModelError, match=r"does not answer as OpenAI's does: \[\[\["):
+            ask(address)
 
 
 def test_a_busy_server_is_asked_again_after_longer_waits():

@@ -1,6 +1,10 @@
 """A whole synthesis: what it writes, that all is accounted for, and that a killed one ends as an uninterrupted one."""
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +110,26 @@ def test_a_torn_last_line_is_asked_again(done, tmp_path, name):
     assert written(out) == written(done[0]) and len(author.prompts) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (make.SETTINGS, "{", "settings.json is missing or damaged .*: .*out cannot go on. Choose another$"),
+        (make.SETTINGS, "{}", "settings.json is missing or damaged"),
+        (make.INSTRUCTIONS, "5\n", "instructions.jsonl:1 is no object with 'tasks': take the line and those below out"),
+        (make.KINDS, '{"a": 1}\n', "kinds.jsonl:1 is no object with 'instruction'"),
+        (make.INSTANCES, "[" * 100_000 + "\n", "instances.jsonl:1 is not valid JSON .*recursion"),
+    ],
+)
+def test_a_damaged_file_is_named(done, tmp_path, name, content, said):
+    out = copied(done[0], tmp_path)
+    (out / name).write_text(content)
+    with pytest.raises(RunError, match=said):
+        make.synthesize(done[3], out, options(), print, Script())
+    (out / make.SETTINGS).unlink()
+    with pytest.raises(RunError, match="settings.json is missing or damaged"):
+        make.synthesize(done[3], out, options(), print, Script())
+
+
 def test_a_finished_one_asks_nothing(done, tmp_path):
     author = Script(dies_at=0)
     assert make.synthesize(done[3], copied(done[0], tmp_path), options(), print, author) == done[4]
@@ -188,7 +212,7 @@ def test_a_model_without_ideas_is_given_up_and_what_it_has_is_used(done, tmp_pat
 
 def test_a_line_that_is_no_json_is_named(done, tmp_path):
     out = copied(done[0], tmp_path)
-    (out / make.KINDS).write_text("{}\nhello\n")
+    (out / make.KINDS).write_text('{"instruction": "a"}\nhello\n')
     with pytest.raises(RunError, match=r"kinds\.jsonl:2 is not valid JSON"):
         make.synthesize(done[3], out, options(), print, Script())
 
@@ -198,6 +222,40 @@ def test_a_folder_in_which_nothing_is_written_yet_may_begin_otherwise(done, tmp_
         make.synthesize(done[3], tmp_path / "out", options(temperature=0.9), print, Script(dies_at=0))
     assert make.synthesize(done[3], tmp_path / "out", options(), print, Script()) == done[4]
     assert written(tmp_path / "out") == written(done[0])
+
+
+def test_one_run_at_a_time_writes_in_a_folder(done, tmp_path):
+    out, living = copied(done[0], tmp_path), f"{os.getppid()} {platform.node()}"
+    for content, holder in ((living, living.replace(" ", " on ")), ("7 elsewhere", "7 on elsewhere"), ("", "unknown")):
+        (out / make.LOCK).write_text(content)
+        with pytest.raises(RunError, match=f"another synthesis writes there .process {holder}.*remove .*lock$"):
+            make.synthesize(done[3], out, options(), print, Script(dies_at=0))
+        assert (out / make.LOCK).read_text() == content
+    (out / make.LOCK).unlink()
+
+    twelve = options()
+
+    class Slow(Script):
+        def write(self, prompt, **options):
+            if not self.prompts:
+                assert (tmp_path / "new" / make.LOCK).read_text() == f"{os.getpid()} {platform.node()}"
+                (tmp_path / "new" / make.LOCK).write_text(living)  # as another process sees it
+                with pytest.raises(RunError, match=f"another synthesis writes there .process {os.getppid()} "):
+                    make.synthesize(done[3], tmp_path / "new", twelve, print, Script(dies_at=0))
+            return super().write(prompt, **options)
+
+    assert make.synthesize(done[3], tmp_path / "new", options(), print, Slow()) == done[4]
+    assert not (tmp_path / "new" / make.LOCK).exists()
+
+
+def test_the_lock_of_a_dead_run_is_taken_over(done, tmp_path):
+    out = copied(done[0], tmp_path)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    for dead in (process.pid, os.getpid()):  # a machine that began anew may number its processes alike
+        (out / make.LOCK).write_text(f"{dead} {platform.node()}")
+        assert make.synthesize(done[3], out, options(), print, Script(dies_at=0)) == done[4]
+        assert not (out / make.LOCK).exists()
 
 
 # seed tasks

@@ -136,7 +136,9 @@ CALLED = [TALK["messages"][0], {"role": "assistant", "content": "", "tool_calls"
     ],
 )
 def test_a_template_that_leaves_something_out_is_refused(row, template, lost):
-    assert f"the conversation has {lost}, and the chat template does not write it" in refusal(row, template)
+    said = refusal(row, template)
+    assert f"the conversation has {lost}, and the chat template does not write it" in said
+    assert "data.template=NAME" in said
     assert write(row).spans  # a template that writes everything
 
 
