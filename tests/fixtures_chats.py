@@ -18,6 +18,15 @@ WORDS = (
 TOOL = {"type": "function", "function": {"name": "warmth", "parameters": {"type": "object"}}}
 
 
+THINKING = """\
+{%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}
+{%- set parts = message.content.split('</think>') %}
+{%- set earlier = message.role == 'assistant' and not loop.last %}
+{{- parts[-1].strip() if earlier else message.content }}
+{{- '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""  # as Qwen3 drops earlier thoughts
+
+
 def words(random, least=1, most=8):
     """A text that says something, often with blanks around it."""
     chosen = [WORDS[i] for i in random.integers(0, len(WORDS), random.integers(least, most + 1))]

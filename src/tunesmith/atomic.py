@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from tunesmith.errors import TunesmithError
 
@@ -22,10 +23,17 @@ OS_ERROR = re.compile(r"\(os error (\d+)\)$")  # how libraries written in Rust e
 
 def write(path: Path, content: bytes) -> None:
     """Write a file, in place of one that may be there."""
+    with written(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, that takes the place of one that may be there when the block ends well."""
     work = partial(path)
     try:
         with work.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         work.replace(path)

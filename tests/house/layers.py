@@ -10,7 +10,7 @@ from pathlib import Path
 from house.tree import PACKAGE, Module, modules, statements
 
 LAYERS = (
-    {"", "errors", "types", "atomic"},
+    {"", "errors", "types", "atomic", "drawing"},
     {"component"},
     {"seams"},
     {"explain", "recipe", "recipe_text", "schema", "defaults", "passthrough"},

@@ -1,11 +1,11 @@
 """Packed rows as a dataset, and rows joined to a micro-batch."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from tunesmith.data import mix
 from tunesmith.data.pack import Plan, offsets_of, plan_documents, plan_epoch
 from tunesmith.data.store import Store
 from tunesmith.errors import RecipeError
@@ -101,17 +101,16 @@ def join(rows: list[PackedRow]) -> dict[str, "torch.Tensor | int"]:
     return {name: torch.from_numpy(values) for name, values in flat.items()} | {"longest": int(lengths.max())}
 
 
-def training_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> PackedRows:
-    """The rows of the whole run, from the samples that are trained on: `max_steps` or the epochs.
+def training_rows(recipe: Recipe, store: Store, orders: Iterator[np.ndarray]) -> PackedRows:
+    """The rows of the whole run, from the epochs' samples in order (see `mix.epochs`): `max_steps` or the epochs.
 
     Raises:
-        RecipeError: as `mix.epochs` and `pack`.
+        RecipeError: as `pack`.
     """
     train = recipe.train
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
     wanted = train.max_steps * per_step if train.max_steps is not None else None
     lengths = store.lengths()
-    orders = mix.epochs(recipe.data, mix.parts(recipe.data.train[: len(store.sources)], store, samples), lengths)
     plans: list[Plan] = []
     rows = 0
     while rows < wanted if wanted is not None else len(plans) < train.num_train_epochs:

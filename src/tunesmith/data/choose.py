@@ -97,11 +97,10 @@ def leave_out(store: Store, ledger: Ledger, kept: np.ndarray, out: np.ndarray, r
     parts = np.flatnonzero(out)
     of_gone = np.isin(store.row[parts], gone)
     _, first = np.unique(store.row[parts[of_gone]], return_index=True)
+    for number in parts[of_gone][first[:FIRST_PLACES]]:
+        note(ledger.dropped, reason, store.place(int(number)), number=0)
     if len(gone):
-        entry = ledger.dropped.setdefault(reason, {"count": 0, "first": []})
-        entry["count"] += len(gone)
-        places = [store.place(int(number)) for number in parts[of_gone][first[:FIRST_PLACES]]]
-        entry["first"] = [*entry["first"], *places][:FIRST_PLACES]
+        ledger.dropped[reason]["count"] += len(gone)
     ledger.rows_kept -= len(gone)
     ledger.parts_dropped += int((~of_gone).sum())
     lost = int(store.tokens()[out].sum())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data import files
-from tunesmith.data.remote import HUBS
+from tunesmith.data.remote import HUBS, LONGEST_REASON
 from tunesmith.errors import DataError, MissingExtra
 from tunesmith.recipe import Source
 
@@ -21,7 +21,6 @@ ADDRESS = re.compile(
     rf"(?P<hub>{'|'.join(HUBS)})://(?:datasets/)?(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^/]+))?(?:/(?P<inner>.+))?",
     re.ASCII,
 )
-LONGEST_REASON = 300  # characters of another library's message
 REACH_SECONDS = 10  # for the first answer of the hub; later requests wait as its library likes
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,9 +62,11 @@ def load_rows(
         store = prepare_rows(recipe, rows, tokenizer)
     other = prepare(recipe, data.eval, tokenizer) if isinstance(data.eval, tuple) else None
     chosen = choose(recipe, store, other)
-    train = training_rows(recipe, store, chosen.trained)
     own = mix.parts(data.train[: len(store.sources)], store, chosen.trained)
-    epoch = mix.account(own, store, next(mix.epochs(data, own, store.lengths())))
+    orders = mix.epochs(data, own, store.lengths())
+    first = next(orders)
+    epoch = mix.account(own, store, first)
+    train = training_rows(recipe, store, chain([first], orders))
     ledger: dict[str, Any] = {"train": chosen.ledger.as_dict() | _packing(recipe, train)}
     ledger["train"] |= {"samples_trained": len(chosen.trained), "epoch": epoch}
     ledger["train"]["length_percentiles"] = longest = lengths.percentiles(store.lengths()[chosen.trained])

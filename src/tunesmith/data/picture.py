@@ -1,22 +1,22 @@
 """data.png: how long the samples are, and what each source has of them."""
 
-import io
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tunesmith import drawing
 from tunesmith.data.lengths import in_order, readable
+from tunesmith.drawing import DOTS_PER_INCH, GREY, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DOTS_PER_INCH = 200  # as the loss picture: sharp on a dense screen
 WIDTH, HEIGHT = 9.0, 4.6  # inches
-INK, GREY, RULE = "#1f2933", "#7b8794", "#e4e7eb"
 BAR = "#2563eb"
 SHADES = ("#2563eb", "#f59e0b", "#0f9d76", "#c026d3", "#dc2626", "#0891b2", "#84cc16")
 OTHERS = "#9aa5b1"
 LONGEST_NAME = 38  # characters
+LABEL_SIZE = 9  # points
 FEWEST_BARS = 9  # that the axis has room for, so that few are no walls
 ROOM = 0.06  # the least share whose percentage stands in its bar
 
@@ -36,11 +36,9 @@ def data_picture(account: Mapping[str, Any]) -> bytes:
     else:
         above = figure.subplots()
     _draw_lengths(above, account)
-    content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
-        figure.savefig(content, format="png", metadata={"Software": None})  # the same data draw the same file
-    return content.getvalue()
+        return drawing.png(figure)
 
 
 def _draw_lengths(axes: "Axes", account: Mapping[str, Any]) -> None:
@@ -60,7 +58,7 @@ def _draw_lengths(axes: "Axes", account: Mapping[str, Any]) -> None:
     title = f"{account['samples']:,} samples by their length in tokens"
     axes.set_title(title, loc="left", color=INK, fontsize=12, pad=12)
     axes.set_title(_percentiles(account), loc="right", color=GREY, fontsize=9, pad=12)
-    _tidy(axes)
+    drawing.tidy(axes, LABEL_SIZE)
     axes.set_yticks([])
 
 
@@ -96,7 +94,7 @@ def _draw_shares(axes: "Axes", account: Mapping[str, Any]) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_title("What each source brings", loc="left", color=INK, fontsize=12, pad=8)
-    _tidy(axes)
+    drawing.tidy(axes, LABEL_SIZE)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     _name_sources(axes, [*map(_short, shown), *([f"{len(rest)} others"] if rest else [])])
@@ -117,9 +115,3 @@ def _short(name: str) -> str:
     """A source's name, its end where it is too long; no sign of it starts a formula."""
     short = name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
     return short.replace("$", r"\$")
-
-
-def _tidy(axes: "Axes") -> None:
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(RULE)
-    axes.tick_params(colors=GREY, labelsize=9, length=0)

@@ -156,7 +156,7 @@ def processes_for(recipe: Recipe, one: Source) -> int:
     """How many processes render a source: as the recipe says, or by the size of its files."""
     if recipe.data.num_processes is not None:
         return recipe.data.num_processes
-    size = sum(path.stat().st_size for path in source.local_files(one))
+    size = sum(path.stat().st_size for path in source.files_here(one))
     return max(1, min(_processors(), size // PROCESS_BYTES))
 
 
@@ -194,7 +194,7 @@ def _rendered_chunks(
 
 def _states(sources: Iterable[Source]) -> dict[Path, tuple[int, ...]]:
     """What tells that a file of the sources is another one, or was written to."""
-    found = {path: path.stat() for one in sources for path in source.local_files(one)}
+    found = {path: path.stat() for one in sources for path in source.files_here(one)}
     return {path: (one.st_size, one.st_mtime_ns, one.st_dev, one.st_ino) for path, one in found.items()}
 
 

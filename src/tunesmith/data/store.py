@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -116,17 +117,16 @@ class Store:
 
     def lengths(self) -> np.ndarray:
         """The tokens that each sample takes in a row, all branches together and what they share once: [M]."""
+        return self._lengths
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
         shared = np.concatenate([[0], np.cumsum(self.shared)])
         return np.diff((self.token_offsets - shared)[self.branch_offsets])
 
     def tokens(self) -> np.ndarray:
         """The tokens of each sample, all branches together and also what they share: [M]."""
         return np.diff(self.token_offsets[self.branch_offsets])
-
-    @property
-    def shares(self) -> bool:
-        """Whether sequences go on from the beginning of others."""
-        return bool(self.shared.any())
 
     def all_ids(self, sample: int) -> np.ndarray:
         """The token ids of a sample, its branches one after the other: [T]."""

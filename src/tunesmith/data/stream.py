@@ -173,7 +173,7 @@ def _notes(one: Opened, from_files: bool) -> Iterator[str]:
     """What was chosen for the user, and what does not stream."""
     yield from registry.notes((one.source,))
     yield from format_notes(one.name, one.source, one.format)
-    for path in source.local_files(one.source) if from_files else ():
+    for path in source.files_here(one.source) if from_files else ():
         size = path.stat().st_size
         if size > LARGE_BYTES and path.suffix == ".json" and _begins(path) == b"[":
             yield f"{path} is one JSON array, of which {size / 1e6:,.0f} MB of text are held whole: JSON lines are not"

@@ -14,7 +14,6 @@ from tunesmith.errors import DataError
 
 MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
-BUFFER_BYTES = 2**17
 
 
 def without_suffix(name: str) -> str:
@@ -48,7 +47,7 @@ def _decompressed(raw: Any, kind: str) -> Any:
         return gzip.open(raw)
     import pyarrow
 
-    return io.BufferedReader(pyarrow.CompressedInputStream(raw, kind), BUFFER_BYTES)
+    return io.BufferedReader(pyarrow.CompressedInputStream(raw, kind), remote.BUFFER_BYTES)
 
 
 @contextmanager

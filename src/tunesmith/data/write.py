@@ -8,7 +8,6 @@ import csv
 import gzip
 import io
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -51,18 +50,9 @@ def write(path: Path, rows: Iterable[Row], replace: bool = False) -> None:
         raise DataError(f"{path} exists. Name another file, or say --force to write in its place")
     if not path.parent.is_dir():
         raise DataError(f"{path}: there is no folder {path.parent}")
-    work = atomic.partial(path)
-    try:
-        with atomic.room(path.parent, DataError, "Make room, or name another file"):
-            with work.open("wb") as raw:
-                with _compressed(raw, path) as file:
-                    KINDS[kind](rows, file)
-                raw.flush()
-                os.fsync(raw.fileno())
-            work.replace(path)
-            atomic.flush(path.parent)
-    finally:
-        work.unlink(missing_ok=True)
+    with atomic.room(path.parent, DataError, "Make room, or name another file"), atomic.written(path) as raw:
+        with _compressed(raw, path) as file:
+            KINDS[kind](rows, file)
 
 
 @contextmanager

@@ -78,24 +78,15 @@ class _Trial:
     def goes_on(self, scorer: Scorer) -> bool:
         """Whether the last sequence scores as behind the first tokens of the first one when it shares them."""
         own = slice(-LENGTHS[-1], None)
-        whole = torch.cat([self.batch.input_ids[:, :SHARED], self.batch.input_ids[:, own]], dim=1)
-        asked = torch.zeros_like(whole, dtype=torch.float32)
-        asked[0, SHARED:-1] = 1
         positions = self.batch.position_ids.clone()
         positions[:, own] += SHARED
         prefix = torch.tensor([[0, 0]] * (len(LENGTHS) - 1) + [[0, SHARED]])
-        shared = scorer(self.model, replace(self.batch, position_ids=positions, prefix=prefix)).logps[0, own]
-        one = Batch(
-            input_ids=whole,
-            position_ids=torch.arange(whole.shape[1], device=whole.device)[None],
-            target=whole.roll(-1, 1),
-            weight=asked,
-            seq=torch.zeros_like(whole),
-            label=self.batch.label[:1],
-            offsets=torch.tensor([0, whole.shape[1]], dtype=torch.int32, device=whole.device),
-            longest=whole.shape[1],
-        )
-        expected = scorer(self.model, one).logps[0, SHARED:]
+        whole = _batch(torch.cat([self.batch.input_ids[:, :SHARED], self.batch.input_ids[:, own]], dim=1))
+        try:
+            shared = scorer(self.model, replace(self.batch, position_ids=positions, prefix=prefix)).logps[0, own]
+            expected = scorer(self.model, whole).logps[0, SHARED:]
+        except FAILURES:
+            return False
         return bool((shared - expected).abs().max() <= self.tolerance)
 
     def masks(self) -> str | None:
@@ -175,18 +166,25 @@ def _probe_batch(model: Any) -> Batch:
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (1, sum(LENGTHS)), generator=generator)
-    weight = torch.ones(1, sum(LENGTHS))
-    ends = torch.tensor(LENGTHS).cumsum(0) - 1
+    return _batch(ids.to(device), LENGTHS)
+
+
+def _batch(ids: torch.Tensor, lengths: tuple[int, ...] | None = None) -> Batch:
+    """Sequences of these lengths, or one, of which every token is asked that follows another."""
+    lengths = lengths or (ids.shape[1],)
+    ends = torch.tensor(lengths).cumsum(0) - 1
+    weight = torch.ones(ids.shape)
     weight[0, ends] = 0
+    device = ids.device
     return Batch(
-        input_ids=ids.to(device),
-        position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None].to(device),
-        target=ids.roll(-1, 1).to(device),
+        input_ids=ids,
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
+        target=ids.roll(-1, 1),
         weight=weight.to(device),
-        seq=torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))[None].to(device),
-        label=torch.full((len(LENGTHS),), torch.nan, device=device),
+        seq=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None].to(device),
+        label=torch.full((len(lengths),), torch.nan, device=device),
         offsets=torch.tensor([0, *(ends + 1)], dtype=torch.int32, device=device),
-        longest=max(LENGTHS),
+        longest=max(lengths),
     )
 
 

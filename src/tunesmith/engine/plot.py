@@ -1,20 +1,18 @@
 """loss.png: the course of the loss, of the held-out loss and of the learning rate."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import atomic
+from tunesmith import atomic, drawing
+from tunesmith.drawing import DOTS_PER_INCH, GREY, INK, RULE
 from tunesmith.engine.metrics import Smooth, three_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INCHES = (9.0, 5.0)
-DOTS_PER_INCH = 200  # sharp on a dense screen; letters are sized for a width of 900
-INK, GREY, RULE = "#1f2933", "#7b8794", "#e4e7eb"
 LOSS, HELD_OUT, RATE = "#2563eb", "#d9480f", "#9aa5b1"
 SHARE_SMOOTHED = 0.04  # of all points: the span of the smoothed line
 
@@ -29,9 +27,7 @@ def loss_picture(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     _draw_loss(axes, lines)
     _draw_held_out(axes, lines)
     _tidy(axes)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})  # the same run draws the same file
-    atomic.write(path, content.getvalue())
+    atomic.write(path, drawing.png(figure))
 
 
 def _points(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -98,8 +94,6 @@ def _tidy(axes: "Axes") -> None:
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.grid(axis="y", color=RULE, linewidth=0.8)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(RULE)
-    axes.tick_params(colors=GREY, labelsize=10, length=0)
+    drawing.tidy(axes, size=10)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper right", frameon=False, fontsize=10, labelcolor=INK)

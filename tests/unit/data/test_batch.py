@@ -6,6 +6,7 @@ import torch
 
 import fixtures_models
 from fixtures_chats import recipe, write_rows
+from tunesmith.data import mix
 from tunesmith.data.batch import evaluation_rows, hold_out, join, training_rows
 from tunesmith.data.prepare import prepare
 from tunesmith.data.render import Rendered
@@ -36,7 +37,12 @@ def lengths_store(folder, lengths):
 def rows_of(store, samples=None, objective="sft", row_tokens=20, **options):
     data = {key: options.pop(key) for key in ("shuffle", "window_samples", "seed") if key in options}
     said = recipe(objective=objective, train={"row_tokens": row_tokens, **options}, **data)
-    return training_rows(said, store, np.arange(len(store)) if samples is None else samples)
+    return packed(said, store, np.arange(len(store)) if samples is None else samples)
+
+
+def packed(said, store, samples):
+    own = mix.parts(said.data.train, store, samples)
+    return training_rows(said, store, mix.epochs(said.data, own, store.lengths()))
 
 
 def samples_of(rows):
@@ -118,7 +124,7 @@ def test_pretraining_loses_no_token(tmp_path, bos):
     assert len(store) == len(texts) and store.ledger.longest_tokens > 10  # the limit is for answers
     wanted = [[1] * bos + tokenizer.encode(text, add_special_tokens=False) + [2] for text in texts]
     assert tokenizer.convert_ids_to_tokens([1, 2]) == ["<|im_start|>", "<|im_end|>"]
-    rows = training_rows(said, store, np.arange(len(store)))
+    rows = packed(said, store, np.arange(len(store)))
     assert [len(row["input_ids"]) for row in rows][:-1] == [64] * (len(rows) - 1)
     laid = np.concatenate([row["input_ids"] for row in rows]).tolist()
     assert len(laid) == sum(map(len, wanted))

@@ -15,7 +15,6 @@ from tunesmith.data.ledger import Ledger
 from tunesmith.data.preview import branches
 from tunesmith.engine import kernels
 from tunesmith.types import Batch, Tokens
-from unit.templates.test_per_turn import THINKING
 
 ROW = chats.chat(
     "One?", "<think>a a a</think>First.", "Two?", "<think>b</think>Second.", "Three?", "Third.", system="Be brief."
@@ -27,7 +26,7 @@ def tokens(ids, learned):
 
 
 def rendered(**data):
-    return chats.render([ROW], tokenizer=tiny_tokenizer(THINKING), template="per_turn", **data)
+    return chats.render([ROW], tokenizer=tiny_tokenizer(chats.THINKING), template="per_turn", **data)
 
 
 def batch_of(found):

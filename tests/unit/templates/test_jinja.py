@@ -9,14 +9,6 @@ from tunesmith.formats.messages import Messages
 from tunesmith.templates.jinja import Jinja
 from tunesmith.types import Message
 
-THINKING = """\
-{%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}
-{%- set parts = message.content.split('</think>') %}
-{%- set earlier = message.role == 'assistant' and not loop.last %}
-{{- parts[-1].strip() if earlier else message.content }}
-{{- '<|im_end|>\n' }}{% endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""  # as Qwen3 drops earlier thoughts
-
 ROLES = """\
 {%- for message in messages %}{% if message.role in roles %}<|im_start|>{{ message.role + '\n' }}
 {{- message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}
@@ -72,11 +64,13 @@ def test_reasoning_and_calls_are_part_of_the_answer():
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_turn():
     row = chats.chat("One?", "<think>1</think>First.", "Two?", "<think>2</think>Second.")
-    assert refusal(row, THINKING).startswith("turn 2 of 4 is written differently")
-    assert "data.template=per_turn" in refusal(row, THINKING)
-    assert trained(write(with_turn(row, 2, train=False), THINKING)) == [("<think>2</think>Second.<|im_end|>", 1.0)]
+    assert refusal(row, chats.THINKING).startswith("turn 2 of 4 is written differently")
+    assert "data.template=per_turn" in refusal(row, chats.THINKING)
+    assert trained(write(with_turn(row, 2, train=False), chats.THINKING)) == [
+        ("<think>2</think>Second.<|im_end|>", 1.0)
+    ]
     alone = chats.chat("Two?", "<think>2</think>Second.")
-    assert trained(write(alone, THINKING)) == [("<think>2</think>Second.<|im_end|>", 1.0)]
+    assert trained(write(alone, chats.THINKING)) == [("<think>2</think>Second.<|im_end|>", 1.0)]
 
 
 @pytest.mark.parametrize("answer", ["Because.", "I end with <|im_end|>", "<|im_end|>"])

@@ -9,14 +9,6 @@ from tunesmith.errors import RecipeError, TemplateError
 from tunesmith.templates.per_turn import PerTurn
 from tunesmith.types import Message
 
-THINKING = """\
-{%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}
-{%- set parts = message.content.split('</think>') %}
-{%- set earlier = message.role == 'assistant' and not loop.last %}
-{{- parts[-1].strip() if earlier else message.content }}
-{{- '<|im_end|>\n' }}{% endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""  # as Qwen3 drops earlier thoughts
-
 ENDING = """\
 {%- for message in messages %}{{ '<|' + message.role + '|>\n' + message.content + '<|end|>\n' }}{% endfor %}
 {{- '<|assistant|>\n' if add_generation_prompt else eos_token }}"""  # as Phi-3 ends the whole conversation
@@ -24,7 +16,7 @@ ENDING = """\
 ROW = chats.chat("One?", "<think>1</think>First.", "Two?", "<think>2</think>Second.", system="Be brief.")
 
 
-def render(row, template=THINKING, shared_prefix=False, **data):
+def render(row, template=chats.THINKING, shared_prefix=False, **data):
     tokenizer = fixtures_models.tiny_tokenizer(template)
     data |= {"template": "per_turn", "shared_prefix": shared_prefix}
     return chats.render([row], tokenizer=tokenizer, **data), tokenizer
@@ -96,7 +88,7 @@ def test_policies_hold_in_each_part():
 
 
 def test_a_template_that_begins_answers_in_another_way_than_it_asks_is_refused():
-    asking = THINKING.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
+    asking = chats.THINKING.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
     with pytest.raises(TemplateError, match="turn 2 of 2 does not begin with what chat sends before an answer"):
         render(chats.chat("One?", "First."), asking)
     assert render(chats.chat("One?", "<think>1</think>First."), asking)[0][0].dropped is None
