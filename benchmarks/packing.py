@@ -38,6 +38,7 @@ def main() -> None:
 
 def measured(model: str, data: str, row_tokens: int, cache: Path) -> tuple[int | float, ...]:
     """One line of the table: one epoch packed into rows of so many tokens."""
+    from tunesmith.data import mix
     from tunesmith.data.batch import training_rows
     from tunesmith.data.prepare import prepare
     from tunesmith.engine.model import load_tokenizer
@@ -51,7 +52,8 @@ def measured(model: str, data: str, row_tokens: int, cache: Path) -> tuple[int |
     tokenizer = recipe.data.template.prepare(load_tokenizer(recipe.model))
     store = prepare(recipe, recipe.data.train, tokenizer)
     start = time.perf_counter()
-    rows = training_rows(recipe, store, np.arange(len(store)))
+    own = mix.parts(recipe.data.train, store, np.arange(len(store)))
+    rows = training_rows(recipe, store, mix.epochs(recipe.data, own, store.lengths()))
     assert rows[len(rows) - 1], "an epoch may be planned when its rows are asked for"
     seconds = time.perf_counter() - start
     lengths = store.lengths()
