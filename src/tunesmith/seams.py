@@ -101,10 +101,19 @@ class Objective(Component):
     branches: ClassVar[tuple[str, ...]] = ("answer",)  # what a sample's branches are to this objective
     labels: ClassVar[bool] = False  # learns from the label of a sample; others refuse rows that have one
     documents: ClassVar[bool] = False  # trains on every token, and may split a long sample over rows
+    likelihood: ClassVar[bool] = False  # `loss` is -sum(weight * logps): its gradient is known before the scores are
+    needs: ClassVar[tuple[str, ...]] = ()  # what `loss` reads of the scores besides logps: "entropy"
 
     @abstractmethod
     def count(self, batch: Batch) -> "torch.Tensor":
         """The number of units (tokens, pairs) that `loss` sums over: a scalar."""
+
+    def is_likelihood(self) -> bool:
+        """Whether `likelihood` was said of this very loss, and not of one that it replaces."""
+        says, sums = (
+            next(kind for kind in type(self).__mro__ if name in vars(kind)) for name in ("likelihood", "loss")
+        )
+        return self.likelihood and says is sums
 
     @abstractmethod
     def loss(self, scores: Scores, batch: Batch) -> LossSum:

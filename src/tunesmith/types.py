@@ -116,11 +116,13 @@ class Batch:
 class Scores:
     """What the model says of a batch.
 
-    `logps[t]` is the log-probability of `target[t]`, float32, and 0 where nothing is asked. `extra` holds the model's
-    own auxiliary sums (a router's balance loss), by name.
+    `logps[t]` is the log-probability of `target[t]`, float32, and 0 where nothing is asked. `entropy[t]` is that of the
+    words that could stand there, where an objective asks for it (`Objective.needs`). `extra` holds the model's own
+    auxiliary sums (a router's balance loss), by name.
     """
 
     logps: "torch.Tensor"  # [1, T] float32
+    entropy: "torch.Tensor | None" = None  # [1, T] float32
     extra: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
 
 

@@ -39,8 +39,8 @@ def test_autocast_takes_queries_keys_and_values_of_different_dtypes(monkeypatch)
     query, key, value = (torch.randn(1, 4, sum(lengths), 8, generator=generator) for _ in range(3))
     expected = reference(query, key, value, lengths, 0.3, None)
     given = []
-    by_sequence = attention._by_sequence
-    monkeypatch.setattr(attention, "_by_sequence", lambda *a: (given.extend(a[:3]), by_sequence(*a))[1])
+    grouped = attention.attention
+    monkeypatch.setattr(attention, "attention", lambda *a: (given.extend(a[:3]), grouped(*a))[1])
     with torch.autocast("cpu", torch.bfloat16):
         found, _ = attention.packed_attention(
             torch.nn.Module(), query, key, value.bfloat16(), None, scaling=0.3, packed=layout(lengths)

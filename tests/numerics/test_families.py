@@ -28,6 +28,7 @@ PACKED = {
     "qwen2_moe": EXPERTS,
     "qwen3": MIXED | {"use_sliding_window": True},
     "qwen3_moe": EXPERTS,
+    "gemma2": MIXED | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.5},
     "gemma3_text": MIXED | {"query_pre_attn_scalar": 8},
     "cohere2": MIXED,
     "starcoder2": WINDOW,
@@ -35,7 +36,6 @@ PACKED = {
 NOT_PACKED = {  # and a part of the note that says why
     "phimoe": (EXPERTS | WINDOW, "its attention is not told of"),
     "llama4_text": (EXPERTS | {"attention_chunk_size": 6, "intermediate_size_mlp": 64}, "its attention is not told of"),
-    "gemma2": (WINDOW, "runs eager attention"),
     "nemotron": ({}, "does not tell its attention where sequences lie"),
 }
 

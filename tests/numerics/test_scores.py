@@ -1,15 +1,16 @@
 """Log-probabilities without logits equal log_softmax of the whole model, values and gradients."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from fixtures_models import ARCHITECTURES, tiny_lora, tiny_model, tiny_tokenizer
 from numerics.packed import alone, gradients, packed_batch
-from tunesmith.engine import kernels, scores
-from tunesmith.engine.scores import LogProbabilities, Scorer, Shaping
+from tunesmith.engine import head, kernels
+from tunesmith.engine.head import Shaping
+from tunesmith.engine.scores import Scorer
 
 LENGTHS = (7, 1, 12, 4)
 MORE = {"granite": {"logits_scaling": 3.0}, "cohere": {"logit_scale": 0.25, "use_qk_norm": False}}
@@ -37,7 +38,7 @@ def test_equal_to_log_softmax(arch):
     batch = packed_batch(LENGTHS, model.config.vocab_size)
     chosen = kernels.choose(model)
     assert chosen.scorer.fused, chosen.notes
-    assert chosen.scorer.packed == (arch != "gemma2"), chosen.notes  # Gemma 2 caps its attention scores
+    assert chosen.scorer.packed, chosen.notes
     compare(model, batch, chosen.scorer)
 
 
@@ -46,8 +47,8 @@ def test_bfloat16_autocast_scores_float32_weights(monkeypatch):
     batch = packed_batch(LENGTHS, model.config.vocab_size)
     expected = alone(model, batch)
     heads = []
-    logits = scores._logits
-    monkeypatch.setattr(scores, "_logits", lambda *a: (heads.append(a[:2]), logits(*a))[1])
+    logits = head._Head.logits
+    monkeypatch.setattr(head._Head, "logits", lambda *a: (heads.append((*a[1], *a[0].weights)), logits(*a))[1])
     with torch.autocast("cpu", torch.bfloat16):
         chosen = kernels.choose(model)
         found = chosen.scorer(model, batch).logps
@@ -88,12 +89,12 @@ def test_float16_weights_are_scored_on_a_cpu():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("chunk_tokens", [1, 5, 1000])
-def test_chunks_and_tied_heads_change_nothing(tied, chunk_tokens):
+@pytest.mark.parametrize("tokens", [1, 5, 1000])
+def test_blocks_and_tied_heads_change_nothing(tied, tokens):
     model = tiny_model(tied=tied)
     kernels.choose(model)
-    base = Scorer.of(model)
-    scorer = Scorer(base.head, base.shaping, fused=True, selects=True, packed=True, chunk_tokens=chunk_tokens)
+    scorer = Scorer.of(model)
+    scorer = replace(scorer, means=replace(scorer.means, tokens=tokens, logits=tokens * 37))
     compare(model, packed_batch(LENGTHS, model.config.vocab_size), scorer)
 
 
@@ -103,51 +104,28 @@ def test_the_unfused_head_gives_the_same():
     compare(model, packed_batch(LENGTHS, model.config.vocab_size), Scorer.of(model, fused=False))
 
 
-def test_an_adapted_head_falls_back_and_says_so():
-    model = tiny_lora(tiny_model(tied=False), target_modules=["q_proj", "lm_head"])
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")  # peft, of merging
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapted_head_is_fused(tied):
+    model = tiny_lora(tiny_model(tied=tied), target_modules=["q_proj", "lm_head"])
+    chosen = kernels.choose(model)
+    assert chosen.scorer.fused and not chosen.notes
+    compare(model, packed_batch(LENGTHS, model.get_base_model().config.vocab_size), chosen.scorer)
+
+
+def test_a_head_that_is_saved_whole_is_fused():
+    model = tiny_lora(tiny_model(tied=False), modules_to_save=["lm_head"])
+    chosen = kernels.choose(model)
+    assert chosen.scorer.fused and not chosen.notes
+    compare(model, packed_batch(LENGTHS, model.get_base_model().config.vocab_size), chosen.scorer)
+    assert any("lm_head.modules_to_save" in name for name in gradients(model))
+
+
+def test_a_head_of_another_kind_falls_back_and_says_so():
+    model = tiny_lora(tiny_model(tied=False), target_modules=["lm_head"], use_dora=True)
     chosen = kernels.choose(model)
     assert not chosen.scorer.fused
-    assert any("the head is adapted" in note for note in chosen.notes)
-
-
-@pytest.mark.parametrize("shaping", [Shaping(), Shaping(0.5), Shaping(2.0, 3.0)])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_gradients_of_hidden_weight_and_bias_in_float64(shaping, with_bias):
-    generator = torch.Generator().manual_seed(3)
-
-    def leaf(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
-
-    hidden, weight, bias = leaf(9, 4), leaf(11, 4), leaf(11) if with_bias else None
-    target = torch.randint(0, 11, (9,), generator=generator)
-    gradient = torch.randn(9, generator=generator, dtype=torch.float64)
-    inputs = [one for one in (hidden, weight, bias) if one is not None]
-
-    raw = torch.nn.functional.linear(hidden, weight, bias) * shaping.scale
-    shaped = raw if shaping.cap is None else shaping.cap * torch.tanh(raw / shaping.cap)
-    expected = shaped.log_softmax(-1).gather(-1, target[:, None])[:, 0]
-    by_hand = torch.autograd.grad(expected, inputs, gradient)
-
-    found = LogProbabilities.apply(hidden, weight, bias, target, shaping, 4)
-    ours = torch.autograd.grad(found, inputs, gradient.float())
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
-    for one, other in zip(ours, by_hand, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("trained", ["weight", "bias"])
-def test_a_head_trained_in_part_gets_that_gradient_alone(trained):
-    head = torch.nn.Linear(4, 11).requires_grad_(False)
-    part = getattr(head, trained).requires_grad_()
-    hidden, target = torch.randn(9, 4, generator=torch.Generator().manual_seed(3)), torch.arange(9)
-    expected = head(hidden).log_softmax(-1).gather(-1, target[:, None]).sum()
-    (by_hand,) = torch.autograd.grad(expected, [part])
-    with FlopCounterMode(display=False) as counter:
-        LogProbabilities.apply(hidden, head.weight, head.bias, target, Shaping(), 4).sum().backward()
-    products = 3 if trained == "weight" else 2  # logits forward and backward; a bias needs no product of its own
-    assert counter.get_total_flops() == products * 2 * 9 * 4 * 11
-    torch.testing.assert_close(part.grad, by_hand, rtol=1e-5, atol=1e-5)
-    assert [name for name, one in head.named_parameters() if one.grad is not None] == [trained]
+    assert any("the fused head is off" in note for note in chosen.notes)
 
 
 def test_a_frozen_head_costs_no_gradient_of_its_own():

@@ -14,13 +14,16 @@ Letters: T tokens of the row, S sequences, H query heads, K key and value heads,
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from tunesmith.engine.device import compute_dtype
+from tunesmith.engine.elementwise import PLAIN, Elementwise
+from tunesmith.engine.grouped_attention import Reach, Sequences, attention
 from tunesmith.types import Batch
 
 NAME = "tunesmith"
@@ -36,20 +39,23 @@ class Layout:
     offsets: torch.Tensor  # [S+1] int32
     lengths: tuple[int, ...]  # [S]
     longest: int  # keys that a sequence sees at most
-    seen: tuple[tuple[slice, ...], ...] | None = None  # [S] what each sees of the row, itself last; None: itself alone
+    seen: Sequences  # [S] what each sees of the row, itself last
+    shares: bool  # whether one sees more than itself
+    ops: Elementwise = field(default=PLAIN, repr=False)
 
     @classmethod
-    def of(cls, batch: Batch) -> "Layout":
+    def of(cls, batch: Batch, ops: Elementwise = PLAIN) -> "Layout":
         """The layout of a batch."""
-        lengths = tuple(batch.offsets.diff().tolist())
-        if batch.prefix is None:
-            return cls(batch.offsets, lengths, batch.longest)
         bounds = batch.offsets.tolist()
+        lengths = tuple(last - first for first, last in pairwise(bounds))
+        if batch.prefix is None:
+            alone = tuple((slice(first, last),) for first, last in pairwise(bounds))
+            return cls(batch.offsets, lengths, batch.longest, alone, False, ops)
         seen: list[tuple[slice, ...]] = []
         for number, (parent, tokens) in enumerate(batch.prefix.tolist()):
             own = slice(bounds[number], bounds[number + 1])
             seen.append((*(_first(seen[parent], tokens) if tokens else ()), own))
-        return cls(batch.offsets, lengths, max(map(_tokens, seen)), tuple(seen))
+        return cls(batch.offsets, lengths, max(map(_tokens, seen)), tuple(seen), True, ops)
 
 
 def _tokens(slices: tuple[slice, ...]) -> int:
@@ -74,16 +80,18 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     packed: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention in each sequence of a packed row: [1, T, H, D].
 
     Raises:
-        NotImplementedError: the layer asks for what this attention does not do (soft caps, sinks, other masks); the
-            probe at start sees it and the run falls back to transformers' own.
+        NotImplementedError: the layer asks for what this attention does not do (sinks, other masks, dropout with a soft
+            cap); the probe at start sees it and the run falls back to transformers' own.
     """
-    unknown = [name for name in ("softcap", "s_aux", "position_bias", "cache") if kwargs.get(name) is not None]
+    unknown = [name for name in ("s_aux", "position_bias", "cache") if kwargs.get(name) is not None]
+    unknown += ["dropout with a soft cap"] if softcap is not None and dropout else []
     if packed is None:
         raise NotImplementedError("a layer does not tell its attention where sequences lie")
     if unknown or attention_mask is not None or not getattr(module, "is_causal", True):
@@ -92,9 +100,12 @@ def packed_attention(
     dtype = compute_dtype(value)
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = sliding_window if sliding_window is not None and sliding_window < packed.longest else None
-    if query.is_cuda and dropout == 0.0 and dtype in (torch.bfloat16, torch.float16):
+    if dropout:
+        return _by_sequence(query, key, value, scaling, window, packed, dropout), None
+    if query.is_cuda and softcap is None and dtype in (torch.bfloat16, torch.float16):
         return _varlen(query, key, value, scaling, window, packed), None
-    return _by_sequence(query, key, value, scaling, window, packed, dropout), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attention(query, key, value, packed.seen, Reach(scale, window, softcap), packed.ops), None
 
 
 def _by_sequence(
@@ -106,7 +117,7 @@ def _by_sequence(
     packed: Layout,
     dropout: float,
 ) -> torch.Tensor:
-    """One SDPA call a sequence, grouped heads without copies of keys and values, but of shared beginnings."""
+    """One SDPA call a sequence, which knows dropout; grouped heads without copies of keys and values."""
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     keys, values = (_by_slices(states, packed) for states in (key, value))
@@ -123,8 +134,6 @@ def _by_sequence(
 
 def _by_slices(states: torch.Tensor, packed: Layout) -> Iterable[torch.Tensor]:
     """The keys or values [1, K, T, D] that each sequence sees."""
-    if packed.seen is None:
-        return states.split(packed.lengths, dim=2)
     parts = ([states[:, :, part] for part in slices] for slices in packed.seen)
     return (found[0] if len(found) == 1 else torch.cat(found, dim=2) for found in parts)
 
@@ -156,7 +165,7 @@ def _varlen(
     reach = (window - 1 if window is not None else -1, 0)
     grouped = q.shape[1] != k.shape[1]
     bounds = (packed.offsets, packed.offsets, packed.longest, packed.longest)
-    if packed.seen is not None:  # the kernel lets the last query see the last key, so queries may be fewer than keys
+    if packed.shares:  # the kernel lets the last query see the last key, so queries may be fewer than keys
         places = [torch.arange(part.start, part.stop, device=k.device) for slices in packed.seen for part in slices]
         k, v = (states.index_select(0, torch.cat(places)) for states in (k, v))
         sizes = torch.tensor([0, *map(_tokens, packed.seen)], device=k.device)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from transformers import TrainingArguments
 
 
@@ -31,3 +32,10 @@ def one_device(args: "TrainingArguments") -> None:
     its Trainer sets this same attribute for a model that is spread over GPUs (Trainer.__init__).
     """
     args._n_gpu = min(args.n_gpu, 1)
+
+
+def int8_product(x: "torch.Tensor", y: "torch.Tensor") -> "torch.Tensor":
+    """The int32 product of two int8 matrices; torch 2.10 to 2.13 have it under a private name alone."""
+    import torch
+
+    return torch._int_mm(x, y)

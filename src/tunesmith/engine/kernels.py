@@ -10,14 +10,17 @@ import torch
 from tunesmith.engine import attention
 from tunesmith.engine.compat import attention_of
 from tunesmith.engine.device import compute_dtype
+from tunesmith.engine.elementwise import COMPILED_FROM, PLAIN, Elementwise, compiled, compiler
+from tunesmith.engine.layers import Fused, fuse
 from tunesmith.engine.model import base_of
 from tunesmith.engine.scores import Scorer
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.types import Batch
 
 LENGTHS = (11, 5, 17)  # tokens of the probe's sequences
 SHARED = 7  # of the first one's, by which the last one goes on when sharing is tried
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # of log-probabilities around -10
+OTHER = {"sdpa": "eager", "eager": "sdpa"}  # the same attention, rounded in other places
 
 
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)  # of a model in a trial
@@ -32,6 +35,7 @@ class Kernels:
     notes: tuple[str, ...]
     own_attention: str  # transformers' choice for the model, right for generation
     use_cache: bool | None  # None: a config of several parts has none
+    layers: Fused  # what of the model computes in our way
 
     @contextmanager
     def generating(self, model: Any) -> Iterator[None]:
@@ -45,7 +49,8 @@ class Kernels:
             base.set_attn_implementation(packed)
 
     def restore(self, model: Any) -> None:
-        """Give a model back as it came: with its own attention, and its cache as it was set."""
+        """Give a model back as it came: with its own layers and attention, and its cache as it was set."""
+        self.layers.undo()
         base = base_of(model)
         base.set_attn_implementation(self.own_attention)
         if self.use_cache is not None:
@@ -59,21 +64,41 @@ class _Trial:
     model: Any
     batch: Batch
     reference: torch.Tensor  # [1, T]
-    tolerance: float
+    allowed: tuple[float, float]  # mean and largest difference that rounding makes
 
     @classmethod
     def of(cls, model: Any) -> "_Trial":
+        """In half precision a deep model's own two attentions differ by more than any fixed tolerance: so does ours."""
         batch = _probe_batch(model)
-        tolerance = TOLERANCE.get(compute_dtype(next(model.parameters())), 0.2)
-        return cls(model, batch, _alone(model, batch), tolerance)
+        kind = compute_dtype(next(model.parameters()))
+        reference = _alone(model, batch)
+        allowed = [TOLERANCE.get(kind, 0.2)] * 2
+        base = base_of(model)
+        own = attention_of(base)
+        if kind != torch.float32 and own in OTHER:
+            base.set_attn_implementation(OTHER[own])
+            noise = (_alone(model, batch) - reference).abs() if attention_of(base) != own else torch.zeros(1)
+            base.set_attn_implementation(own)
+            allowed = [max(pair) for pair in zip(allowed, (noise.mean().item(), noise.max().item()), strict=True)]
+        return cls(model, batch, reference, (allowed[0], allowed[1]))
 
     def scores(self, scorer: Scorer) -> str | None:
         """What is wrong with a scorer's log-probabilities of the packed sequences, if anything."""
         try:
-            difference = (scorer(self.model, self.batch).logps - self.reference).abs().max().item()
+            found = scorer(self.model, self.batch).logps
         except FAILURES as error:
             return _said(error)
-        return None if difference <= self.tolerance else f"log-probabilities differ by {difference:.2g}"
+        return None if self.agree(found, self.reference) else f"log-probabilities differ by {self.most(found):.2g}"
+
+    def agree(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether log-probabilities differ by no more than rounding."""
+        difference = (found - expected).abs()
+        mean, largest = self.allowed
+        return difference.mean().item() <= mean and difference.max().item() <= largest
+
+    def most(self, found: torch.Tensor) -> float:
+        """The largest difference from the reference."""
+        return (found - self.reference).abs().max().item()
 
     def goes_on(self, scorer: Scorer) -> bool:
         """Whether the last sequence scores as behind the first tokens of the first one when it shares them."""
@@ -87,7 +112,7 @@ class _Trial:
             expected = scorer(self.model, whole).logps[0, SHARED:]
         except FAILURES:
             return False
-        return bool((shared - expected).abs().max() <= self.tolerance)
+        return self.agree(shared, expected)
 
     def masks(self) -> str | None:
         """Which mask of the model packed attention would not follow on long sequences, if any."""
@@ -103,14 +128,16 @@ class _Trial:
 
 
 @torch.no_grad()
-def choose(model: Any) -> Kernels:
-    """Compare packed attention and the fused head with the model's own on a few random tokens, and fall back.
+def choose(model: Any, compile: bool | None = None) -> Kernels:
+    """Compare packed attention, our layers and the fused head with the model's own on a few tokens, and fall back.
 
     Each sequence alone through the model as transformers has it is the reference. The model is left with the chosen
-    attention. Under autocast, what is compared is what autocast computes.
+    attention and layers. Under autocast, what is compared is what autocast computes. `compile` says whether work
+    without a matrix product is compiled; None is where that pays and a compiler is there.
 
     Raises:
         ModelError: the model lets packed sequences see each other whatever attention it runs.
+        RecipeError: it is to be compiled and there is no compiler.
     """
     was_training = model.training
     model.eval()
@@ -118,8 +145,8 @@ def choose(model: Any) -> Kernels:
     if attention_of(base) == attention.NAME:  # left by an earlier run
         base.set_attn_implementation("sdpa")
     own = attention_of(base)
+    ops, notes = _elementwise(model, compile)
     trial = _Trial.of(model)
-    notes: list[str] = []
     problem = _try_packed(trial, own)
     packed = problem is None
     if not packed:
@@ -128,27 +155,57 @@ def choose(model: Any) -> Kernels:
         problem = trial.scores(Scorer.of(model, fused=False, packed=False))
         if problem is not None:
             raise ModelError(f"{type(base).__name__} cannot be trained on packed rows: {problem}")
-    scorer = Scorer.of(model, packed=packed)
+    layers = fuse(model, ops if ops.compiled else None)
+    problem = trial.scores(Scorer.of(model, fused=False, packed=packed, ops=ops)) if layers.before else None
+    if problem is not None:
+        layers.undo()
+        layers = Fused(())
+        notes.append(f"the model's layers run as they are ({problem})")
+    scorer = _choose_head(trial, packed, ops, notes)
+    shares = packed and trial.goes_on(scorer)
+    model.train(was_training)
+    return Kernels(scorer, shares, tuple(notes), own, getattr(base.config, "use_cache", None), layers)
+
+
+def _elementwise(model: Any, wanted: bool | None) -> tuple[Elementwise, list[str]]:
+    """How work without a matrix product is done, and what has to be said of it."""
+    weight = next(model.parameters())
+    missing = compiler(weight.device.type)
+    if wanted and missing:
+        raise RecipeError(f"train.compile: there is no {missing} here: install it, or leave train.compile out")
+    pays = sum(one.numel() for one in model.parameters()) >= COMPILED_FROM
+    if wanted is False or (wanted is None and not pays):
+        return PLAIN, []
+    if missing:
+        return PLAIN, [
+            f"nothing is compiled, since there is no {missing}: with it, norms, gates and softmax are quicker"
+        ]
+    return compiled(), []
+
+
+def _choose_head(trial: _Trial, packed: bool, ops: Elementwise, notes: list[str]) -> Scorer:
+    """The fused head if it gives the model's own log-probabilities; what has to be said joins the notes."""
+    scorer = Scorer.of(trial.model, packed=packed, ops=ops)
     if scorer.fused:
         problem = trial.scores(scorer)
         if problem is not None:
-            scorer = Scorer.of(model, fused=False, packed=packed)
+            scorer = Scorer.of(trial.model, fused=False, packed=packed, ops=ops)
             notes.append(f"the fused head is off ({problem}): the model makes its own logits where asked")
     else:
-        notes.append("the fused head is off (the head is adapted or no plain linear layer)")
+        notes.append("the fused head is off (it is no linear layer, nor one with a plain low-rank update)")
     if not scorer.fused and not scorer.selects:
         notes.append(
-            f"{type(base).__name__} makes the logits of every token: if memory runs out, lower train.row_tokens"
+            f"{type(base_of(trial.model)).__name__} makes the logits of every token: if memory runs out, lower "
+            "train.row_tokens"
         )
-    shares = packed and trial.goes_on(scorer)
-    model.train(was_training)
-    return Kernels(scorer, shares, tuple(notes), own, getattr(base.config, "use_cache", None))
+    return scorer
 
 
 def _try_packed(trial: _Trial, own: str) -> str | None:
     """Give the model packed attention; what is wrong with it, if anything."""
     base = base_of(trial.model)
-    if own != "sdpa":  # where transformers chooses another one, the model has caps, sinks or biases of its own
+    caps = getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if own != "sdpa" and not caps:  # where transformers chooses another one, the model has sinks or biases of its own
         return f"{type(base).__name__} runs {own} attention"
     attention.register()
     problem = trial.masks()

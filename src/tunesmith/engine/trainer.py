@@ -109,9 +109,12 @@ class Trainer(transformers.Trainer):
 
     def summed_loss(self, model: Any, batch: Batch) -> tuple[LossSum, Scores]:
         """The objective's sum on a batch, and the scores it was made from."""
+        objective = self.recipe.objective
         with self.accelerator.autocast():
-            scores = self.scorer(model, batch)
-            return self.recipe.objective.loss(scores, batch), scores
+            scores = self.scorer(
+                model, batch, likelihood=objective.is_likelihood(), entropy="entropy" in objective.needs
+            )
+            return objective.loss(scores, batch), scores
 
     def _remember(self, name: str, total: Any, count: Any) -> None:
         old = self.sums.get(name, [0.0, 0.0])

@@ -13,6 +13,7 @@ class Pretrain(Objective):
     """Minimise -sum(log p(token | everything before it in its row)). Documents end with EOS and fill every row."""
 
     documents: ClassVar[bool] = True
+    likelihood: ClassVar[bool] = True
 
     def count(self, batch: Batch) -> "torch.Tensor":
         """The number of trained tokens."""

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: weighted likelihood of the answers."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tunesmith.seams import Objective
 from tunesmith.types import Batch, LossSum, Scores
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 class SFT(Objective):
     """Minimise -sum(weight * log p(token | everything before it)), counted in weight."""
+
+    likelihood: ClassVar[bool] = True
 
     def count(self, batch: Batch) -> "torch.Tensor":
         """The summed weight of the trained tokens."""

@@ -51,7 +51,7 @@ def test_a_failure_of_packed_attention_is_a_note(monkeypatch, failure):
     def fail(*args, **kwargs):
         raise failure
 
-    monkeypatch.setattr(attention, "_by_sequence", fail)
+    monkeypatch.setattr(attention, "attention", fail)
     model = tiny_model()
     chosen = kernels.choose(model)
     assert not chosen.scorer.packed

@@ -1,0 +1,200 @@
+"""Work that has no matrix product in it, one pass over memory each where torch.compile can fuse it.
+
+Every function is plain torch on tensors that need no gradient: arithmetic in float32, results in the dtype of what came
+in. `Elementwise.of` compiles them (one compilation serves every length) where that pays, and leaves them as they are
+where it does not, with the same numbers up to rounding.
+
+Letters: T tokens, D features, S keys, V words of a block of the vocabulary.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import torch
+
+COMPILED_FROM = 50_000_000  # parameters of a model from which some seconds of compiling are soon paid back
+GELU_TANH = 0.7978845608028654  # sqrt(2 / pi), of the tanh form of GELU (arXiv 1606.08415)
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -> torch.Tensor:
+    """RMSNorm (arXiv 1910.07467) of x [T, D]: x / sqrt(mean(x^2) + eps) * (offset + weight)."""
+    wide = x.float()
+    unit = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (unit * (offset + weight.float())).to(x.dtype)
+
+
+def norm_pull(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float) -> torch.Tensor:
+    """The gradient of `norm` with respect to x [T, D]."""
+    wide = x.float()
+    root = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    unit, by_unit = wide * root, gradient.float() * (offset + weight.float())
+    return (root * (by_unit - unit * (by_unit * unit).mean(-1, keepdim=True))).to(x.dtype)
+
+
+def norm_pull_weight(gradient: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
+    """The gradient of `norm` with respect to its weight [D], in float32."""
+    wide = x.float()
+    return (gradient.float() * wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).sum(0)
+
+
+def silu(gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """SiLU in float32, and its slope."""
+    share = torch.sigmoid(gate)
+    value = gate * share
+    return value, share + value * (1 - share)
+
+
+def gelu_tanh(gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tanh form of GELU in float32, and its slope."""
+    cubic = 0.044715 * gate * gate
+    bent = torch.tanh(GELU_TANH * gate * (1 + cubic))
+    value = 0.5 * gate * (1 + bent)
+    return value, 0.5 * (1 + bent) + 0.5 * gate * (1 - bent * bent) * GELU_TANH * (1 + 3 * cubic)
+
+
+ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
+    """activation(gate) * up, as SwiGLU and its kin have it (arXiv 2002.05202): [T, D]."""
+    return (ACTIVATIONS[activation](gate.float())[0] * up.float()).to(gate.dtype)
+
+
+def gated_pull(
+    gradient: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of `gated` with respect to gate and up, and once more its value: [T, D] each."""
+    value, slope = ACTIVATIONS[activation](gate.float())
+    wide_up, wide = up.float(), gradient.float()
+    kind = gate.dtype
+    return (wide * wide_up * slope).to(kind), (wide * value).to(kind), (value * wide_up).to(kind)
+
+
+def _bent(scores: torch.Tensor, cap: float | None) -> torch.Tensor:
+    return scores if cap is None else cap * torch.tanh(scores / cap)
+
+
+def softmax_pull(shares: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax's shares [.., S] in `gradient`'s dtype, and the gradient with respect to its scores."""
+    wide = gradient.float()
+    pulled = shares * (wide - (wide * shares).sum(-1, keepdim=True))
+    return shares.to(gradient.dtype), pulled.to(gradient.dtype)
+
+
+def shaped(logits: torch.Tensor, scale: float, cap: float | None) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Cap * tanh(scale * logits / cap) in float32, and its slope."""
+    bent = _bent(logits.float() * scale, cap)
+    return bent, scale if cap is None else scale * (1 - (bent / cap).pow(2))
+
+
+def _others(parts: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """Parts [T, V] with the asked word's, at `place` [T, 1] where that is in the block, left out."""
+    return torch.where(torch.arange(parts.shape[1], device=parts.device) == place, 0.0, parts)
+
+
+def weigh(
+    logits: torch.Tensor, most: torch.Tensor, place: torch.Tensor, scale: float, cap: float | None, entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """One block of an online softmax over logits [T, V]; `most` [T, 1] is the largest so far.
+
+    The new largest [T, 1], the sum of exp(logit - largest) [T, 1], each of them times the logits' slope, 0 for the
+    asked word [T, V]; and where the entropy is asked for the sum of exp(..) * logit [T, 1], and each of these [T, V].
+    """
+    bent, slope = shaped(logits, scale, cap)
+    most = torch.maximum(most, bent.amax(-1, keepdim=True))
+    parts = torch.exp(bent - most)
+    total = parts.sum(-1, keepdim=True)
+    shares = _others(parts * slope, place).to(logits.dtype)
+    if not entropy:
+        return most, total, shares, None, None
+    warm = parts * bent
+    return most, total, shares, warm.sum(-1, keepdim=True), _others(warm * slope, place).to(logits.dtype)
+
+
+def log_sum(
+    logits: torch.Tensor, most: torch.Tensor, total: torch.Tensor, scale: float, cap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest logit [T, 1] and the sum of exp(logit - largest) [T, 1], with one block [T, V] more."""
+    bent, _ = shaped(logits, scale, cap)
+    larger = torch.maximum(most, bent.amax(-1, keepdim=True))
+    return larger, total * torch.exp(most - larger) + torch.exp(bent - larger).sum(-1, keepdim=True)
+
+
+def spread(
+    logits: torch.Tensor,  # [T, V]
+    log_total: torch.Tensor,  # [T, 1]
+    place: torch.Tensor,  # [T, 1] of the asked word in the block, or outside it
+    weight: torch.Tensor,  # [T, 1] the gradient of the log-probability
+    warmth: torch.Tensor | None,  # [T, 1] the gradient of the entropy
+    entropy: torch.Tensor | None,  # [T, 1]
+    scale: float,
+    cap: float | None,
+) -> torch.Tensor:
+    """The gradient of a log-probability and of an entropy with respect to a block of unshaped logits [T, V]."""
+    bent, slope = shaped(logits, scale, cap)
+    share = torch.exp(bent - log_total)
+    asked = torch.arange(logits.shape[1], device=logits.device) == place
+    found = weight * (asked.float() - share)
+    if warmth is not None and entropy is not None:
+        found = found - warmth * share * (bent - log_total + entropy)
+    return (found * slope).to(logits.dtype)
+
+
+def quantise(x: torch.Tensor, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """X [T, D] (times a weight [D]) as int8 with a scale for each row [T, 1], half to even."""
+    wide = x.float() if weight is None else x.float() * weight
+    scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+    return (wide / scale).round().to(torch.int8), scale
+
+
+def widen(
+    sums: torch.Tensor, row: torch.Tensor, column: torch.Tensor | None, shift: torch.Tensor | None, kind: torch.dtype
+) -> torch.Tensor:
+    """int32 sums of products [T, D] times the scale of each row [T, 1] and column [D], plus a shift [D]."""
+    wide = sums.float() * row
+    wide = wide if column is None else wide * column
+    return (wide if shift is None else wide + shift.float()).to(kind)
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """The functions above, compiled or as they are."""
+
+    norm: Callable[..., torch.Tensor] = norm
+    norm_pull: Callable[..., torch.Tensor] = norm_pull
+    norm_pull_weight: Callable[..., torch.Tensor] = norm_pull_weight
+    gated: Callable[..., torch.Tensor] = gated
+    gated_pull: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = gated_pull
+    softmax_pull: Callable[..., tuple[torch.Tensor, torch.Tensor]] = softmax_pull
+    weigh: Callable[..., Any] = weigh
+    log_sum: Callable[..., tuple[torch.Tensor, torch.Tensor]] = log_sum
+    spread: Callable[..., torch.Tensor] = spread
+    quantise: Callable[..., tuple[torch.Tensor, torch.Tensor]] = quantise
+    widen: Callable[..., torch.Tensor] = widen
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile fuses them."""
+        return self.norm is not norm
+
+
+PLAIN = Elementwise()
+
+
+@cache
+def compiled() -> Elementwise:
+    """All of them compiled, each when it is first used; one compilation serves every number of tokens."""
+    plain: dict[str, Any] = {one.name: one.default for one in fields(Elementwise)}
+    return Elementwise(**{name: torch.compile(function, dynamic=True) for name, function in plain.items()})
+
+
+def compiler(device: str) -> str | None:
+    """What torch.compile would fail for want of on a device, or None: a C++ compiler on a CPU, triton elsewhere."""
+    if device == "cpu":
+        return None if any(map(shutil.which, ("g++", "c++", "clang++"))) else "a C++ compiler (g++)"
+    from importlib.util import find_spec
+
+    return None if find_spec("triton") else "triton"

@@ -1,0 +1,275 @@
+"""A model's own layers, computing the same with less work: adapted linear layers, gated pairs, norms.
+
+A layer keeps its parameters, names and place; it only becomes of a class of ours whose `forward` is `linear`, `gated`
+or `norm`. It is a kind of its former class, so peft, transformers and whoever saves or merges see what they know, and
+`Fused.undo` gives the class back. Where a layer is not what it seems (an update that is merged, switched off or of
+another kind; a norm or a gate with another formula) its own forward pass runs.
+
+Letters: T tokens, D features.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners import lora
+from peft.utils import ModulesToSaveWrapper
+
+from tunesmith.engine.device import compute_dtype
+from tunesmith.engine.elementwise import ACTIVATIONS, Elementwise
+from tunesmith.engine.frozen import FrozenLinear
+from tunesmith.engine.linear import Dense, Layer, gated_linear, linear
+
+SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that are given one input
+CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # of numbers around 1
+OFFSETS = (0.0, 1.0)  # what is added to a norm's weight: nothing (Llama and most), 1 (Gemma)
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """The layers that compute in our way, and the classes that they had."""
+
+    before: tuple[tuple[torch.nn.Module, type], ...]
+
+    def undo(self) -> None:
+        """Give every layer its class back."""
+        for module, kind in self.before:
+            module.__class__ = kind
+
+
+def fuse(model: torch.nn.Module, ops: Elementwise | None) -> Fused:
+    """Make layers compute in our way: those with an update always, gated pairs and norms where `ops` says how."""
+    before: list[tuple[torch.nn.Module, type]] = []
+    known: dict[Any, Any] = {}
+    module: Any
+    for module in model.modules():
+        kind = type(module)
+        if kind is lora.Linear and _has_plain_update(module):
+            module.__class__ = _Updated
+        elif ops is not None and _is_norm(module) and _norm_offset(module, ops, known) is not None:
+            module.ops, module.offset = ops, _norm_offset(module, ops, known)
+            module.__class__ = _subclass(_Norm, kind)
+        elif ops is not None and _is_gated(module) and _activation(module, known) is not None:
+            module.ops, module.activation = ops, _activation(module, known)
+            module.__class__ = _subclass(_GatedPair, kind)
+        if type(module) is not kind:
+            before.append((module, kind))
+    for module in model.modules():
+        _share(module)
+    return Fused(tuple(before))
+
+
+def _subclass(ours: type, theirs: type) -> type:
+    return type(f"{ours.__name__.strip('_')}{theirs.__name__}", (ours, theirs), {})
+
+
+class _Shared:
+    """Layers that a model calls one after the other with the same input: the first call computes all of them."""
+
+    def __init__(self, members: Sequence["_Updated"]) -> None:
+        self.members = tuple(members)
+        self.x: torch.Tensor | None = None
+        self.waiting: dict[_Updated, torch.Tensor] = {}
+
+    def result(self, asked: "_Updated", x: torch.Tensor) -> torch.Tensor:
+        """The result of one of the layers."""
+        if x is not self.x or asked not in self.waiting:
+            self.x = x
+            kind = compute_dtype(x)
+            found = linear(x.to(kind), [layer_of(one) for one in self.members])
+            self.waiting = dict(zip(self.members, found, strict=True))
+        result = self.waiting.pop(asked)
+        if not self.waiting:
+            self.x = None
+        return result
+
+
+class _Updated(lora.Linear):
+    """peft's linear layer with a low-rank update."""
+
+    shared: _Shared | None = None
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The layer's result of x [.., I]: [.., O]."""
+        if args or kwargs or not self.is_plain():
+            return super().forward(x, *args, **kwargs)
+        if self.shared is not None and all(one.is_plain() for one in self.shared.members):
+            return self.shared.result(self, x)
+        return linear(x.to(compute_dtype(x)), [layer_of(self)])[0]
+
+    def is_plain(self) -> bool:
+        """Whether exactly one update is on, and not merged into the weight."""
+        return not self.disable_adapters and not self.merged and len(self.active_adapters) == 1
+
+
+def layer_of(module: Any) -> Layer:
+    """What `linear` takes of peft's layer."""
+    (name,) = module.active_adapters
+    base = module.get_base_layer()
+    product = base.product() if isinstance(base, FrozenLinear) else Dense(base.weight, base.bias)
+    drops = module.lora_dropout[name]
+    share = drops.p if module.training and isinstance(drops, torch.nn.Dropout) else 0.0
+    return Layer(product, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], share)
+
+
+def plain_linear(module: Any) -> torch.nn.Linear | None:
+    """The linear layer that a module is, that it adapts in the plain way, or that it trains whole; None for others."""
+    if type(module) is torch.nn.Linear:
+        return module
+    if isinstance(module, lora.Linear) and _has_plain_update(module):
+        return module.get_base_layer()
+    if isinstance(module, ModulesToSaveWrapper):
+        return plain_linear(module.modules_to_save[module.active_adapter])
+    return None
+
+
+def update_of(module: Any) -> Layer | None:
+    """The low-rank update of a module that `plain_linear` knows, where it has one."""
+    return layer_of(module) if isinstance(module, lora.Linear) else None
+
+
+def _has_plain_update(module: Any) -> bool:
+    """Whether peft's layer is a plain LoRA of one adapter beside a frozen linear layer."""
+    base = module.get_base_layer()
+    names = list(module.lora_A)
+    return (
+        isinstance(base, torch.nn.Linear)
+        and type(base) in (torch.nn.Linear, FrozenLinear)
+        and not base.weight.requires_grad
+        and len(names) == 1
+        and not module.lora_variant
+        and not module.fan_in_fan_out
+        and not any(module.lora_bias.values())
+        and type(module.lora_A[names[0]]) is type(module.lora_B[names[0]]) is torch.nn.Linear
+    )
+
+
+def _share(module: torch.nn.Module) -> None:
+    """Let the updated layers of a module compute together where its kind gives them one input."""
+    children: dict[str, Any] = dict(module.named_children())
+    for names in SHARING:
+        found = [children[name] for name in names if isinstance(children.get(name), _Updated)]
+        if len(found) > 1 and len({one.in_features for one in found}) == 1:
+            shared = _Shared(found)
+            for one in found:
+                one.shared = shared
+
+
+class _Norm(torch.nn.Module):
+    """An RMSNorm in one pass over memory each way; what is kept is its input."""
+
+    ops: Elementwise
+    offset: float
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The norm of the last axis."""
+        found: Any = _NormFunction.apply(hidden_states, self.weight, self.offset, _eps(self), self.ops)
+        return found
+
+
+class _NormFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, offset: float, eps: float, ops: Elementwise
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.offset, ctx.eps, ctx.ops = offset, eps, ops
+        return ops.norm(x.flatten(0, -2), weight, offset, eps).view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        x, weight = ctx.saved_tensors
+        gradient, flat = gradients[0].flatten(0, -2), x.flatten(0, -2)
+        by_x = by_weight = None
+        if ctx.needs_input_grad[0]:
+            by_x = ctx.ops.norm_pull(gradient, flat, weight, ctx.offset, ctx.eps).view_as(x)
+        if ctx.needs_input_grad[1]:
+            by_weight = ctx.ops.norm_pull_weight(gradient, flat, ctx.eps).to(weight.dtype)
+        return by_x, by_weight, None, None, None
+
+
+def _is_norm(module: torch.nn.Module) -> bool:
+    plain = [name for name, _ in module.named_parameters()] == ["weight"]
+    return plain and type(module).__name__.endswith("RMSNorm") and _eps(module) is not None
+
+
+def _eps(module: Any) -> Any:
+    return getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
+
+
+def _norm_offset(module: Any, ops: Elementwise, known: dict[Any, Any]) -> float | None:
+    """What a norm adds to its weight, found by trying; None where its formula is another one. Tried once a class."""
+    kind = type(module), module.weight.dtype
+    if kind not in known:
+        x = torch.linspace(-2, 2, 3 * len(module.weight), device=module.weight.device, dtype=module.weight.dtype)
+        x = x.view(3, -1)
+        with torch.no_grad():
+            own = module(x).float()
+            tried = {offset: ops.norm(x, module.weight, offset, _eps(module)).float() for offset in OFFSETS}
+        known[kind] = next((offset for offset, found in tried.items() if _close(found, own, x.dtype)), None)
+    return known[kind]
+
+
+def _close(found: torch.Tensor, own: torch.Tensor, kind: torch.dtype) -> bool:
+    near = CLOSE.get(kind, 0.05)
+    return found.shape == own.shape and torch.allclose(found, own, rtol=near, atol=near * float(own.abs().max()))
+
+
+class _GatedPair(torch.nn.Module):
+    """down(activation(gate(x)) * up(x)), of which the product is not kept."""
+
+    ops: Elementwise
+    activation: str
+    gate_proj: torch.nn.Module
+    up_proj: torch.nn.Module
+    down_proj: torch.nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The block's result of x [.., D]: [.., D]."""
+        gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+        if isinstance(down, _Updated) and down.is_plain():
+            return gated_linear(gate, up, self.activation, self.ops, layer_of(down))
+        product: Any = _Gated.apply(gate, up, self.activation, self.ops)
+        return down(product)
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: str, ops: Elementwise) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activation, ctx.ops = activation, ops
+        return ops.gated(gate.flatten(0, -2), up.flatten(0, -2), activation).view_as(gate)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        gate, up = ctx.saved_tensors
+        flat = (states.flatten(0, -2) for states in (gradients[0], gate, up))
+        by_gate, by_up, _ = ctx.ops.gated_pull(*flat, ctx.activation)
+        return by_gate.view_as(gate), by_up.view_as(up), None, None
+
+
+def _is_gated(module: Any) -> bool:
+    names = dict(module.named_children())
+    return names.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+def _activation(module: Any, known: dict[Any, Any]) -> str | None:
+    """The name of a gated pair's activation; None where the block computes something else. Tried once a class."""
+    kind = type(module)
+    if kind not in known:
+        known[kind] = next(_fitting(module), None)
+    return known[kind]
+
+
+def _fitting(module: Any) -> Iterator[str]:
+    weight = next(module.gate_proj.parameters())
+    width = module.gate_proj.in_features
+    x = torch.linspace(-2, 2, 3 * width, device=weight.device, dtype=compute_dtype(weight)).view(3, -1)
+    with torch.no_grad():
+        own = module(x).float()
+        gate, up = module.gate_proj(x).float(), module.up_proj(x).float()
+        for name, formula in ACTIVATIONS.items():
+            found = module.down_proj((formula(gate)[0] * up).to(x.dtype)).float()
+            if _close(found, own, x.dtype):
+                yield name

@@ -1,0 +1,27 @@
+"""What every objective says of itself is so."""
+
+import pytest
+import torch
+
+from numerics.packed import packed_batch
+from tunesmith.component import all_of
+from tunesmith.objectives.sft import SFT
+from tunesmith.seams import Objective
+from tunesmith.types import LossSum, Scores
+
+
+@pytest.mark.parametrize("name", sorted(all_of(Objective)))
+def test_a_likelihood_weighs_every_log_probability_as_the_batch_says(name):
+    objective = all_of(Objective)[name]()
+    batch = packed_batch((7, 5), 50)
+    logps = torch.randn(batch.weight.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    (gradient,) = torch.autograd.grad(objective.loss(Scores(logps), batch).total, logps)
+    assert objective.is_likelihood() == torch.equal(gradient, -batch.weight)
+
+
+def test_a_loss_of_ones_own_is_not_taken_for_the_one_that_it_replaces():
+    class Focal(SFT):
+        def loss(self, scores, batch):
+            return LossSum((batch.weight * scores.logps.square()).sum())
+
+    assert SFT().is_likelihood() and not Focal().is_likelihood()
