@@ -51,7 +51,7 @@ def test_a_weight_in_the_cast_is_multiplied_before():
 @pytest.mark.parametrize("spread", [0.0, 3.0])
 def test_forward_is_the_product_within_the_rounding_of_both(weight, spread):
     x, held = random(20, 32, spread=spread), Float8.of(weight)
-    found = held.forward(x)
+    found = held.forward(held.prepare(x))
     assert found.dtype == x.dtype and found.shape == (20, 48)
     x, w = x.double(), weight.double()
     most = (x.abs() + bound(x)) @ (w.abs() + bound(w)).T - x.abs() @ w.abs().T
@@ -74,6 +74,13 @@ def test_pull_is_the_gradient_of_the_weight_that_was_computed_with(weight, sprea
     assert ((found.double() - exact).abs() <= most * 1.001 + 1e-9).all()
     assert (found.double() - exact).norm() < 0.04 * exact.norm()
     assert (found.double() - gradient.double() @ weight.double()).norm() < 0.06 * exact.norm()
+
+
+def test_a_bias_is_added_and_not_pulled(weight):
+    x, bias, plain = random(20, 32), random(48, 1)[:, 0], Float8.of(weight)
+    held = Float8.of(weight, bias)
+    torch.testing.assert_close(held.forward(held.prepare(x)), plain.forward(plain.prepare(x)) + bias)
+    assert torch.equal(held.pull(random(20, 48)), plain.pull(random(20, 48)))
 
 
 def test_pull_adds_into_what_is_there(weight):
@@ -117,9 +124,9 @@ def test_the_products_are_asked_as_the_cuda_kernel_wants_them(monkeypatch, weigh
 
     monkeypatch.setattr(float8, "scaled_mm", checked)
     held = Float8.of(weight)
-    held.forward(random(20, 32))
+    held.forward(held.prepare(random(20, 32)))
     held.pull(random(20, 48))
-    held.forward(random(32, 20).T)  # not contiguous
+    held.forward(held.prepare(random(32, 20).T))  # not contiguous
     assert asked == [(20, 32, 48, True), (20, 48, 32, False), (20, 32, 48, True)]
 
 

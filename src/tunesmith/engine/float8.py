@@ -22,7 +22,7 @@ where the wanted 20,000 tokens/s leave 205 ms to 4,096 tokens. Worth an option w
 448 down to 2^-9 is enough, and a third bit of mantissa halves the rounding. Sums are the tensor cores' fast ones
 forward, and the exact ones backward.
 
-Only whole products are done here; biases, adapters and autograd are the layer's. On a CPU torch computes the same
+Only products are done here; adapters and autograd are the layer's. On a CPU torch computes the same
 arithmetic (8-bit operands, float32 sums), slowly: for tests.
 
 Letters: T tokens, I inputs, O outputs.
@@ -71,30 +71,39 @@ def problem(weight: torch.Tensor) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
+Prepared = tuple[torch.Tensor, torch.Tensor, torch.dtype]
+
+
+@dataclass(frozen=True, eq=False)
 class Float8:
     """A frozen weight [O, I] and the two products of a step with it."""
 
     weight: torch.Tensor  # [O, I] in 8 bits
     turned: torch.Tensor  # [I, O], the same numbers transposed
     scale: torch.Tensor  # [O] float32
+    bias: torch.Tensor | None  # [O]
     ones: torch.Tensor  # [1, I] float32: the backward product's scale of columns
 
     @classmethod
-    def of(cls, weight: torch.Tensor) -> "Float8":
-        """A weight [O, I] quantised by rows."""
+    def of(cls, weight: torch.Tensor, bias: torch.Tensor | None = None) -> "Float8":
+        """A weight [O, I] quantised by rows, and its bias as it is."""
         assert problem(weight) is None, problem(weight)
         eight, scale = _cast(weight.detach())
         ones = torch.ones(1, weight.shape[1], device=weight.device)
-        return cls(eight, eight.t().contiguous(), scale[:, 0], ones)
+        return cls(eight, eight.t().contiguous(), scale[:, 0], bias, ones)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The product x [T, I] @ weight.T: [T, O], in the dtype of x."""
-        eight, scale = _cast(x)
-        return _product(eight, scale, self.weight.t(), self.scale[None], x.dtype, fast=True)
+    def prepare(self, x: torch.Tensor) -> Prepared:
+        """The input [T, I] in 8 bits, the scale of each token, and the dtype of results: for all that share it."""
+        return *_cast(x), x.dtype
+
+    def forward(self, prepared: Prepared) -> torch.Tensor:
+        """The product x @ weight.T + bias: [T, O]."""
+        eight, scale, dtype = prepared
+        found = _product(eight, scale, self.weight.t(), self.scale[None], dtype, fast=True)
+        return found if self.bias is None else found.add_(self.bias)
 
     def pull(self, gradient: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
-        """The product gradient [T, O] @ weight: [T, I], added into `into` where that is given."""
+        """The product gradient [T, O] @ weight: [T, I], added into a tensor where one is given."""
         eight, scale = _cast(gradient, self.scale)
         found = _product(eight, scale, self.turned.t(), self.ones, gradient.dtype, fast=False)
         return found if into is None else into.add_(found)
