@@ -25,6 +25,13 @@ KERNELS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def fresh():
+    """Each test compiles for itself: torch gives up on a function after some compilations, and a run has few."""
+    torch.compiler.reset()
+    cuda_attention._compiled.cache_clear()
+
+
 def compare(name, heads, size, window, softcap, shared, dtype):
     batch = packed_batch(LENGTHS, 5)
     batch = replace(batch, offsets=batch.offsets.to(needs.DEVICE))
@@ -61,8 +68,6 @@ def test_float32_by_flex(shared):
 
 
 def test_flex_is_not_compiled_for_every_row():
-    from torch.compiler import set_stance
-
     tokens = (300, 411, 520, 633, 749)  # after two lengths the third, and every other, is served by one compilation
     for number, total in enumerate(tokens):
         batch = packed_batch((total - 40, 33, 7), 5)
@@ -71,7 +76,7 @@ def test_flex_is_not_compiled_for_every_row():
             torch.randn(1, heads, total, 64, device=needs.DEVICE, dtype=torch.bfloat16, requires_grad=True)
             for heads in (4, 2, 2)
         ]
-        with set_stance("fail_on_recompile" if number > 2 else "default"):
+        with torch.compiler.set_stance("fail_on_recompile" if number > 2 else "default"):
             cuda_attention.attend("flex", *states, None, None, None, packed).sum().backward()
 
 

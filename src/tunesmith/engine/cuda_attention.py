@@ -37,6 +37,7 @@ KERNELS = {
 }
 LARGEST_HEAD = 256  # of FlashAttention
 BLOCK = 128  # tokens of a block of FlexAttention's mask
+FAR = 1 << 30  # tokens, more than any row has: one number for all rows, so that none is compiled anew
 KEPT = 4  # layouts with a window each: a model has one or two, and a step may have an evaluation between
 
 
@@ -217,7 +218,7 @@ def sees(packed: "Layout", window: int | None) -> "Callable[..., torch.Tensor]":
     starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
     sequence = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)  # [T]
     number = torch.arange(len(starts)) - starts  # [T]
-    reach = number.numel() if window is None else window
+    reach = FAR if window is None else window
     if packed.seen is None:
         number = number.to(device)
 
@@ -234,7 +235,6 @@ def sees(packed: "Layout", window: int | None) -> "Callable[..., torch.Tensor]":
             table[row, part] = True
         shared[row] = sum(part.stop - part.start for part in slices[:-1])
     number, table = (number + torch.repeat_interleave(shared, lengths)).to(device), table.to(device)
-    reach = packed.longest if window is None else window
 
     def with_shared(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         behind = number[query] - number[key]
