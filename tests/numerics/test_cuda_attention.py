@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
+from fixtures_models import tiny_config
 from numerics import varlen
 from numerics.packed import packed_batch
 from tunesmith.engine import compat, cuda_attention
@@ -126,11 +127,28 @@ def test_blocks_are_those_of_the_mask(window, shared):
 
 def test_what_depends_on_the_layout_is_made_once_a_batch():
     packed, other = layout(shared=True), layout(shared=True)
-    assert cuda_attention.block_mask(packed, 4) is cuda_attention.block_mask(packed, 4)
-    assert cuda_attention.block_mask(packed, 4) is not cuda_attention.block_mask(packed, None)
-    assert cuda_attention.block_mask(packed, 4) is not cuda_attention.block_mask(other, 4)
+    wanted = [(packed, 4), (packed, None), (other, 4)]
+    masks = [cuda_attention.block_mask(*one) for one in wanted]
+    assert [id(cuda_attention.block_mask(*one)) for one in wanted] == [id(mask) for mask in masks]
+    assert len({id(mask) for mask in masks}) == 3
     assert cuda_attention._rows(packed) is cuda_attention._rows(packed)
     assert cuda_attention._cap(0.7) is cuda_attention._cap(0.7)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Sets what is installed on which generation of devices; what was chosen before is forgotten."""
+    import transformers.utils.import_utils as packages
+
+    def put(installed, generation, version):
+        monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(f"{version}.0"))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: generation)
+        for number in (2, 3):
+            monkeypatch.setattr(packages, f"is_flash_attn_{number}_available", lambda n=number: n in installed)
+
+    cuda_attention.choose.cache_clear()
+    yield put
+    cuda_attention.choose.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -155,13 +173,26 @@ def test_what_depends_on_the_layout_is_made_once_a_batch():
         ((), (9, 0), "2.13", {"head_size": 256, "value_size": 256, "dtype": torch.float16}, "varlen"),
     ],
 )
-def test_the_fastest_kernel_that_does_it_is_chosen(monkeypatch, installed, generation, version, wanted, name):
-    import transformers.utils.import_utils as installed_packages
-
-    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(f"{version}.0"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: generation)
-    for number in (2, 3):
-        monkeypatch.setattr(installed_packages, f"is_flash_attn_{number}_available", lambda n=number: n in installed)
+def test_the_fastest_kernel_that_does_it_is_chosen(device, installed, generation, version, wanted, name):
+    device(installed, generation, version)
     layer = {"dtype": torch.bfloat16, "head_size": 128, "value_size": 128, "softcap": False, "window": False} | wanted
-    assert cuda_attention.choose.__wrapped__(**layer) == name
+    assert cuda_attention.choose(**layer) == name
     assert cuda_attention.said(name) == f"attention: {cuda_attention.KERNELS[name]}"
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "version", "names"),
+    [
+        ("llama", {}, "2.10", ("varlen",)),
+        ("mistral", {"sliding_window": 4}, "2.13", ("varlen",)),
+        ("mistral", {"sliding_window": 4}, "2.10", ("varlen", "flex")),
+        ("gemma2", {}, "2.13", ("flex",)),
+        ("qwen2", {"head_dim": None, "sliding_window": 4, "use_sliding_window": False}, "2.10", ("varlen",)),
+    ],
+)
+def test_the_kernels_of_a_model_are_said_in_one_line(device, arch, changes, version, names):
+    device((), (9, 0), version)
+    found = cuda_attention.of_model(tiny_config(arch=arch, **changes), torch.bfloat16)
+    assert found == names
+    said = {("varlen",): "torch's variable-length attention"}.get(names)
+    assert said is None or cuda_attention.said(*found) == f"attention: {said}"

@@ -62,9 +62,19 @@ def choose(dtype: torch.dtype, head_size: int, value_size: int, softcap: bool, w
     return "flex"
 
 
-def said(name: str) -> str:
+def said(*names: str) -> str:
     """The line that a run says at its start."""
-    return f"attention: {KERNELS[name]}"
+    return f"attention: {', '.join(KERNELS[name] for name in names)}"
+
+
+def of_model(config: Any, dtype: torch.dtype) -> tuple[str, ...]:
+    """The kernels of a model's layers: one, or two where some have a window that only another kernel does."""
+    text = config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    capped = getattr(text, "attn_logit_softcapping", None) is not None
+    windows = (False, True) if getattr(text, "sliding_window", None) else (False,)
+    found = (choose(dtype, size, getattr(text, "v_head_dim", None) or size, capped, window) for window in windows)
+    return tuple(dict.fromkeys(found))
 
 
 def attend(
