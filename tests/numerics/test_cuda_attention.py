@@ -6,6 +6,7 @@ FlexAttention runs here as it is. The other kernels need a device: plain torch s
 import sys
 import types
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -123,6 +124,17 @@ def test_blocks_are_those_of_the_mask(window, shared):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), name
     assert found.full_kv_num_blocks.sum() > 0
     assert found.to_dense().float().mean() < 0.6
+
+
+def test_sequences_that_are_said_to_see_themselves_alone_share_nothing():
+    alone = layout()
+    bounds = alone.offsets.tolist()
+    said = replace(alone, seen=tuple((slice(*pair),) for pair in pairwise(bounds)))
+    assert cuda_attention._rows(said).seen is None
+    for name in ("kv_num_blocks", "kv_indices"):
+        ours, theirs = (getattr(cuda_attention.block_mask(one, 4), name) for one in (said, alone))
+        assert torch.equal(ours, theirs)
+    compare("flex", (4, 2), 4, None, said)
 
 
 def test_what_depends_on_the_layout_is_made_once_a_batch():

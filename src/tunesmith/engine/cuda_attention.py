@@ -25,7 +25,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from tunesmith.engine import compat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tunesmith.engine.attention import Layout
 
@@ -137,14 +137,20 @@ class _Rows(NamedTuple):
     bounds: tuple[torch.Tensor, torch.Tensor, int, int]  # offsets of queries and of keys [S+1], the most of each
 
 
+def _shared(packed: "Layout") -> "Sequence[tuple[slice, ...]]":
+    """What each sequence sees of the row, itself last; nothing where each sees itself alone."""
+    seen = packed.seen or ()
+    return seen if any(len(slices) > 1 for slices in seen) else ()
+
+
 @lru_cache(KEPT)
 def _rows(packed: "Layout") -> _Rows:
     most_queries = max(packed.lengths)
-    if packed.seen is None:
+    if not (shared := _shared(packed)):
         return _Rows(None, (packed.offsets, packed.offsets, most_queries, most_queries))
     device = packed.offsets.device
-    seen = torch.cat([torch.arange(part.start, part.stop) for slices in packed.seen for part in slices])
-    sizes = torch.tensor([0, *(sum(part.stop - part.start for part in slices) for slices in packed.seen)])
+    seen = torch.cat([torch.arange(part.start, part.stop) for slices in shared for part in slices])
+    sizes = torch.tensor([0, *(sum(part.stop - part.start for part in slices) for slices in shared)])
     keys = sizes.cumsum(0).int().to(device)
     return _Rows(seen.to(device), (packed.offsets, keys, most_queries, packed.longest))
 
@@ -229,7 +235,7 @@ def sees(packed: "Layout", window: int | None) -> "Callable[..., torch.Tensor]":
     sequence = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)  # [T]
     number = torch.arange(len(starts)) - starts  # [T]
     reach = FAR if window is None else window
-    if packed.seen is None:
+    if not (shared := _shared(packed)):
         number = number.to(device)
 
         def own(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -239,12 +245,12 @@ def sees(packed: "Layout", window: int | None) -> "Callable[..., torch.Tensor]":
         return own
 
     table = torch.zeros(len(lengths), len(starts), dtype=torch.bool)
-    shared = torch.zeros_like(lengths)
-    for row, slices in enumerate(packed.seen):
+    before = torch.zeros_like(lengths)
+    for row, slices in enumerate(shared):
         for part in slices:
             table[row, part] = True
-        shared[row] = sum(part.stop - part.start for part in slices[:-1])
-    number, table = (number + torch.repeat_interleave(shared, lengths)).to(device), table.to(device)
+        before[row] = sum(part.stop - part.start for part in slices[:-1])
+    number, table = (number + torch.repeat_interleave(before, lengths)).to(device), table.to(device)
 
     def with_shared(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         behind = number[query] - number[key]
