@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from tunesmith.engine import cuda_attention
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import PLAIN, Elementwise
 from tunesmith.engine.grouped_attention import Reach, Sequences, attention
@@ -102,8 +103,10 @@ def packed_attention(
     window = sliding_window if sliding_window is not None and sliding_window < packed.longest else None
     if dropout:
         return _by_sequence(query, key, value, scaling, window, packed, dropout), None
-    if query.is_cuda and softcap is None and dtype in (torch.bfloat16, torch.float16):
-        return _varlen(query, key, value, scaling, window, packed), None
+    if query.is_cuda:
+        capped, bounded = softcap is not None, window is not None
+        name = cuda_attention.choose(dtype, query.shape[-1], value.shape[-1], capped, bounded)
+        return cuda_attention.attend(name, query, key, value, scaling, window, softcap, packed), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attention(query, key, value, packed.seen, Reach(scale, window, softcap), packed.ops), None
 
@@ -148,31 +151,6 @@ def _seen(query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.T
     """Whether the token at place `query` sees the one at place `key` of its sequence: bool of their common shape."""
     distance = query - key
     return (distance >= 0) & (distance < (2 * FAR if window is None else window))
-
-
-def _varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    window: int | None,
-    packed: Layout,
-) -> torch.Tensor:
-    """The variable-length kernel of torch (CUDA, half precision), which reads the packed row as it lies."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, H or K, D]
-    reach = (window - 1 if window is not None else -1, 0)
-    grouped = q.shape[1] != k.shape[1]
-    bounds = (packed.offsets, packed.offsets, packed.longest, packed.longest)
-    if packed.shares:  # the kernel lets the last query see the last key, so queries may be fewer than keys
-        places = [torch.arange(part.start, part.stop, device=k.device) for slices in packed.seen for part in slices]
-        k, v = (states.index_select(0, torch.cat(places)) for states in (k, v))
-        sizes = torch.tensor([0, *map(_tokens, packed.seen)], device=k.device)
-        bounds = (packed.offsets, sizes.cumsum(0).int(), max(packed.lengths), packed.longest)
-    out = varlen_attn(q, k, v, *bounds, scale=scaling, window_size=reach, enable_gqa=grouped)
-    assert isinstance(out, torch.Tensor)
-    return out[None]
 
 
 def pairs_of_mask(

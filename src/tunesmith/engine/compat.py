@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
-    import torch
     from transformers import TrainingArguments
 
 
@@ -34,8 +35,41 @@ def one_device(args: "TrainingArguments") -> None:
     args._n_gpu = min(args.n_gpu, 1)
 
 
-def int8_product(x: "torch.Tensor", y: "torch.Tensor") -> "torch.Tensor":
+def int8_product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The int32 product of two int8 matrices; torch 2.10 to 2.13 have it under a private name alone."""
-    import torch
-
     return torch._int_mm(x, y)
+
+
+def varlen_has_windows() -> bool:
+    """Whether torch's variable-length attention takes a window: since torch 2.11. Goes when torch 2.12 is required."""
+    return torch.__version__ >= "2.11"
+
+
+def varlen(
+    query: torch.Tensor,  # [Tq, H, D]
+    key: torch.Tensor,  # [Tk, K, D]
+    value: torch.Tensor,  # [Tk, K, D]
+    query_offsets: torch.Tensor,
+    key_offsets: torch.Tensor,
+    most_queries: int,
+    most_keys: int,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """Causal attention by torch's variable-length kernel: [Tq, H, D]. The kernel has grouped heads in every version.
+
+    Public since torch 2.10 with a bare `is_causal`; 2.11 has scale and window in its place; 2.12 wants grouped heads
+    to be named. The two older forms go when torch 2.12 is required.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    call: Any = varlen_attn
+    bounds = (query_offsets, key_offsets, most_queries, most_keys)
+    if torch.__version__ < "2.11":
+        assert window is None, "varlen_has_windows is asked before"
+        default = query.shape[-1] ** -0.5
+        return call(query if scale == default else query * (scale / default), key, value, *bounds, is_causal=True)
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
+    if torch.__version__ >= "2.12":
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    return call(query, key, value, *bounds, **options)

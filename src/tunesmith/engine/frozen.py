@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 
+from tunesmith.engine import float8
 from tunesmith.engine.compat import int8_product
+from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import Elementwise
 from tunesmith.engine.linear import Layer, Product, linear
+from tunesmith.errors import RecipeError
 
 PART_SUMS = 1 << 22  # int32 sums that exist at once: 16 MB
 
@@ -28,6 +31,16 @@ class Int8:
     scale: torch.Tensor  # [O] float32
     bias: torch.Tensor | None  # [O]
     ops: Elementwise
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, ops: Elementwise) -> "Int8":
+        """A weight [O, I] rounded, row by row."""
+        rounded, scale = ops.quantise(weight, None)
+        return cls(rounded, scale[:, 0], bias, ops)
+
+    def dequantised(self) -> torch.Tensor:
+        """The weight [O, I] that the products are with, float32."""
+        return self.weight.float() * self.scale[:, None]
 
     def prepare(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.dtype]:
         """The input [T, I] as int8, the scale of each token [T, 1], and the dtype of results."""
@@ -64,30 +77,38 @@ def _parts(length: int, width: int) -> Iterator[slice]:
 class FrozenLinear(torch.nn.Linear):
     """A linear layer whose frozen weight is held in another form."""
 
-    scale: torch.Tensor
-    ops: Elementwise
-
-    def product(self) -> Product:
-        """Its products."""
-        return Int8(self.weight, self.scale, self.bias, self.ops)
+    product: Product
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X W' + b: [.., O]."""
-        return linear(x, [Layer(self.product())])[0]
+        """The layer's result of x [.., I]: [.., O]."""
+        return linear(x.to(compute_dtype(x)), [Layer(self.product)])[0]
 
 
 @torch.no_grad()
-def hold_in_int8(model: Any, ops: Elementwise) -> int:
-    """Turn the frozen linear layers of a model into int8, but its head. Returns how many weights that were."""
+def hold(model: Any, kind: str, ops: Elementwise) -> str:
+    """Hold the frozen linear layers of a model, but its head, in `int8` or `float8`. Returns what is to be said of it.
+
+    Raises:
+        RecipeError: the model has none, or the device no such products.
+    """
     head = model.get_output_embeddings()
     weights = 0
     module: Any
+    held: Int8 | float8.Float8
     for module in model.modules():
-        if type(module) is torch.nn.Linear and module is not head and not module.weight.requires_grad:
-            weight, scale = ops.quantise(module.weight, None)
-            module.weight = torch.nn.Parameter(weight, requires_grad=False)
-            module.register_buffer("scale", scale[:, 0], persistent=False)
-            module.ops = ops
-            module.__class__ = FrozenLinear
-            weights += weight.numel()
-    return weights
+        if type(module) is not torch.nn.Linear or module is head or module.weight.requires_grad:
+            continue
+        weights += module.weight.numel()
+        held = Int8.of(module.weight, module.bias, ops) if kind == "int8" else _float8(module)
+        module.weight = torch.nn.Parameter(held.weight, requires_grad=False)
+        module.__class__, module.product = FrozenLinear, held
+    if not weights:
+        raise RecipeError(f"model.frozen_dtype: {kind} is for frozen weights, and no linear layer is: leave it out")
+    return f"frozen weights: {weights:,} held in {kind}"
+
+
+def _float8(module: torch.nn.Linear) -> float8.Float8:
+    problem = float8.problem(module.weight)
+    if problem is not None:
+        raise RecipeError(f"model.frozen_dtype: float8 cannot be had ({problem}): leave it out")
+    return float8.Float8.of(module.weight, module.bias)

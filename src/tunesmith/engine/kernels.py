@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.engine import attention
+from tunesmith.engine import attention, cuda_attention
 from tunesmith.engine.compat import attention_of
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import COMPILED_FROM, PLAIN, Elementwise, compiled, compiler
@@ -155,6 +155,10 @@ def choose(model: Any, compile: bool | None = None) -> Kernels:
         problem = trial.scores(Scorer.of(model, fused=False, packed=False))
         if problem is not None:
             raise ModelError(f"{type(base).__name__} cannot be trained on packed rows: {problem}")
+    elif next(model.parameters()).is_cuda:
+        notes.append(
+            cuda_attention.said(*cuda_attention.of_model(base.config, compute_dtype(next(model.parameters()))))
+        )
     layers = fuse(model, ops if ops.compiled else None)
     problem = trial.scores(Scorer.of(model, fused=False, packed=packed, ops=ops)) if layers.before else None
     if problem is not None:

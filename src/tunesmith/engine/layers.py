@@ -107,7 +107,7 @@ def layer_of(module: Any) -> Layer:
     """What `linear` takes of peft's layer."""
     (name,) = module.active_adapters
     base = module.get_base_layer()
-    product = base.product() if isinstance(base, FrozenLinear) else Dense(base.weight, base.bias)
+    product = base.product if isinstance(base, FrozenLinear) else Dense(base.weight, base.bias)
     drops = module.lora_dropout[name]
     share = drops.p if module.training and isinstance(drops, torch.nn.Dropout) else 0.0
     return Layer(product, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], share)
