@@ -94,7 +94,7 @@ def hold(model: Any, kind: str, ops: Elementwise) -> str:
     head = model.get_output_embeddings()
     weights = 0
     module: Any
-    held: Int8 | float8.Float8
+    held: Any
     for module in model.modules():
         if type(module) is not torch.nn.Linear or module is head or module.weight.requires_grad:
             continue
