@@ -17,6 +17,7 @@ VERBS = {
     "train": "Train a model as a recipe says, or go on with a run folder.",
     "preview": "Show the rows as the model will see them, and count what is trained.",
     "chat": "Talk with a model or with what a run made.",
+    "bench": "Measure how fast a recipe trains, also against other trainers.",
     "export": "Make a folder that other tools load of a finished run, and verify it.",
     "data": "Write the rows of a data set in another format and file.",
     "synthesize": "Make instruction data from some seed tasks, with a model.",
