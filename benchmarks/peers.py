@@ -47,12 +47,15 @@ def main() -> None:
         seen = counted(trainer)
         trainer.train()
     if len(seen) <= options.warmup:
-        sys.exit(f"peers: {len(seen)} steps were made, and --warmup leaves out {options.warmup}: give more --rows")
+        sys.exit(
+            f"peers: these rows are {len(seen)} batches, and the first {options.warmup} are not counted: more rows are "
+            "needed (in tunesmith bench: more --steps)"
+        )
     print(json.dumps(result(options, seen, clock)))
 
 
-def read_options() -> argparse.Namespace:
-    """The command line."""
+def read_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """The words of the command line, or some others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=MODES)
     parser.add_argument("--model", required=True, help="folder or hub id")
@@ -70,7 +73,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.warmup < 1:
         parser.error("--warmup must be at least 1: the first step also builds what later ones reuse")
     return options
@@ -96,11 +99,11 @@ class Clock(transformers.TrainerCallback):
             self.lines.append(logs)
 
 
-def build(options: argparse.Namespace, folder: str, clock: Clock) -> Any:
-    """The trainer of a mode."""
+def build(options: argparse.Namespace, folder: str, clock: Clock, tokens: list[Row] | None = None) -> Any:
+    """The trainer of a mode; `tokens`, of hf alone, are rows of input_ids and labels in place of the file's."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
     model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
-    rows = read_rows(options)
+    rows = [] if tokens else read_rows(options)
     common: dict[str, Any] = {
         "output_dir": folder,
         "seed": options.seed,
@@ -126,7 +129,7 @@ def build(options: argparse.Namespace, folder: str, clock: Clock) -> Any:
         return transformers.Trainer(
             peft.get_peft_model(model, lora) if lora else model,
             args=transformers.TrainingArguments(**common),
-            train_dataset=Dataset.from_list(tokenized(rows, tokenizer, options.max_length)),
+            train_dataset=Dataset.from_list(tokens or tokenized(rows, tokenizer, options.max_length)),
             data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
             callbacks=[clock],
         )
@@ -174,7 +177,7 @@ def preference(row: Row) -> Row:
 
 
 def tokenized(rows: list[Row], tokenizer: Any, max_length: int) -> list[Row]:
-    """Rows as ids and labels, the prompt masked and the end cut off as TRL does it; those with no label are left out."""
+    """Rows as ids and labels, the prompt masked and the end cut off as TRL does it, those with no label left out."""
     found = []
     for row in rows:
         prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)

@@ -298,7 +298,7 @@ def show(found: Mapping[str, Any], console: "Console | None" = None) -> None:
     console = console or Console(highlight=False)
     console.print(table)
     turns = [said[0] for said in found["rounds"].values()]
-    versions = turns[0]["versions"] | {"trl": turn["trl"] for turn in turns if "trl" in turn}
+    versions = {name: turn[name] for turn in turns for name in ("trl",) if name in turn} | turns[0]["versions"]
     names = [name for name in ("tunesmith", "torch", "transformers", "peft", "trl") if name in versions]
     console.print(
         f"{len(found['rounds'][OURS])} rounds over the same {found['rows']} rows; ratios are medians over the rounds\n"
