@@ -14,8 +14,9 @@ token sees itself and those before it, within the layer's window; two products f
 computes twice to save memory (activation checkpointing, attention's scores in its backward pass, the logits of a
 trained head) is not counted twice.
 
-"Before" is the order of the modules in the model, which is the order they run in. Of modules that read the same input
-(query, key and value of the first adapted layer) the later ones are counted as if the earlier ones stood before them.
+"Before" is the order of the modules in the model, which is nearly the order they run in: of modules that read the same
+input (query, key and value of the first adapted layer) the later ones are counted as if the earlier ones stood before
+them. That is less than one layer's part of all.
 """
 
 from collections.abc import Iterable, Iterator
