@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import record
 from tunesmith.defaults import Device, Resolved, resolve, with_values
+from tunesmith.errors import RecipeError
 from tunesmith.parts import Given, Job, load, make_trainer
 from tunesmith.recipe import Recipe
 
@@ -35,6 +36,8 @@ class Peak:
 def measure(recipe: Recipe, steps: int, warmup: int, say: Callable[[str], None]) -> dict[str, Any]:
     """What `steps` optimizer steps of a recipe take, after `warmup` steps that are not counted, as a JSON object.
 
+    With `steps` 0 the whole run that the recipe says is made, and all but its first steps are counted.
+
     Raises:
         RecipeError, DataError, TemplateError, ModelError: as training does.
     """
@@ -44,7 +47,8 @@ def measure(recipe: Recipe, steps: int, warmup: int, say: Callable[[str], None])
     from tunesmith.engine.stopwatch import WatchedTrainer
 
     device = choose(recipe.train.device)
-    short = with_values(recipe, {"train.max_steps": warmup + steps, "train.report_to": ()})
+    length = {"train.max_steps": warmup + steps} if steps else {}
+    short = with_values(recipe, length | {"train.report_to": ()})
     resolved = resolve(short, device)
     job = Job(short, resolved, device, Given(), None, say)
     dtype = _compute_dtype(resolved.recipe)
@@ -57,6 +61,11 @@ def measure(recipe: Recipe, steps: int, warmup: int, say: Callable[[str], None])
         folder = until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="tunesmith-bench-"))
         trainer = make_trainer(job, Path(folder), loaded, (), WatchedTrainer)
         assert isinstance(trainer, WatchedTrainer)
+        steps = trainer.args.max_steps - warmup
+        if steps < 1:
+            raise RecipeError(
+                f"the run has {trainer.args.max_steps} steps, and {warmup} warm up: none would be counted"
+            )
         say(f"measuring: {warmup} steps to warm up, then {steps}")
         trainer.train()
         memory = peak_memory_bytes(device.type)
@@ -71,7 +80,7 @@ def measure(recipe: Recipe, steps: int, warmup: int, say: Callable[[str], None])
         "first_grad_norm": next(norms, None),
         "run_tokens": sum(step.real_tokens for step in watched),
         "peak_memory_bytes": memory,
-        "peak": asdict(peak),
+        "peak": asdict(peak) | {"measured": list(peak.measured)},
     }
     return found | _summed(watched[warmup:], cost, peak)
 

@@ -4,14 +4,14 @@ import argparse
 import json
 import sys
 
-from tunesmith.cli.main import positive
+from tunesmith.cli.main import natural, positive
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file or shipped recipe's name")
     parser.add_argument("words", nargs="*", default=[], metavar="a.b=c", help="options to change")
-    parser.add_argument("--steps", type=positive, default=10, metavar="N", help="steps that are counted (10)")
+    parser.add_argument("--steps", type=natural, default=10, metavar="N", help="counted steps (10; 0: the whole run)")
     parser.add_argument("--warmup", type=positive, default=2, metavar="N", help="steps before them (2)")
     parser.add_argument("--against", metavar="hf,trl,trl-pack", help="trainers that take turns on the same rows")
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="turns of each of them (3)")
@@ -29,10 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     recipe = Recipe.load(arguments.recipe, arguments.words)
     look_for_files(recipe)
-    length = against.Length(arguments.steps, arguments.warmup, arguments.rounds)
+    steps, warmup = arguments.steps, arguments.warmup
     if arguments.against is None:
-        found, show = bench.measure(recipe, arguments.steps, arguments.warmup, speaker()), bench.show
+        found, show = bench.measure(recipe, steps, warmup, speaker()), bench.show
     else:
+        length = against.Length(steps, warmup, arguments.rounds)
         peers = against.Peers.of(arguments.against, arguments.peer_python, arguments.peer_batch_size)
         found, show = against.compare(recipe, peers, length, speaker()), against.show
     print(json.dumps(found)) if arguments.json else show(found)

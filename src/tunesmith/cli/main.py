@@ -80,6 +80,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """A whole number that may be 0, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more (it was {text!r})")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns 0, 1 (an error), 2 (a wrong command line) or 130 (Ctrl-C)."""
     words = list(sys.argv[1:] if argv is None else argv)

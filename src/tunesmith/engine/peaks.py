@@ -11,7 +11,7 @@ from tunesmith.defaults import Device
 
 HALF = (torch.bfloat16, torch.float16)
 MEASURED_SECONDS = 0.4  # of each shape
-SIZES = {"cpu": (1024, 2048, 3072)}  # rows, columns and depth of square products
+SIZES = {"cpu": (1024, 2048)}  # rows, columns and depth of square products
 SIZES_OF_OTHERS = (4096, 8192, 12288)
 
 
