@@ -7,6 +7,12 @@ import pytest
 from fixtures_models import save_model
 from tunesmith import against
 from tunesmith.cli.main import main
+from tunesmith.engine import peaks
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(peaks, "SIZES", {"cpu": (64,)})
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def test_against_is_handed_what_was_said(recipe, capsys, monkeypatch):
     assert (arguments[1].names, arguments[1].batch_size) == (("hf",), 6)
 
 
-@pytest.mark.parametrize("words", [["--steps", "0"], ["--warmup", "0"], ["--against", "nobody"]])
+@pytest.mark.parametrize("words", [["--steps", "x"], ["--warmup", "0"], ["--against", "nobody"]])
 def test_wrong_words(recipe, capsys, words):
     assert main(["bench", recipe, *words]) in (1, 2)
     captured = capsys.readouterr()

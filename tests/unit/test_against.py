@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from fixtures_models import save_model
-from tunesmith import Recipe, against
+from tunesmith import Recipe, against, bench
 from tunesmith.defaults import resolve
+from tunesmith.engine import peaks
 from tunesmith.engine.device import choose
 from tunesmith.errors import RecipeError, RunError
 
@@ -100,9 +101,8 @@ def test_all_get_the_same_rows_in_turn(make, turns, monkeypatch):
     assert f"note: hf saw 7 tokens of these rows, and not {rows.tokens}" in said
 
 
-def test_what_ours_is_given_runs_and_packs_so_many_steps(make, tmp_path):
-    from tunesmith import bench
-
+def test_what_ours_is_given_runs_and_packs_so_many_steps(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(peaks, "measured", lambda device, dtype: 1e9)
     recipe = resolve(make(), choose("cpu")).recipe
     rows = against._write_rows(recipe, against.Length(2, 1, 1), tmp_path)
     found = bench.measure(Recipe.load(str(tmp_path / "recipe.yaml")), 0, 1, lambda line: None)
