@@ -32,14 +32,19 @@ def begin(
         "model": model,
         "given": given,
         "device": {"type": device.type, "name": device.name},
-        "versions": {"python": platform.python_version(), "tunesmith": __version__}
-        | {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "git": git_state(),
         "command": sys.argv,
         "working_folder": str(Path.cwd()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "resumed": [],
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, of this package and of what it stands on."""
+    own = {"python": platform.python_version(), "tunesmith": __version__}
+    return own | {name: metadata.version(name) for name in PACKAGES}
 
 
 def model_fingerprint(model: Any) -> str:

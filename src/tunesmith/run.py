@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import atomic
-from tunesmith.defaults import Device, Resolved, resolve, with_values
-from tunesmith.errors import RecipeError, RunError
+from tunesmith.defaults import Resolved, resolve, with_values
+from tunesmith.errors import RunError
 from tunesmith.folder import FINAL, look_for_files, new_folder, refuse_full
+from tunesmith.parts import Given, Job, Loaded, load, make_trainer, speaker
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from tunesmith.data.load import Rows
-    from tunesmith.engine.kernels import Kernels
     from tunesmith.engine.trainer import Metric, Trainer
 
 
@@ -30,44 +29,6 @@ class Run:
     folder: Path
     summary: dict[str, Any]
     exit_code: int = 0  # 128 + the signal's number when one stopped it
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a Python caller brings in place of, or beside, what the recipe names."""
-
-    model: "PreTrainedModel | None" = None
-    tokenizer: "PreTrainedTokenizerBase | None" = None
-    rows: Iterable[Mapping[str, Any]] | None = None
-    callbacks: "Sequence[TrainerCallback]" = ()
-    metrics: "Mapping[str, Metric] | None" = None
-
-    def names(self) -> list[str]:
-        """What was brought."""
-        return [name for name, value in vars(self).items() if value is not None and value != ()]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One call of the program: a new run, or an old one that goes on."""
-
-    recipe: Recipe  # as the user wrote it
-    resolved: Resolved
-    device: Device
-    given: Given
-    folder: Path | None  # the run to go on with; None: a new one
-    say: Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What is trained, and what it is trained with."""
-
-    model: Any  # adapted
-    tokenizer: "PreTrainedTokenizerBase"  # as the template prepared it
-    rows: "Rows"
-    kernels: "Kernels"
-    fingerprint: str | None  # of the weights that training starts from
 
 
 def train(
@@ -96,7 +57,7 @@ def train(
 
     device = choose(recipe.train.device)
     given = Given(model, tokenizer, rows, callbacks, metrics)
-    return _run(Job(recipe, resolve(recipe, device), device, given, None, _speaker()))
+    return _run(Job(recipe, resolve(recipe, device), device, given, None, speaker()))
 
 
 def resume(
@@ -118,7 +79,7 @@ def resume(
     from tunesmith import ending, record
     from tunesmith.engine.device import choose
 
-    folder, say = Path(folder).absolute(), _speaker()
+    folder, say = Path(folder).absolute(), speaker()
     past = record.read(folder)
     if (folder / FINAL).is_dir():
         say(f"{folder} is finished: nothing to do")
@@ -136,13 +97,6 @@ def resume(
         resolved = Resolved(with_values(recipe, past["derived"]), past["derived"])
         device = choose(resolved.recipe.train.device)
         return _run(Job(recipe, resolved, device, given, folder, say))
-
-
-def _speaker() -> Callable[[str], None]:
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    return lambda line: console.print(line, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -164,7 +118,7 @@ def _run(job: Job) -> Run:
     for problem in problems:
         job.say(f"passed over: {problem}")
     with contextlib.ExitStack() as until_the_end:
-        loaded = _load(job, start, until_the_end)
+        loaded = load(job, start, until_the_end)
         folder = _go_on(job, loaded, start) if job.folder else _begin(job, loaded)
         return _train(job, start, loaded, folder)
 
@@ -177,7 +131,7 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
 
     stop, progress = StopOnSignal(job.say), Progress()
     try:
-        trainer = _trainer(job, folder, loaded, [progress, stop])
+        trainer = make_trainer(job, folder, loaded, [progress, stop])
     except Exception:
         if job.folder is None:  # nothing has happened in it
             shutil.rmtree(folder)
@@ -202,56 +156,6 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
         finally:
             loaded.kernels.restore(trainer.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False))
         return Run(folder, ending.finish(folder, job.say))
-
-
-def _load(job: Job, start: Path | None, until_the_end: contextlib.ExitStack) -> Loaded:
-    """The rows, the adapted model and its kernels, each said; rows that are streamed, from a checkpoint on."""
-    import torch
-    import transformers
-
-    from tunesmith import record
-    from tunesmith.data.load import context_problem, load_rows
-    from tunesmith.engine import checkpoint, kernels
-    from tunesmith.engine.arguments import look_for_trackers
-    from tunesmith.engine.model import base_of, load_model, load_tokenizer
-
-    recipe, say = job.resolved.recipe, job.say
-    for option, value in job.resolved.derived.items():
-        say(f"derived: {option} = {value}")
-    look_for_trackers(recipe.train.report_to)
-    tokenizer = recipe.data.template.prepare(job.given.tokenizer or load_tokenizer(recipe.model))
-    point = checkpoint.read_state(start)["counters"]["stream"] if start and recipe.data.streaming else None
-    rows = until_the_end.enter_context(contextlib.closing(load_rows(recipe, tokenizer, job.given.rows, point)))
-    for line in rows.lines:
-        say(line)
-    transformers.set_seed(recipe.train.seed)
-    if job.given.model is not None:
-        given: Any = job.given.model
-        model, fingerprint = given.to(job.device.type), None
-    else:
-        model = load_model(recipe.model, job.device.type)
-        fingerprint = record.model_fingerprint(model)
-    model = recipe.adapter.apply(model)
-    half = torch.bfloat16 if recipe.train.bf16 else torch.float16
-    with torch.autocast(job.device.type, half, enabled=bool(recipe.train.bf16) or recipe.train.fp16):
-        chosen = kernels.choose(model)
-    if not chosen.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
-        name = type(base_of(model)).__name__
-        raise RecipeError(
-            f"{name} does not run packed attention, without which sequences cannot share a beginning: "
-            "set data.shared_prefix=false"
-        )
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    problem = context_problem(rows.ledger, base_of(model).config)
-    for line in (
-        *chosen.notes,
-        *([problem] if problem else []),
-        f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})",
-        f"device: {job.device.type} ({job.device.name})",
-    ):
-        say(line)
-    return Loaded(model, tokenizer, rows, chosen, fingerprint)
 
 
 def _begin(job: Job, loaded: Loaded) -> Path:
@@ -303,43 +207,6 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
         record.write(job.folder, past | {"status": "running", "resumed": [*past["resumed"], max(step, 0)]})
     job.say(f"going on with {job.folder} at step {max(step, 0)}")
     return job.folder
-
-
-def _trainer(job: Job, folder: Path, loaded: Loaded, watchers: "list[TrainerCallback]") -> "Trainer":
-    from tunesmith.engine.arguments import arguments
-    from tunesmith.engine.callbacks import AnswerQuestions, KeepBest, LastLine
-    from tunesmith.engine.trainer import Trainer
-    from tunesmith.generate.engine import Generator
-
-    recipe, rows = job.resolved.recipe, loaded.rows
-
-    def answer(trained: Any, question: str) -> str:
-        with loaded.kernels.generating(trained):
-            generator = Generator(trained, loaded.tokenizer)
-            return generator.complete(
-                [{"role": "user", "content": question}], max_new_tokens=recipe.eval.max_new_tokens
-            )
-
-    callbacks: list[TrainerCallback] = [LastLine(), AnswerQuestions(folder, recipe.eval.prompts, answer)]
-    if recipe.eval.load_best_model_at_end or recipe.eval.early_stopping_patience:
-        callbacks.append(KeepBest(recipe.eval.early_stopping_patience, job.say))
-    per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
-    max_steps = -(-len(rows.train) // per_step)
-    args = arguments(recipe, folder, max_steps, rows.held_out is not None)
-    try:
-        return Trainer(
-            recipe,
-            loaded.model,
-            loaded.kernels.scorer,
-            args,
-            rows.train,
-            rows.held_out,
-            [*callbacks, *job.given.callbacks, *watchers],
-            job.given.metrics or {},
-            loaded.tokenizer,
-        )
-    except (RuntimeError, ValueError, ImportError) as error:  # a tracker that is not installed, mostly
-        raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error
 
 
 def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:

@@ -17,8 +17,8 @@ LAYERS = (
     {"compat", "formats", "templates", "data"},
     {"objectives", "adapters", "optimizers", "engine"},
     {"generate"},
-    {"run", "record", "folder", "health", "ending"},
-    {"exports", "synthesis"},
+    {"run", "parts", "record", "folder", "health", "ending"},
+    {"exports", "synthesis", "bench", "against"},
     {"cli", "__main__"},
 )
 LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and whoever wants may import it

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fixtures_models import save_model, tiny_tokenizer
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+DATA = "{train: builtin:identity, max_tokens: 64, cache_dir: %s}"
 
 
 @pytest.fixture
@@ -16,7 +19,8 @@ def measure(monkeypatch):
     import measure
 
     yield measure
-    del sys.modules["measure"]
+    for name in ("measure", "peers", "step_path", "profile_step"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -99,3 +103,121 @@ def test_packing(lines):
     for row in found:
         assert row["full"] == pytest.approx(row["tokens"] / (row["rows"] * row["tokens a row"]))
         assert 0.3 < row["padded by 8"] < 1 and row["longest"] <= row["tokens a row"]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_same_loss(lines, adapter):
+    found = lines("same_loss", "--adapter", adapter, "--rows", 3)
+    assert [row["what"] for row in found] == ["loss", "grad_norm"]
+    for row in found:
+        assert row["tunesmith"] == pytest.approx(row["transformers"], rel=1e-4) and row["tunesmith"] > 0.5
+        assert row["relative difference"] < 1e-4
+
+
+def test_another_loss_is_seen(lines, monkeypatch):
+    from tunesmith.objectives.sft import SFT
+
+    count = SFT.count
+    monkeypatch.setattr(SFT, "count", lambda self, batch: count(self, batch) * 1.01)
+    with pytest.raises(SystemExit, match="a relative difference is above 0.001"):
+        lines("same_loss", "--rows", 3)
+
+
+def test_peers_hf(measure, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # which it sets for itself
+    import peers
+
+    rows = [
+        {"messages": [{"role": "user", "content": "a" * i}, {"role": "assistant", "content": "b"}]} for i in range(7)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = str(save_model(tmp_path / "model"))
+    words = ["hf", "--model", model, "--data", str(tmp_path / "rows.jsonl"), "--rows", "6", "--batch-size", "2"]
+    monkeypatch.setattr(sys, "argv", ["peers.py", *words, "--dtype", "float32", "--adapter", "full"])
+    peers.main()
+    found = json.loads(capsys.readouterr().out)
+    tokenizer = tiny_tokenizer()
+    lengths = [len(tokenizer.apply_chat_template(row["messages"], return_dict=False)) for row in rows[:6]]
+    assert (found["run_tokens"], found["real_tokens"], found["steps"]) == (sum(lengths), sum(lengths[2:]), 2)
+    padded = 2 * max(lengths[2:4]) + 2 * max(lengths[4:])
+    assert found["padded_tokens"] == padded > found["real_tokens"]
+    assert found["supervised_tokens"] == 4 * len(tokenizer("b<|im_end|>\n")["input_ids"])
+    assert found["real_tokens_per_s"] == pytest.approx(found["real_tokens"] / found["seconds"])
+    assert found["first_loss"] > 1 and found["first_grad_norm"] > 0.1
+
+
+def test_rows_of_alpaca_and_of_messages_are_the_same_to_a_peer(measure):
+    import peers
+
+    alpaca = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
+    turns = [{"role": "user", "content": "Add.\n1 and 2"}, {"role": "assistant", "content": "3"}]
+    assert peers.prompt_and_completion(alpaca) == peers.prompt_and_completion({"messages": turns})
+
+
+FILE = '''"""A file."""
+
+import functools
+
+
+@functools.cache
+def first(value):
+    """One
+    sentence."""
+    # a comment
+    text = """one
+
+two"""
+
+    def inner():
+        return [value for _ in range(3)]
+
+    return inner, text
+
+
+def second():
+    return (lambda: 1)()
+
+
+def third():
+    pass
+'''
+
+
+def test_lines_and_functions_of_a_path_are_counted(measure, tmp_path, monkeypatch):
+    import step_path
+
+    monkeypatch.setattr(step_path, "PACKAGE", tmp_path)
+    (tmp_path / "file.py").write_text(FILE)
+    watcher, names = step_path.Watcher(), {}
+    exec(compile(FILE, str(tmp_path / "file.py"), "exec"), names)
+    sys.setprofile(watcher.note)
+    names["first"](1)[0]()
+    names["second"]()
+    sys.setprofile(None)
+    # first: decorator, def, three lines of text, two of inner, return; second: two
+    assert step_path.by_file(watcher.seen) == [("file.py", 3, 10, "first, inner, second")]
+
+
+@pytest.mark.slow
+def test_step_path(lines, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {save_model(tmp_path / 'model')}\ndata: {DATA % tmp_path}\n")
+    found = lines("step_path", recipe)
+    total = found.pop()
+    assert total["functions"] == sum(row["functions"] for row in found)
+    assert total["functions"] <= 60 and total["lines"] <= 900  # what a step may take
+    names = {row["file"]: row["names"].split(", ") for row in found}
+    assert "compute_loss" in names["engine/trainer.py"] and "join" in names["data/batch.py"]
+    assert "backward" in names["engine/scores.py"] and "loss" in names["objectives/sft.py"]
+    assert not {"evaluate", "_save_checkpoint", "create_optimizer"} & set(names["engine/trainer.py"])
+
+
+@pytest.mark.slow
+def test_profile_step(lines, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {save_model(tmp_path / 'model')}\ndata: {DATA % tmp_path}\n")
+    found = {row["work"]: row for row in lines("profile_step", recipe)}
+    assert {"matmul", "attention", "head", "optimizer", "elementwise", "copies"} <= found.keys()
+    assert sum(row["share"] for row in found.values()) == pytest.approx(1)
+    assert all(row["seconds"] > 0 and row["calls"] > 0 for row in found.values())
+    assert "adamw" in found["optimizer"]["most of it"]

@@ -17,6 +17,7 @@ VERBS = {
     "train": "Train a model as a recipe says, or go on with a run folder.",
     "preview": "Show the rows as the model will see them, and count what is trained.",
     "chat": "Talk with a model or with what a run made.",
+    "bench": "Measure how fast a recipe trains, also against other trainers.",
     "export": "Make a folder that other tools load of a finished run, and verify it.",
     "data": "Write the rows of a data set in another format and file.",
     "synthesize": "Make instruction data from some seed tasks, with a model.",
@@ -76,6 +77,13 @@ def positive(text: str) -> int:
     """A whole number above 0, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0 (it was {text!r})")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """A whole number that may be 0, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more (it was {text!r})")
     return int(text)
 
 

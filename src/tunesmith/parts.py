@@ -1,0 +1,162 @@
+"""What a run is made of, each part said as it is made: the rows, the adapted model, its kernels, the trainer."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.defaults import Device, Resolved
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+    from tunesmith.data.load import Rows
+    from tunesmith.engine.kernels import Kernels
+    from tunesmith.engine.trainer import Metric, Trainer
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a Python caller brings in place of, or beside, what the recipe names."""
+
+    model: "PreTrainedModel | None" = None
+    tokenizer: "PreTrainedTokenizerBase | None" = None
+    rows: Iterable[Mapping[str, Any]] | None = None
+    callbacks: "Sequence[TrainerCallback]" = ()
+    metrics: "Mapping[str, Metric] | None" = None
+
+    def names(self) -> list[str]:
+        """What was brought."""
+        return [name for name, value in vars(self).items() if value is not None and value != ()]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of the program: a new run, or an old one that goes on."""
+
+    recipe: Recipe  # as the user wrote it
+    resolved: Resolved
+    device: Device
+    given: Given
+    folder: Path | None  # the run to go on with; None: a new one
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is trained, and what it is trained with."""
+
+    model: Any  # adapted
+    tokenizer: "PreTrainedTokenizerBase"  # as the template prepared it
+    rows: "Rows"
+    kernels: "Kernels"
+    fingerprint: str | None  # of the weights that training starts from
+
+
+def speaker() -> Callable[[str], None]:
+    """What says lines to people: on stderr, so that stdout is left to what a program reads."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    return lambda line: console.print(line, markup=False, soft_wrap=True)
+
+
+def load(job: Job, start: Path | None, until_the_end: contextlib.ExitStack) -> Loaded:
+    """The rows, the adapted model and its kernels, each said; rows that are streamed, from a checkpoint on."""
+    import torch
+    import transformers
+
+    from tunesmith import record
+    from tunesmith.data.load import context_problem, load_rows
+    from tunesmith.engine import checkpoint, kernels
+    from tunesmith.engine.arguments import look_for_trackers
+    from tunesmith.engine.model import base_of, load_model, load_tokenizer
+
+    recipe, say = job.resolved.recipe, job.say
+    for option, value in job.resolved.derived.items():
+        say(f"derived: {option} = {value}")
+    look_for_trackers(recipe.train.report_to)
+    tokenizer = recipe.data.template.prepare(job.given.tokenizer or load_tokenizer(recipe.model))
+    point = checkpoint.read_state(start)["counters"]["stream"] if start and recipe.data.streaming else None
+    rows = until_the_end.enter_context(contextlib.closing(load_rows(recipe, tokenizer, job.given.rows, point)))
+    for line in rows.lines:
+        say(line)
+    transformers.set_seed(recipe.train.seed)
+    if job.given.model is not None:
+        given: Any = job.given.model
+        model, fingerprint = given.to(job.device.type), None
+    else:
+        model = load_model(recipe.model, job.device.type)
+        fingerprint = record.model_fingerprint(model)
+    model = recipe.adapter.apply(model)
+    half = torch.bfloat16 if recipe.train.bf16 else torch.float16
+    with torch.autocast(job.device.type, half, enabled=bool(recipe.train.bf16) or recipe.train.fp16):
+        chosen = kernels.choose(model)
+    if not chosen.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
+        name = type(base_of(model)).__name__
+        raise RecipeError(
+            f"{name} does not run packed attention, without which sequences cannot share a beginning: "
+            "set data.shared_prefix=false"
+        )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    problem = context_problem(rows.ledger, base_of(model).config)
+    for line in (
+        *chosen.notes,
+        *([problem] if problem else []),
+        f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})",
+        f"device: {job.device.type} ({job.device.name})",
+    ):
+        say(line)
+    return Loaded(model, tokenizer, rows, chosen, fingerprint)
+
+
+def make_trainer(
+    job: Job,
+    folder: Path,
+    loaded: Loaded,
+    watchers: "Sequence[TrainerCallback]",
+    kind: "type[Trainer] | None" = None,
+) -> "Trainer":
+    """The trainer of a run in a folder, watched by some callbacks; `kind` is one that does more than the trainer.
+
+    Raises:
+        RecipeError: transformers refuses a value.
+    """
+    from tunesmith.engine.arguments import arguments
+    from tunesmith.engine.callbacks import AnswerQuestions, KeepBest, LastLine
+    from tunesmith.engine.trainer import Trainer
+    from tunesmith.generate.engine import Generator
+
+    recipe, rows = job.resolved.recipe, loaded.rows
+
+    def answer(trained: Any, question: str) -> str:
+        with loaded.kernels.generating(trained):
+            generator = Generator(trained, loaded.tokenizer)
+            return generator.complete(
+                [{"role": "user", "content": question}], max_new_tokens=recipe.eval.max_new_tokens
+            )
+
+    callbacks: list[TrainerCallback] = [LastLine(), AnswerQuestions(folder, recipe.eval.prompts, answer)]
+    if recipe.eval.load_best_model_at_end or recipe.eval.early_stopping_patience:
+        callbacks.append(KeepBest(recipe.eval.early_stopping_patience, job.say))
+    per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
+    max_steps = -(-len(rows.train) // per_step)
+    args = arguments(recipe, folder, max_steps, rows.held_out is not None)
+    try:
+        return (kind or Trainer)(
+            recipe,
+            loaded.model,
+            loaded.kernels.scorer,
+            args,
+            rows.train,
+            rows.held_out,
+            [*callbacks, *job.given.callbacks, *watchers],
+            job.given.metrics or {},
+            loaded.tokenizer,
+        )
+    except (RuntimeError, ValueError, ImportError) as error:  # a tracker that is not installed, mostly
+        raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error
