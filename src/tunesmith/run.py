@@ -5,11 +5,12 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import atomic
+from tunesmith.adapted import Adapted, adapt, precision
 from tunesmith.defaults import Device, Resolved, resolve, with_values
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.folder import FINAL, look_for_files, new_folder, refuse_full
@@ -163,8 +164,12 @@ def _run(job: Job) -> Run:
     start, problems = checkpoint.newest(job.folder) if job.folder else (None, [])
     for problem in problems:
         job.say(f"passed over: {problem}")
+    adapted = None
+    if job.resolved.recipe.train.row_tokens == "auto":  # rows are packed to fit beside the model, so it comes first
+        adapted = _adapt(job)
+        job = _with_fitting_rows(job, adapted)
     with contextlib.ExitStack() as until_the_end:
-        loaded = _load(job, start, until_the_end)
+        loaded = _load(job, start, adapted, until_the_end)
         folder = _go_on(job, loaded, start) if job.folder else _begin(job, loaded)
         return _train(job, start, loaded, folder)
 
@@ -172,6 +177,7 @@ def _run(job: Job) -> Run:
 def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
     """What happens in the run folder."""
     from tunesmith import ending
+    from tunesmith.engine import memory
     from tunesmith.engine.callbacks import StopOnSignal
     from tunesmith.engine.progress import Progress
 
@@ -185,7 +191,10 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
     go_on = f"tunesmith train {shlex.quote(str(folder))}"
     with atomic.room(folder, RunError, f"Make room, then go on with: {go_on}"):
         try:
-            with stop.listening(), contextlib.closing(progress):
+            explained = memory.explained(
+                trainer.place, lambda: _fitting_row(job, loaded, trainer), folder, trainer.recipe
+            )
+            with stop.listening(), contextlib.closing(progress), explained:
                 if start is None and loaded.rows.held_out is not None:
                     trainer.evaluate()
                 if start is None or not trainer.was_over(start):
@@ -204,16 +213,12 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
         return Run(folder, ending.finish(folder, job.say))
 
 
-def _load(job: Job, start: Path | None, until_the_end: contextlib.ExitStack) -> Loaded:
-    """The rows, the adapted model and its kernels, each said; rows that are streamed, from a checkpoint on."""
-    import torch
-    import transformers
-
-    from tunesmith import record
+def _load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: contextlib.ExitStack) -> Loaded:
+    """The rows and the adapted model, each said; rows that are streamed, from a checkpoint on."""
     from tunesmith.data.load import context_problem, load_rows
-    from tunesmith.engine import checkpoint, kernels
+    from tunesmith.engine import checkpoint
     from tunesmith.engine.arguments import look_for_trackers
-    from tunesmith.engine.model import base_of, load_model, load_tokenizer
+    from tunesmith.engine.model import base_of, load_tokenizer
 
     recipe, say = job.resolved.recipe, job.say
     for option, value in job.resolved.derived.items():
@@ -224,18 +229,9 @@ def _load(job: Job, start: Path | None, until_the_end: contextlib.ExitStack) -> 
     rows = until_the_end.enter_context(contextlib.closing(load_rows(recipe, tokenizer, job.given.rows, point)))
     for line in rows.lines:
         say(line)
-    transformers.set_seed(recipe.train.seed)
-    if job.given.model is not None:
-        given: Any = job.given.model
-        model, fingerprint = given.to(job.device.type), None
-    else:
-        model = load_model(recipe.model, job.device.type)
-        fingerprint = record.model_fingerprint(model)
-    model = recipe.adapter.apply(model)
-    half = torch.bfloat16 if recipe.train.bf16 else torch.float16
-    with torch.autocast(job.device.type, half, enabled=bool(recipe.train.bf16) or recipe.train.fp16):
-        chosen = kernels.choose(model)
-    if not chosen.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
+    adapted = adapted or _adapt(job)
+    model = adapted.model
+    if not adapted.kernels.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
         name = type(base_of(model)).__name__
         raise RecipeError(
             f"{name} does not run packed attention, without which sequences cannot share a beginning: "
@@ -245,13 +241,37 @@ def _load(job: Job, start: Path | None, until_the_end: contextlib.ExitStack) -> 
     total = sum(p.numel() for p in model.parameters())
     problem = context_problem(rows.ledger, base_of(model).config)
     for line in (
-        *chosen.notes,
+        *adapted.kernels.notes,
         *([problem] if problem else []),
         f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})",
         f"device: {job.device.type} ({job.device.name})",
     ):
         say(line)
-    return Loaded(model, tokenizer, rows, chosen, fingerprint)
+    return Loaded(model, tokenizer, rows, adapted.kernels, adapted.fingerprint)
+
+
+def _adapt(job: Job) -> Adapted:
+    return adapt(job.resolved.recipe, job.device.type, job.given.model)
+
+
+def _with_fitting_rows(job: Job, adapted: Adapted) -> Job:
+    """The job with the number of `train.row_tokens: auto`, which a run that goes on finds in its record."""
+    from tunesmith.engine import memory
+
+    recipe, derived = job.resolved.recipe, job.resolved.derived
+    with precision(recipe, job.device.type):
+        chosen = {"train.row_tokens": memory.choose_row(adapted.model, adapted.kernels.scorer, recipe)}
+    return replace(job, resolved=Resolved(with_values(recipe, chosen), derived | chosen))
+
+
+def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
+    """The tokens of a row that would have fitted where memory ran out."""
+    from tunesmith.engine import memory
+
+    stepped = trainer.optimizer is not None and trainer.optimizer.state
+    reserved = 0 if stepped else memory.state_bytes(loaded.model, trainer.recipe)
+    with precision(trainer.recipe, job.device.type):
+        return memory.fitting_row(loaded.model, loaded.kernels.scorer, trainer.recipe, reserved)
 
 
 def _begin(job: Job, loaded: Loaded) -> Path:

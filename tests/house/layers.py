@@ -17,7 +17,7 @@ LAYERS = (
     {"compat", "formats", "templates", "data"},
     {"objectives", "adapters", "optimizers", "engine"},
     {"generate"},
-    {"run", "record", "folder", "health", "ending"},
+    {"run", "adapted", "record", "folder", "health", "ending"},
     {"exports", "synthesis"},
     {"cli", "__main__"},
 )

@@ -120,13 +120,13 @@ def training_rows(recipe: Recipe, store: Store, orders: Iterator[np.ndarray]) ->
     if wanted is None:
         unfinished = len(plans) - train.num_train_epochs  # the share of the last epoch that is not wanted
         wanted = max(1, rows - int(unfinished * len(plans[-1])))
-    assert train.row_tokens is not None, "resolved before the run"
+    assert isinstance(train.row_tokens, int), "resolved before the run"
     return PackedRows(store, _chained(plans).first(wanted), plans[0].fill(train.row_tokens))
 
 
 def evaluation_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> PackedRows:
     """The rows of the held-out samples, once, in order. Raises RecipeError, as `pack`."""
-    assert recipe.train.row_tokens is not None, "resolved before the run"
+    assert isinstance(recipe.train.row_tokens, int), "resolved before the run"
     plan = pack(recipe, store.lengths(), samples, seed=None)
     return PackedRows(store, plan, plan.fill(recipe.train.row_tokens))
 
@@ -168,7 +168,7 @@ def pack(recipe: Recipe, lengths: np.ndarray, order: np.ndarray, seed: tuple[int
         RecipeError: a sample is longer than a row, and the objective splits none.
     """
     row_tokens = recipe.train.row_tokens
-    assert row_tokens is not None, "resolved before the run"
+    assert isinstance(row_tokens, int), "resolved before the run"
     if type(recipe.objective).documents:
         return plan_documents(lengths, row_tokens, order)
     longest = int(lengths[order].max())

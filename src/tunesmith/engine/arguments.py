@@ -34,7 +34,6 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
             lr_scheduler_type=train.lr_scheduler_type,
             warmup_steps=train.warmup_steps,
             max_grad_norm=train.max_grad_norm,
-            activation_checkpointing=train.activation_checkpointing,
             bf16=bool(train.bf16),
             fp16=train.fp16,
             use_cpu=train.device == "cpu",

@@ -5,8 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode  # documented, and public nowhere
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+__all__ = ["DispatchMode", "attention_of", "one_device", "peft_warnings"]
 
 
 @contextmanager

@@ -1,0 +1,222 @@
+"""Options that save memory, through whole runs: the same weights, a row that fits, and what is said when none does."""
+
+import json
+
+import psutil
+import pytest
+import torch
+
+from fixtures_models import tiny_lora, tiny_model, tiny_tokenizer
+from tunesmith import Recipe, resume, train
+from tunesmith.engine import checkpoint, device, kernels, memory
+from tunesmith.engine.scores import Scorer
+from tunesmith.errors import RecipeError, RunError
+
+ROWS = [{"instruction": f"What is {i} and 1?", "output": f"It is {i + 1}, sure."} for i in range(40)]
+SIZES = {"num_hidden_layers": 4}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A recipe on the rows above; keywords replace its sections."""
+
+    def recipe(name, adapter="full", optimizer=None, objective="sft", **options):
+        return Recipe(
+            model="mine",
+            data={"train": "rows", "max_tokens": 64, "eval": 4, "cache_dir": str(tmp_path / "cache")},
+            objective=objective,
+            adapter=adapter,
+            optimizer={"learning_rate": 1e-2, "weight_decay": 0.1} | (optimizer or {}),
+            train={"output_dir": str(tmp_path / name), "row_tokens": 64, "max_steps": 5, "save_steps": 2} | options,
+        )
+
+    return recipe
+
+
+def brought():
+    return {"model": tiny_model(**SIZES), "tokenizer": tiny_tokenizer(), "rows": ROWS}
+
+
+def run(recipe):
+    return train(recipe, **brought()).folder
+
+
+def weights(folder):
+    (file,) = (folder / "final").glob("*.safetensors")
+    return file.read_bytes()
+
+
+def lines(folder):
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
+
+
+def cut_back(folder, step):
+    """The folder as a kill would leave it just after the checkpoint of a step."""
+    for file in (folder / "final").iterdir():
+        file.unlink()
+    (folder / "final").rmdir()
+    checkpoint.forget_after(folder, step)
+    record = json.loads((folder / "record.json").read_text())
+    record.pop("summary")
+    (folder / "record.json").write_text(json.dumps(record | {"status": "running"}))
+
+
+@pytest.mark.parametrize("adapter", ["full", {"type": "lora", "r": 4, "lora_dropout": 0.1}], ids=["full", "lora"])
+def test_computing_again_changes_no_weight(make, adapter):
+    plain = run(make("plain", adapter))
+    for choice in (True, 2, "selective"):
+        other = run(make(str(choice), adapter, activation_checkpointing=choice))
+        assert weights(other) == weights(plain)
+        assert lines(other) == lines(plain)
+
+
+RELEASED = {"release_gradients": True, "max_grad_norm": 0}
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_released_gradients_give_the_same_weights_and_norms(make, adapter):
+    schedule = {"lr_scheduler_type": "linear", "warmup_steps": 2}
+    plain = run(make("plain", adapter, max_grad_norm=0, **schedule))
+    other = run(make("other", adapter, **RELEASED, **schedule))
+    assert weights(other) == weights(plain)
+    for ours, theirs in zip(lines(other), lines(plain), strict=True):
+        if "grad_norm" in ours:
+            assert ours.pop("grad_norm") == pytest.approx(theirs.pop("grad_norm"), rel=1e-5) != 0
+        assert ours == theirs
+
+
+def test_released_gradients_are_gone_when_the_next_one_comes(make, monkeypatch):
+    from tunesmith.engine import release
+
+    held, own = [], release.ReleasedGradients.update
+
+    def update(self, parameter):
+        held.append([one.grad is not None for one in self.group_of].count(True))
+        own(self, parameter)
+
+    monkeypatch.setattr(release.ReleasedGradients, "update", update)
+    run(make("run", **RELEASED))
+    assert set(held) == {1} and len(held) == 5 * len(list(tiny_model(**SIZES).parameters()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [RELEASED, {"activation_checkpointing": "selective"}, {"optimizer": {"type": "adamw8bit"}}],
+    ids=["released", "selective", "8 bit"],
+)
+def test_a_run_goes_on_bit_for_bit(make, options):
+    if "optimizer" in options:
+        pytest.importorskip("bitsandbytes")
+    whole = run(make("whole", **options))
+    assert (checkpoint.place(whole, 2) / "state.json").is_file()
+    before, told = weights(whole), lines(whole)
+    cut_back(whole, 2)
+    resume(whole, **brought())
+    assert weights(whole) == before
+    assert lines(whole) == told
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "set max_grad_norm=0"),
+        ({"gradient_accumulation_steps": 2}, "set gradient_accumulation_steps=1 and max_grad_norm=0"),
+        ({"max_grad_norm": 0, "fp16": True}, "set fp16=false"),
+    ],
+)
+def test_gradients_that_are_needed_together_are_not_released(make, options, said):
+    with pytest.raises(RecipeError, match=f"train: release_gradients updates .*: {said}"):
+        make("run", **{"release_gradients": True} | options)
+
+
+def test_offload_is_refused_where_it_saves_nothing(make):
+    with pytest.raises(RecipeError, match="train: activation_offload moves the inputs .*: set activation_checkpointing"):
+        make("run", activation_offload=True)
+    with pytest.raises(RecipeError, match="train.activation_offload: on cpu activations lie in the host's memory alr"):
+        run(make("run", activation_offload=True, activation_checkpointing=2))
+
+
+def fails_at(monkeypatch, call, error):
+    """Have the scorer fail once in a whole batch, at some call of training or evaluation."""
+    calls, own = [], Scorer.__call__
+
+    def fails(self, model, batch):
+        calls.append(batch)
+        if len(calls) == call:
+            raise error
+        return own(self, model, batch)
+
+    monkeypatch.setattr(Scorer, "__call__", fails)
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    MemoryError(),
+]
+STEP_3 = 7 + 4 + 3  # calls of the scorer: of the probes, of the first evaluation, of three steps
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_out_of_memory_says_what_fits_and_loses_nothing(make, tmp_path, monkeypatch, error):
+    whole = run(make("whole"))
+    with monkeypatch.context() as patch:
+        seen = []
+        own = Scorer.__call__
+        patch.setattr(Scorer, "__call__", lambda self, m, b: (seen.append(m.training), own(self, m, b))[1])
+        run(make("counted"))
+    trained = [number for number, training in enumerate(seen, start=1) if training]
+    with monkeypatch.context() as patch:
+        fails_at(patch, trained[2], error)
+        with pytest.raises(RunError) as caught:
+            run(make("run"))
+    said, folder = str(caught.value), tmp_path / "run"
+    assert "\n" not in said
+    for part in (
+        "memory ran out at step 3 in a pass of ",
+        " GB held. ",
+        "train.activation_checkpointing=true computes the same with less; train.row_tokens=",
+        " fits by a trial; optimizer=adamw8bit",
+        f"change train.activation_checkpointing in {folder}/recipe.yaml and go on with: tunesmith train {folder}",
+    ):
+        assert part in said, said
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("train:\n", "train:\n  activation_checkpointing: true\n"))
+    assert checkpoint.steps(folder) == [2]
+    resume(folder, **brought())
+    assert weights(folder) == weights(whole)
+
+
+def test_other_errors_are_not_called_that(make, monkeypatch):
+    fails_at(monkeypatch, 9, RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="^a bug$"):
+        run(make("run"))
+
+
+def measured(recipe, free, monkeypatch, model=None):
+    """The row that is chosen with some bytes free, and what it needs by a measure at its own size."""
+    model = model or tiny_model(**SIZES, hidden_size=64, intermediate_size=512)
+    scorer = kernels.choose(model).scorer
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda kind: free)
+    chosen = memory.choose_row(model, scorer, recipe)
+    with memory.LiveTensors() as held:
+        memory._peak_bytes(model, scorer, recipe, chosen)
+    return chosen, held.peak + memory.state_bytes(model, recipe)
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_chosen_row_fits_and_a_larger_one_would_not(make, monkeypatch, adapter, rows):
+    free = 100_000_000
+    model = tiny_model(**SIZES, hidden_size=64, intermediate_size=512)
+    model = model if adapter == "full" else tiny_lora(model)
+    recipe = make("run", adapter, row_tokens="auto", per_device_train_batch_size=rows)
+    chosen, _ = measured(recipe, free, monkeypatch, model)
+    assert chosen % memory.STEP == 0 and 64 <= chosen < memory.MOST_TOKENS
+    scorer = kernels.choose(model).scorer
+
+    def needed(tokens):
+        return memory._peak_bytes(model, scorer, recipe, tokens * rows) + memory.state_bytes(model, recipe)
+
+    assert needed(chosen) <= free < needed(chosen + memory.STEP) / memory.MARGIN
