@@ -1,6 +1,7 @@
 """Options that save memory, through whole runs: the same weights, a row that fits, and what is said when none does."""
 
 import json
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -9,6 +10,7 @@ import torch
 from fixtures_models import tiny_lora, tiny_model, tiny_tokenizer
 from tunesmith import Recipe, resume, train
 from tunesmith.engine import checkpoint, device, kernels, memory
+from tunesmith.engine.activations import checkpoint_activations
 from tunesmith.engine.scores import Scorer
 from tunesmith.errors import RecipeError, RunError
 
@@ -131,7 +133,9 @@ def test_gradients_that_are_needed_together_are_not_released(make, options, said
 
 
 def test_offload_is_refused_where_it_saves_nothing(make):
-    with pytest.raises(RecipeError, match="train: activation_offload moves the inputs .*: set activation_checkpointing"):
+    with pytest.raises(
+        RecipeError, match="train: activation_offload moves the inputs .*: set activation_checkpointing"
+    ):
         make("run", activation_offload=True)
     with pytest.raises(RecipeError, match="train.activation_offload: on cpu activations lie in the host's memory alr"):
         run(make("run", activation_offload=True, activation_checkpointing=2))
@@ -155,7 +159,6 @@ ERRORS = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to"),
     MemoryError(),
 ]
-STEP_3 = 7 + 4 + 3  # calls of the scorer: of the probes, of the first evaluation, of three steps
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -182,7 +185,7 @@ def test_out_of_memory_says_what_fits_and_loses_nothing(make, tmp_path, monkeypa
     ):
         assert part in said, said
     recipe = folder / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("train:\n", "train:\n  activation_checkpointing: true\n"))
+    recipe.write_text(recipe.read_text().replace("\ntrain:\n", "\ntrain:\n  activation_checkpointing: true\n"))
     assert checkpoint.steps(folder) == [2]
     resume(folder, **brought())
     assert weights(folder) == weights(whole)
@@ -194,29 +197,79 @@ def test_other_errors_are_not_called_that(make, monkeypatch):
         run(make("run"))
 
 
-def measured(recipe, free, monkeypatch, model=None):
-    """The row that is chosen with some bytes free, and what it needs by a measure at its own size."""
-    model = model or tiny_model(**SIZES, hidden_size=64, intermediate_size=512)
-    scorer = kernels.choose(model).scorer
-    monkeypatch.setattr(memory, "free_memory_bytes", lambda kind: free)
-    chosen = memory.choose_row(model, scorer, recipe)
-    with memory.LiveTensors() as held:
-        memory._peak_bytes(model, scorer, recipe, chosen)
-    return chosen, held.peak + memory.state_bytes(model, recipe)
+def wide(adapter):
+    model = tiny_model(**SIZES, hidden_size=64, intermediate_size=512)
+    return model if adapter == "full" else tiny_lora(model)
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
-@pytest.mark.parametrize("rows", [1, 3])
-def test_the_chosen_row_fits_and_a_larger_one_would_not(make, monkeypatch, adapter, rows):
-    free = 100_000_000
-    model = tiny_model(**SIZES, hidden_size=64, intermediate_size=512)
-    model = model if adapter == "full" else tiny_lora(model)
-    recipe = make("run", adapter, row_tokens="auto", per_device_train_batch_size=rows)
-    chosen, _ = measured(recipe, free, monkeypatch, model)
-    assert chosen % memory.STEP == 0 and 64 <= chosen < memory.MOST_TOKENS
+@pytest.mark.parametrize(
+    ("free", "options"),
+    [
+        (150_000_000, {"per_device_train_batch_size": 3}),
+        (60_000_000, RELEASED),
+        (30_000_000, {"activation_checkpointing": True}),
+    ],
+    ids=["three rows", "released", "checkpointed"],
+)
+def test_the_chosen_row_fits_and_a_longer_one_would_not(make, monkeypatch, adapter, free, options):
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda kind: free)
+    model, recipe = wide(adapter), make("run", adapter, row_tokens="auto", **options)
+    checkpoint_activations(model, recipe.train)
     scorer = kernels.choose(model).scorer
+    model.eval()
+    before = torch.random.get_rng_state()
+    chosen = memory.choose_row(model, scorer, recipe)
+    assert chosen % memory.STEP == 0 and 512 < chosen < memory.MOST_TOKENS
+    assert torch.equal(torch.random.get_rng_state(), before) and not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
 
-    def needed(tokens):
-        return memory._peak_bytes(model, scorer, recipe, tokens * rows) + memory.state_bytes(model, recipe)
+    def needed(row_tokens):
+        """By a measure at this size."""
+        tokens = row_tokens * recipe.train.per_device_train_batch_size
+        with memory._as_in_training(model, recipe.train.release_gradients):
+            return memory._peak_bytes(model, scorer, recipe, tokens) + memory.state_bytes(model, recipe)
 
     assert needed(chosen) <= free < needed(chosen + memory.STEP) / memory.MARGIN
+
+
+def test_a_row_is_no_longer_than_useful_and_holds_the_longest_sample(make, monkeypatch):
+    model = wide("full")
+    scorer = kernels.choose(model).scorer
+    free = {"bytes": 10**15}
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda kind: free["bytes"])
+    assert memory.choose_row(model, scorer, make("run", row_tokens="auto")) == memory.MOST_TOKENS
+    free["bytes"] = 5_000_000
+    said = "row_tokens=auto: rows of 0 tokens fit in memory, and data.max_tokens is 64. What would take less: train.act"
+    with pytest.raises(RecipeError, match=said):
+        memory.choose_row(model, scorer, make("run", row_tokens="auto"))
+    own = replace(scorer, packed=False)
+    with pytest.raises(RecipeError, match="row_tokens=auto: LlamaForCausalLM runs its own attention, .*: set a number"):
+        memory.choose_row(model, own, make("run", row_tokens="auto"))
+
+
+def test_a_chosen_row_is_recorded_and_kept_when_a_run_goes_on(make, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda kind: 7_000_000)
+    folder = run(make("run", {"type": "lora", "lora_dropout": 0.1}, row_tokens="auto"))
+    derived = json.loads((folder / "record.json").read_text())["derived"]
+    chosen = derived["train.row_tokens"]
+    assert 64 <= chosen < memory.MOST_TOKENS
+    assert json.loads((folder / "ledger.json").read_text())["train"]["row_tokens"] == chosen
+    assert "row_tokens: auto" in (folder / "recipe.yaml").read_text()
+    said = run(make("said", {"type": "lora", "lora_dropout": 0.1}, row_tokens=chosen))
+    assert weights(said) == weights(folder), "the trial leaves no trace in the model and the random generators"
+    before = weights(folder)
+    cut_back(folder, 2)
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda kind: 10**15)
+    resume(folder, **brought())
+    assert weights(folder) == before
+
+
+def test_free_memory_minds_the_limit_of_a_container(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "LIMIT", tmp_path / "memory.max")
+    available, held = psutil.virtual_memory().available, device.held_memory_bytes("cpu")
+    assert device.free_memory_bytes("cpu") == pytest.approx(available, rel=0.2)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert device.free_memory_bytes("cpu") == pytest.approx(available, rel=0.2)
+    (tmp_path / "memory.max").write_text(f"{held + 1_000_000_000}\n")
+    assert device.free_memory_bytes("cpu") == pytest.approx(1_000_000_000, rel=0.1)
