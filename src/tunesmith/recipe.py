@@ -287,21 +287,15 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
-    def _offloads_checkpoints(self) -> "Train":
+    def _saves_memory_as_it_can(self) -> "Train":
         if self.activation_offload and self.activation_checkpointing in (False, "selective"):
             raise ValueError(
-                "activation_offload moves the inputs of layers that compute again: set activation_checkpointing to "
-                "true or a number of layers"
+                "activation_offload moves what checkpoints keep: set activation_checkpointing=true, or to n"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _releases_what_is_whole(self) -> "Train":
         needed = {"gradient_accumulation_steps": 1, "max_grad_norm": 0, "fp16": False}
-        wrong = [name for name, value in needed.items() if getattr(self, name) != value]
+        wrong = [f"{name}={str(value).lower()}" for name, value in needed.items() if getattr(self, name) != value]
         if self.release_gradients and wrong:
-            told = " and ".join(f"{name}={str(needed[name]).lower()}" for name in wrong)
-            raise ValueError(f"release_gradients updates a weight before all gradients are known: set {told}")
+            raise ValueError(f"release_gradients updates before all gradients are known: set {' and '.join(wrong)}")
         return self
 
 

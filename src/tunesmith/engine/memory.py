@@ -161,7 +161,7 @@ def _peak_bytes(model: Any, scorer: Scorer, recipe: Recipe, tokens: int) -> int:
     """The most that a forward and a backward pass of a random row hold beside what is held before."""
     device = next(model.parameters()).device
     vocabulary = base_of(model).get_input_embeddings().num_embeddings
-    fields: dict[str, Any] = join([_random_row(vocabulary, recipe.data.max_tokens, tokens)])
+    fields = join([_random_row(vocabulary, recipe.data.max_tokens, tokens)])
     placed: dict[str, Any] = {
         name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in fields.items()
     }

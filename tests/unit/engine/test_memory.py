@@ -134,7 +134,7 @@ def test_gradients_that_are_needed_together_are_not_released(make, options, said
 
 def test_offload_is_refused_where_it_saves_nothing(make):
     with pytest.raises(
-        RecipeError, match="train: activation_offload moves the inputs .*: set activation_checkpointing"
+        RecipeError, match="train: activation_offload moves .*: set activation_checkpointing=true, or to n"
     ):
         make("run", activation_offload=True)
     with pytest.raises(RecipeError, match="train.activation_offload: on cpu activations lie in the host's memory alr"):
