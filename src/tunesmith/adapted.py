@@ -24,7 +24,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     """The model of a resolved recipe, or the one that a script gave, on a device; by the recipe's seed alone.
 
     Raises:
-        ModelError, RecipeError: it cannot be had, adapted or trained on packed rows.
+        ModelError, RecipeError, MissingExtra: it cannot be had, adapted, updated or trained on packed rows.
     """
     import transformers
 
@@ -37,6 +37,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     model: Any = load_model(recipe.model, device) if given is None else given.to(device)
     fingerprint = record.model_fingerprint(model) if given is None else None
     model = recipe.adapter.apply(model)
+    recipe.optimizer.build(model)  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     with precision(recipe, device):
         return Adapted(model, kernels.choose(model), fingerprint)

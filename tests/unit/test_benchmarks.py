@@ -99,3 +99,13 @@ def test_packing(lines):
     for row in found:
         assert row["full"] == pytest.approx(row["tokens"] / (row["rows"] * row["tokens a row"]))
         assert 0.3 < row["padded by 8"] < 1 and row["longest"] <= row["tokens a row"]
+
+
+@pytest.mark.slow
+def test_activations(lines):
+    found = lines("activations", "--layers", 4, "--tokens", 64)
+    assert [row["activation_checkpointing"] for row in found] == ["false", "selective", "2", "4", "true"]
+    share = {row["activation_checkpointing"]: row["share"] for row in found}
+    assert share["true"] < share["2"] < share["4"] < share["false"] == 1 and share["true"] < share["selective"] < 0.8
+    again = {row["activation_checkpointing"]: row["operations"] for row in found}
+    assert 1 == again["false"] < again["selective"] < 1.05 < again["4"] < again["2"] < again["true"] < 1.6

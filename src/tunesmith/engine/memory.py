@@ -159,16 +159,10 @@ def _drop(parameter: torch.Tensor) -> None:
 
 def _peak_bytes(model: Any, scorer: Scorer, recipe: Recipe, tokens: int) -> int:
     """The most that a forward and a backward pass of a random row hold beside what is held before."""
-    device = next(model.parameters()).device
-    vocabulary = base_of(model).get_input_embeddings().num_embeddings
-    fields = join([_random_row(vocabulary, recipe.data.max_tokens, tokens)])
-    placed: dict[str, Any] = {
-        name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in fields.items()
-    }
-    batch = Batch(**placed)
+    batch = random_batch(model, recipe.data.max_tokens, tokens)
     for parameter in model.parameters():
         parameter.grad = None
-    if device.type not in COUNTED:
+    if batch.input_ids.device.type not in COUNTED:
         with LiveTensors() as held:
             scorer(model, batch).logps.sum().backward()
         return held.peak
@@ -178,13 +172,13 @@ def _peak_bytes(model: Any, scorer: Scorer, recipe: Recipe, tokens: int) -> int:
     return torch.accelerator.max_memory_allocated() - before
 
 
-def _random_row(vocabulary: int, longest: int, tokens: int) -> dict[str, np.ndarray]:
+def random_batch(model: Any, longest: int, tokens: int) -> Batch:
     """A packed row of random tokens in sequences as long as samples can be, every one asked that has a next."""
     lengths = [min(longest, tokens - start) for start in range(0, tokens, longest)]
-    ids = np.random.default_rng(0).integers(0, vocabulary, tokens)
+    ids = np.random.default_rng(0).integers(0, base_of(model).get_input_embeddings().num_embeddings, tokens)
     weight = np.ones(tokens, np.float32)
     weight[np.cumsum(lengths) - 1] = 0
-    return {
+    row: dict[str, np.ndarray] = {
         "input_ids": ids,
         "target": np.roll(ids, -1),
         "weight": weight,
@@ -192,6 +186,10 @@ def _random_row(vocabulary: int, longest: int, tokens: int) -> dict[str, np.ndar
         "prefix": np.zeros((len(lengths), 2), np.int64),
         "label": np.full(len(lengths), np.nan, np.float32),
     }
+    device = next(model.parameters()).device
+    fields = join([row])
+    on_device = {name: one.to(device) for name, one in fields.items() if isinstance(one, torch.Tensor)}
+    return Batch(**fields | on_device)
 
 
 def ran_out(error: BaseException) -> bool:
@@ -220,11 +218,10 @@ def explained(place: Callable[[], str], fitting: Callable[[], int], folder: Path
             raise
         held, where = held_memory_bytes(str(recipe.train.device)), place()
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
-    row_tokens = _measured(fitting)
+    change = "" if recipe.train.activation_checkpointing is True else f"set the first in {folder}/recipe.yaml and "
     raise RunError(
-        f"memory ran out {where}, with {held / 1e9:.2f} GB held. {advice(recipe, row_tokens)}. Checkpoints from before "
-        f"are kept: change train.activation_checkpointing in {folder}/recipe.yaml and go on with: "
-        f"tunesmith train {shlex.quote(str(folder))}"
+        f"memory ran out {where}, with {held / 1e9:.2f} GB held. {advice(recipe, _measured(fitting))}. Checkpoints "
+        f"from before are kept: {change}go on with: tunesmith train {shlex.quote(str(folder))}"
     )
 
 

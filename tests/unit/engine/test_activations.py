@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from fixtures_models import tiny_lora, tiny_model
@@ -44,6 +45,16 @@ def test_every_choice_gives_the_same_gradients_and_holds_less(adapted):
     assert held[True] < held[2] < held[3] < most
     assert held[True] < held["selective"] < 0.7 * most
     assert held[True] < 0.3 * most
+
+
+def test_offload_keeps_the_inputs_of_layers_on_the_host(monkeypatch):
+    """A recipe refuses it on a CPU, where it saves nothing and no memory can be pinned; its gradients are the same."""
+    plain, *_ = step(2, adapted=True)
+    asked, own = [], transformers.modeling_utils.save_on_cpu
+    monkeypatch.setattr(transformers.modeling_utils, "save_on_cpu", lambda **how: (asked.append(how), own())[1])
+    found, *_ = step(2, adapted=True, activation_offload=True)
+    assert len(asked) == SIZES["num_hidden_layers"] / 2 and asked[0]["pin_memory"]
+    torch.testing.assert_close(found, plain, rtol=0, atol=0)
 
 
 def flops(choice):

@@ -1,6 +1,7 @@
 """Options that save memory, through whole runs: the same weights, a row that fits, and what is said when none does."""
 
 import json
+import sys
 from dataclasses import replace
 
 import psutil
@@ -12,7 +13,7 @@ from tunesmith import Recipe, resume, train
 from tunesmith.engine import checkpoint, device, kernels, memory
 from tunesmith.engine.activations import checkpoint_activations
 from tunesmith.engine.scores import Scorer
-from tunesmith.errors import RecipeError, RunError
+from tunesmith.errors import MissingExtra, RecipeError, RunError
 
 ROWS = [{"instruction": f"What is {i} and 1?", "output": f"It is {i + 1}, sure."} for i in range(40)]
 SIZES = {"num_hidden_layers": 4}
@@ -181,7 +182,7 @@ def test_out_of_memory_says_what_fits_and_loses_nothing(make, tmp_path, monkeypa
         " GB held. ",
         "train.activation_checkpointing=true computes the same with less; train.row_tokens=",
         " fits by a trial; optimizer=adamw8bit",
-        f"change train.activation_checkpointing in {folder}/recipe.yaml and go on with: tunesmith train {folder}",
+        f"set the first in {folder}/recipe.yaml and go on with: tunesmith train {folder}",
     ):
         assert part in said, said
     recipe = folder / "recipe.yaml"
@@ -189,6 +190,28 @@ def test_out_of_memory_says_what_fits_and_loses_nothing(make, tmp_path, monkeypa
     assert checkpoint.steps(folder) == [2]
     resume(folder, **brought())
     assert weights(folder) == weights(whole)
+
+
+def test_advice_is_what_is_left_to_try(make):
+    plain = make("run", "lora", row_tokens=4096)
+    assert memory.advice(plain, 512) == (
+        "What would take less: train.activation_checkpointing=true computes the same with less; train.row_tokens=512 "
+        "fits by a trial; optimizer=adamw8bit keeps a quarter of the state; a lower adapter.r trains fewer weights"
+    )
+    again = make("run", activation_checkpointing=True, optimizer={"type": "adamw8bit"})
+    shorter = "a lower data.max_tokens (now 64) lets rows be shorter"
+    for fits in (None, 0):
+        assert memory.advice(again, fits) == f"What would take less: {shorter}; adapter=lora trains few weights"
+    several = make("run", per_device_train_batch_size=2)
+    assert "; train.per_device_train_batch_size=1 takes one row at a time;" in memory.advice(several, 0)
+
+
+def test_a_missing_library_is_missed_before_anything_is_written(make, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.delitem(sys.modules, "tunesmith.optimizers._bitsandbytes", raising=False)
+    with pytest.raises(MissingExtra, match="optimizer=adamw8bit needs bitsandbytes"):
+        run(make("run", optimizer={"type": "adamw8bit"}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_errors_are_not_called_that(make, monkeypatch):
