@@ -48,7 +48,7 @@ def built(case: Case, device: str) -> Built:
     if case.liger:
         notes.append(_use_liger(model))
     with torch.autocast(device, torch.bfloat16):
-        chosen = kernels.choose(adapted)
+        chosen = kernels.choose(adapted, kernels.elementwise(adapted, None)[0])
     if case.attention != "auto":
         notes.append(_use_attention(case.attention))
     optimizer = AdamW(learning_rate=LEARNING_RATE[case.method]).build(adapted)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import record
 from tunesmith.defaults import Device, Resolved, resolve, with_values
+from tunesmith.engine.allocator import keep_memory
 from tunesmith.errors import RecipeError
-from tunesmith.parts import Given, Job, load, make_trainer
+from tunesmith.parts import Given, Job, fitted, load, make_trainer
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def measure(recipe: Recipe, steps: int, warmup: int, say: Callable[[str], None])
     Raises:
         RecipeError, DataError, TemplateError, ModelError: as training does.
     """
+    keep_memory()
     from tunesmith.engine import peaks
     from tunesmith.engine.device import choose, peak_memory_bytes
     from tunesmith.engine.flops import Cost
@@ -55,7 +57,8 @@ def measure(recipe: Recipe, steps: int, warmup: int, say: Callable[[str], None])
     listed = peaks.listed(device, dtype)
     before = () if listed else (peaks.measured(device, dtype),)
     with ExitStack() as until_the_end:
-        loaded = load(job, None, until_the_end)
+        job, adapted = fitted(job)
+        loaded = load(job, None, adapted, until_the_end)
         loaded = replace(loaded, rows=replace(loaded.rows, held_out=None))
         cost = Cost.of(loaded.model)
         folder = until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="tunesmith-bench-"))

@@ -6,6 +6,8 @@ from typing import Any
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
+HOSTS = ("cpu", "mps")  # devices whose memory is the host's
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -30,6 +32,11 @@ def resolve(recipe: Recipe, device: Device) -> Resolved:
     beside = type(recipe.adapter).beside
     if train.fp16 and device.type == "cpu":
         raise RecipeError(f"train.fp16: there is no float16 training on {device.type}: leave it out, or set train.bf16")
+    if train.activation_offload and device.type in HOSTS:
+        raise RecipeError(
+            f"train.activation_offload: on {device.type} activations lie in the host's memory already, so it would "
+            "save none: leave it out"
+        )
     low_precision = "bfloat16" if device.has_bf16 else "float32"
     dtype = model.dtype if model.dtype != "auto" else (low_precision if beside and not train.fp16 else "float32")
     if train.fp16 and not beside and dtype != "float32":

@@ -19,6 +19,7 @@ USES = {  # what a needed package gives, when it is not every run that stops wit
     "rich": "live progress, coloured previews",
 }
 EXTRAS = {  # what a person may want: its package, and the command that installs it
+    "optimizer: adamw8bit": ("bitsandbytes", "pip install 'tunesmith[bitsandbytes]'"),
     "report_to: tensorboard": ("tensorboard", "pip install tensorboard"),
     "report_to: wandb": ("wandb", "pip install wandb"),
     "report_to: mlflow": ("mlflow", "pip install mlflow"),

@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.defaults import Device, Resolved
+from tunesmith.adapted import Adapted, adapt, precision
+from tunesmith.defaults import Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
@@ -64,16 +65,28 @@ def speaker() -> Callable[[str], None]:
     return lambda line: console.print(line, markup=False, soft_wrap=True)
 
 
-def load(job: Job, start: Path | None, until_the_end: contextlib.ExitStack) -> Loaded:
-    """The rows, the adapted model and its kernels, each said; rows that are streamed, from a checkpoint on."""
-    import torch
-    import transformers
+def fitted(job: Job) -> tuple[Job, Adapted | None]:
+    """The job with the number of `train.row_tokens: auto`, which a run that goes on finds in its record.
 
-    from tunesmith import record
+    Rows are packed to fit beside the model, so where they are, it comes first.
+    """
+    from tunesmith.engine import memory
+
+    recipe, derived = job.resolved.recipe, job.resolved.derived
+    if recipe.train.row_tokens != "auto":
+        return job, None
+    adapted = adapt(recipe, job.device.type, job.given.model)
+    with precision(recipe, job.device.type):
+        chosen = {"train.row_tokens": memory.choose_row(adapted.model, adapted.kernels.scorer, recipe)}
+    return replace(job, resolved=Resolved(with_values(recipe, chosen), derived | chosen)), adapted
+
+
+def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: contextlib.ExitStack) -> Loaded:
+    """The rows and the adapted model, each said; rows that are streamed, from a checkpoint on."""
     from tunesmith.data.load import context_problem, load_rows
-    from tunesmith.engine import checkpoint, kernels
+    from tunesmith.engine import checkpoint
     from tunesmith.engine.arguments import look_for_trackers
-    from tunesmith.engine.model import base_of, load_model, load_tokenizer
+    from tunesmith.engine.model import base_of, load_tokenizer
 
     recipe, say = job.resolved.recipe, job.say
     for option, value in job.resolved.derived.items():
@@ -84,18 +97,9 @@ def load(job: Job, start: Path | None, until_the_end: contextlib.ExitStack) -> L
     rows = until_the_end.enter_context(contextlib.closing(load_rows(recipe, tokenizer, job.given.rows, point)))
     for line in rows.lines:
         say(line)
-    transformers.set_seed(recipe.train.seed)
-    if job.given.model is not None:
-        given: Any = job.given.model
-        model, fingerprint = given.to(job.device.type), None
-    else:
-        model = load_model(recipe.model, job.device.type)
-        fingerprint = record.model_fingerprint(model)
-    model = recipe.adapter.apply(model)
-    half = torch.bfloat16 if recipe.train.bf16 else torch.float16
-    with torch.autocast(job.device.type, half, enabled=bool(recipe.train.bf16) or recipe.train.fp16):
-        chosen = kernels.choose(model)
-    if not chosen.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
+    adapted = adapted or adapt(recipe, job.device.type, job.given.model)
+    model = adapted.model
+    if not adapted.kernels.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
         name = type(base_of(model)).__name__
         raise RecipeError(
             f"{name} does not run packed attention, without which sequences cannot share a beginning: "
@@ -105,13 +109,13 @@ def load(job: Job, start: Path | None, until_the_end: contextlib.ExitStack) -> L
     total = sum(p.numel() for p in model.parameters())
     problem = context_problem(rows.ledger, base_of(model).config)
     for line in (
-        *chosen.notes,
+        *adapted.notes,
         *([problem] if problem else []),
         f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})",
         f"device: {job.device.type} ({job.device.name})",
     ):
         say(line)
-    return Loaded(model, tokenizer, rows, chosen, fingerprint)
+    return Loaded(model, tokenizer, rows, adapted.kernels, adapted.fingerprint)
 
 
 def make_trainer(

@@ -30,7 +30,9 @@ OWNED = {
     "warmup_steps": "train.warmup_steps",
     "max_grad_norm": "train.max_grad_norm",
     "activation_checkpointing": "train.activation_checkpointing",
+    "activation_checkpointing_kwargs": "train.activation_checkpointing or train.activation_offload",
     "gradient_checkpointing": "train.activation_checkpointing",
+    "gradient_checkpointing_kwargs": "train.activation_checkpointing or train.activation_offload",
     "bf16": "train.bf16",
     "fp16": "train.fp16",
     "use_cpu": "train.device",
@@ -52,7 +54,6 @@ OWNED = {
 }
 
 ALLOWED = {  # what has an effect, and leaves rows, loss, steps and checkpoints as the recipe says
-    "activation_checkpointing_kwargs",
     "dataloader_multiprocessing_context",
     "dataloader_num_workers",
     "dataloader_persistent_workers",
@@ -115,7 +116,6 @@ _WHY_REFUSED = {
         "fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config",
     ),
     "it has no effect on a run": ("do_train", "do_eval", "do_predict"),
-    "it is the old name of activation_checkpointing_kwargs": ("gradient_checkpointing_kwargs",),
 }  # fmt: skip
 REFUSED = {name: why for why, names in _WHY_REFUSED.items() for name in names}
 

@@ -231,8 +231,9 @@ class Train(Section):
     """Passes over the data; not used when max_steps is given."""
     max_steps: Annotated[int, Field(gt=0)] | None = None
     """Optimizer steps."""
-    row_tokens: Annotated[int, Field(gt=1, le=100_000_000)] | None = None
-    """Tokens in a packed row. None: data.max_tokens."""
+    row_tokens: Literal["auto"] | Annotated[int, Field(gt=1, le=100_000_000)] | None = None
+    """Tokens in a packed row. None: data.max_tokens. auto: as many as fit in memory by a short trial before the run,
+    from data.max_tokens to 16384."""
     per_device_train_batch_size: Annotated[int, Field(gt=0)] = 1
     """Packed rows in one forward pass on one device."""
     gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 1
@@ -243,8 +244,14 @@ class Train(Section):
     """Steps in which the learning rate rises from 0, which it is in the first; below 1, a fraction of all steps."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 is never."""
-    activation_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: bool | Literal["selective"] | Annotated[int, Field(gt=1)] = False
+    """Compute activations again in the backward pass: less memory, more time. true: those of every layer; n: of every
+    n-th layer; selective: all but products of matrices and outputs of attention."""
+    activation_offload: bool = False
+    """Keep the inputs of layers that compute again in the host's memory; needs activation_checkpointing true or n."""
+    release_gradients: bool = False
+    """Update a weight and drop its gradient as soon as the backward pass has it; needs gradient_accumulation_steps=1
+    and max_grad_norm=0."""
     compile: bool | None = None
     """Fuse norms, gates and softmax with torch.compile, which takes some seconds at start. None: for models of 50
     million parameters or more where there is a compiler."""
@@ -284,6 +291,18 @@ class Train(Section):
     def _one_precision(self) -> "Train":
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 cannot both be true: choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _saves_memory_as_it_can(self) -> "Train":
+        if self.activation_offload and self.activation_checkpointing in (False, "selective"):
+            raise ValueError(
+                "activation_offload moves what checkpoints keep: set activation_checkpointing=true, or to n"
+            )
+        needed = {"gradient_accumulation_steps": 1, "max_grad_norm": 0, "fp16": False}
+        wrong = [f"{name}={str(value).lower()}" for name, value in needed.items() if getattr(self, name) != value]
+        if self.release_gradients and wrong:
+            raise ValueError(f"release_gradients updates before all gradients are known: set {' and '.join(wrong)}")
         return self
 
 

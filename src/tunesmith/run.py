@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import atomic
+from tunesmith.adapted import precision
 from tunesmith.defaults import Resolved, resolve, with_values
+from tunesmith.engine.allocator import keep_memory
 from tunesmith.errors import RunError
 from tunesmith.folder import FINAL, look_for_files, new_folder, refuse_full
-from tunesmith.parts import Given, Job, Loaded, load, make_trainer, speaker
+from tunesmith.parts import Given, Job, Loaded, fitted, load, make_trainer, speaker
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def train(
         RecipeError, DataError, TemplateError, ModelError: something cannot be used; nothing was written.
         RunError: the folder holds something, or training cannot go on; what was saved is kept.
     """
+    keep_memory()
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     look_for_files(recipe, with_train=rows is None)
     refuse_full(recipe.train.output_dir)
@@ -76,6 +79,7 @@ def resume(
     Raises:
         RunError: the folder is no run, its data or model changed, or no checkpoint is whole.
     """
+    keep_memory()
     from tunesmith import ending, record
     from tunesmith.engine.device import choose
 
@@ -117,8 +121,9 @@ def _run(job: Job) -> Run:
     start, problems = checkpoint.newest(job.folder) if job.folder else (None, [])
     for problem in problems:
         job.say(f"passed over: {problem}")
+    job, adapted = fitted(job)
     with contextlib.ExitStack() as until_the_end:
-        loaded = load(job, start, until_the_end)
+        loaded = load(job, start, adapted, until_the_end)
         folder = _go_on(job, loaded, start) if job.folder else _begin(job, loaded)
         return _train(job, start, loaded, folder)
 
@@ -126,6 +131,7 @@ def _run(job: Job) -> Run:
 def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
     """What happens in the run folder."""
     from tunesmith import ending
+    from tunesmith.engine import memory
     from tunesmith.engine.callbacks import StopOnSignal
     from tunesmith.engine.progress import Progress
 
@@ -139,7 +145,10 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
     go_on = f"tunesmith train {shlex.quote(str(folder))}"
     with atomic.room(folder, RunError, f"Make room, then go on with: {go_on}"):
         try:
-            with stop.listening(), contextlib.closing(progress):
+            explained = memory.explained(
+                trainer.place, lambda: _fitting_row(job, loaded, trainer), folder, trainer.recipe
+            )
+            with stop.listening(), contextlib.closing(progress), explained:
                 if start is None and loaded.rows.held_out is not None:
                     trainer.evaluate()
                 if start is None or not trainer.was_over(start):
@@ -156,6 +165,16 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
         finally:
             loaded.kernels.restore(trainer.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False))
         return Run(folder, ending.finish(folder, job.say))
+
+
+def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
+    """The tokens of a row that would have fitted where memory ran out."""
+    from tunesmith.engine import memory
+
+    stepped = trainer.optimizer is not None and trainer.optimizer.state
+    reserved = 0 if stepped else memory.state_bytes(loaded.model, trainer.recipe)
+    with precision(trainer.recipe, job.device.type):
+        return memory.fitting_row(loaded.model, loaded.kernels.scorer, trainer.recipe, reserved)
 
 
 def _begin(job: Job, loaded: Loaded) -> Path:

@@ -133,6 +133,8 @@ def said(shape: dict[str, Any]) -> str:
     """The type in a JSON Schema, in plain words."""
     if "enum" in shape:
         return " | ".join(map(str, shape["enum"]))
+    if "const" in shape:
+        return str(shape["const"])
     if "anyOf" in shape:
         return " or ".join(said(one) for one in shape["anyOf"] if one.get("type") != "null")
     if "$ref" in shape:

@@ -4,7 +4,7 @@ Letters used for shapes in this package: T tokens in a micro-batch, N asked toke
 D hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,8 @@ class Batch:
     offsets: "torch.Tensor"  # [S+1] int32: sequence s is tokens offsets[s]..offsets[s+1]
     longest: int  # tokens of the longest sequence, without what it shares
     prefix: "torch.Tensor | None" = None  # [S, 2] int64; None: every sequence stands alone
+    asked: "torch.Tensor | None" = None  # [N] int64: the positions with a weight, made with the batch, on the CPU
+    lengths: Sequence[int] | None = None  # [S]: of the sequences, on the host, so that nobody waits for offsets
 
 
 @dataclass(frozen=True, slots=True)

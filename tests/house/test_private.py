@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 OVERRIDDEN = {
     "__init__": "keeps the recipe and the metrics file",
     "create_optimizer": "the recipe's optimizer component builds it",
+    "_get_grad_norm": "of gradients that are dropped in the backward pass: upstream asks for them after it",
     "compute_loss": "an objective's sum over the units of the whole step",
     "evaluate": "a sum divided once: upstream's mean depends on the batch size",
     "log": "the loss over all units since the last line, token counts, and a stop when it is not finite",

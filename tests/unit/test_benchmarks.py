@@ -221,3 +221,13 @@ def test_profile_step(lines, tmp_path):
     assert sum(row["share"] for row in found.values()) == pytest.approx(1)
     assert all(row["seconds"] > 0 and row["calls"] > 0 for row in found.values())
     assert "adamw" in found["optimizer"]["most of it"]
+
+
+@pytest.mark.slow
+def test_activations(lines):
+    found = lines("activations", "--layers", 4, "--tokens", 64)
+    assert [row["activation_checkpointing"] for row in found] == ["false", "selective", "2", "4", "true"]
+    share = {row["activation_checkpointing"]: row["share"] for row in found}
+    assert share["true"] < share["2"] < share["4"] < share["false"] == 1 and share["true"] < share["selective"] < 0.8
+    again = {row["activation_checkpointing"]: row["operations"] for row in found}
+    assert 1 == again["false"] < again["selective"] < 1.05 < again["4"] < again["2"] < again["true"] < 1.6

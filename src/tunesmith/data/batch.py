@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from tunesmith.data.store import Store
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Tokens
-
-if TYPE_CHECKING:
-    import torch
 
 PackedRow = dict[str, np.ndarray]  # named as in types.Batch, without the first axis
 
@@ -81,8 +78,11 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
     }
 
 
-def join(rows: list[PackedRow]) -> dict[str, "torch.Tensor | int"]:
-    """One micro-batch from some packed rows: the fields of `types.Batch`."""
+def join(rows: list[PackedRow]) -> dict[str, Any]:
+    """One micro-batch from some packed rows: the fields of `types.Batch`.
+
+    What decides shapes (`asked`, `lengths`) is found here, on the CPU: found on a device, each step would wait for it.
+    """
     import torch
 
     lengths = np.concatenate([row["lengths"] for row in rows])  # [S]
@@ -98,7 +98,9 @@ def join(rows: list[PackedRow]) -> dict[str, "torch.Tensor | int"]:
         prefix[:, 0] += np.repeat(first, [len(row["lengths"]) for row in rows])
         flat["prefix"] = prefix
     flat["offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return {name: torch.from_numpy(values) for name, values in flat.items()} | {"longest": int(lengths.max())}
+    flat["asked"] = flat["weight"][0].nonzero()[0]
+    host = {"longest": int(lengths.max()), "lengths": lengths.tolist()}
+    return {name: torch.from_numpy(values) for name, values in flat.items()} | host
 
 
 def training_rows(recipe: Recipe, store: Store, orders: Iterator[np.ndarray]) -> PackedRows:
@@ -120,13 +122,13 @@ def training_rows(recipe: Recipe, store: Store, orders: Iterator[np.ndarray]) ->
     if wanted is None:
         unfinished = len(plans) - train.num_train_epochs  # the share of the last epoch that is not wanted
         wanted = max(1, rows - int(unfinished * len(plans[-1])))
-    assert train.row_tokens is not None, "resolved before the run"
+    assert isinstance(train.row_tokens, int), "resolved before the run"
     return PackedRows(store, _chained(plans).first(wanted), plans[0].fill(train.row_tokens))
 
 
 def evaluation_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> PackedRows:
     """The rows of the held-out samples, once, in order. Raises RecipeError, as `pack`."""
-    assert recipe.train.row_tokens is not None, "resolved before the run"
+    assert isinstance(recipe.train.row_tokens, int), "resolved before the run"
     plan = pack(recipe, store.lengths(), samples, seed=None)
     return PackedRows(store, plan, plan.fill(recipe.train.row_tokens))
 
@@ -168,7 +170,7 @@ def pack(recipe: Recipe, lengths: np.ndarray, order: np.ndarray, seed: tuple[int
         RecipeError: a sample is longer than a row, and the objective splits none.
     """
     row_tokens = recipe.train.row_tokens
-    assert row_tokens is not None, "resolved before the run"
+    assert isinstance(row_tokens, int), "resolved before the run"
     if type(recipe.objective).documents:
         return plan_documents(lengths, row_tokens, order)
     longest = int(lengths[order].max())

@@ -171,7 +171,7 @@ class Blocks:
     def _whole_rows(self, plan: Plan, buffer: Buffer, order: np.ndarray) -> tuple[Plan, list[Tokens]]:
         """The rows of documents that are full, and what is left after them."""
         row_tokens = self.recipe.train.row_tokens
-        assert row_tokens is not None, "resolved before the run"
+        assert isinstance(row_tokens, int), "resolved before the run"
         left = int(buffer.lengths().sum()) % row_tokens
         rest: list[Tokens] = []
         for sample in reversed(order if left else ()):

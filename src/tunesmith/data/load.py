@@ -81,7 +81,7 @@ def load_rows(
         number = len(chosen.held)
         lines.append(f"held out: {number:,} of {chosen.ledger.samples:,} samples (data.seed {data.seed})")
         ledger["eval"] = {"samples": number} | _packing(recipe, held_out)
-    assert recipe.train.row_tokens is not None, "resolved before the run"
+    assert isinstance(recipe.train.row_tokens, int), "resolved before the run"
     lines += [f"data: {line}" for line in mix.lines(data, own, epoch)]
     lines.append(_packed(recipe.train.row_tokens, train.fill))
     return Rows(train, held_out, ledger, fingerprint, end_tokens(store, tokenizer), tuple(lines))

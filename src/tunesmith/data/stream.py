@@ -132,7 +132,9 @@ def open_stream(
     if len(point.places) != len(opened):
         raise DataError(f"data.train has {len(opened)} sources, and the run began with {len(point.places)}")
     blocks = Blocks(recipe, opened, workers)
-    assert train.max_steps is not None and train.row_tokens is not None, "a streaming recipe has the one, and resolved"
+    assert train.max_steps is not None and isinstance(train.row_tokens, int), (
+        "a streaming recipe has the one, and resolved"
+    )
     number = train.max_steps * train.per_device_train_batch_size * train.gradient_accumulation_steps
     fingerprint = _fingerprint(recipe, tokenizer, opened, from_files=rows is None)
     lines = [*prompt.notes(tokenizer), *(line for one in opened for line in _notes(one, from_files=rows is None))]

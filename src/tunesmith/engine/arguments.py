@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from tunesmith.engine.compat import one_device
+from tunesmith.engine.device import COUNTED
 from tunesmith.errors import RecipeError, near
 from tunesmith.recipe import Recipe
 
@@ -34,7 +35,6 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
             lr_scheduler_type=train.lr_scheduler_type,
             warmup_steps=train.warmup_steps,
             max_grad_norm=train.max_grad_norm,
-            activation_checkpointing=train.activation_checkpointing,
             bf16=bool(train.bf16),
             fp16=train.fp16,
             use_cpu=train.device == "cpu",
@@ -50,6 +50,7 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
             report_to=list(train.report_to) or "none",
             train_sampling_strategy="sequential",  # the rows come shuffled
             remove_unused_columns=False,
+            accelerator_config={"non_blocking": train.device in COUNTED},  # from pinned memory, beside the step before
             disable_tqdm=True,
             logging_nan_inf_filter=False,
             **train.transformers,

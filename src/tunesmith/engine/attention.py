@@ -15,7 +15,7 @@ Letters: T tokens of the row, S sequences, H query heads, K key and value heads,
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -47,8 +47,8 @@ class Layout:
     @classmethod
     def of(cls, batch: Batch, ops: Elementwise = PLAIN) -> "Layout":
         """The layout of a batch."""
-        bounds = batch.offsets.tolist()
-        lengths = tuple(last - first for first, last in pairwise(bounds))
+        lengths = tuple(batch.offsets.diff().tolist() if batch.lengths is None else batch.lengths)
+        bounds = [0, *accumulate(lengths)]
         if batch.prefix is None:
             alone = tuple((slice(first, last),) for first, last in pairwise(bounds))
             return cls(batch.offsets, lengths, batch.longest, alone, False, ops)

@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode  # documented, and public nowhere
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+__all__ = ["DispatchMode", "attention_of", "one_device", "peft_warnings"]
 
 
 @contextmanager

@@ -1,11 +1,15 @@
 """Which device a run uses, and what it can do."""
 
 import platform
+from pathlib import Path
 
 import torch
 
 from tunesmith.defaults import Device
 from tunesmith.errors import RecipeError
+
+COUNTED = ("cuda", "xpu")  # devices whose allocator counts what it gave
+LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container on Linux
 
 
 def present() -> list[str]:
@@ -56,3 +60,28 @@ def peak_memory_bytes(kind: str) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024  # kilobytes on Linux, bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def held_memory_bytes(kind: str) -> int:
+    """What this process holds now: allocated on the device, or resident on a CPU."""
+    if kind in COUNTED:
+        return torch.accelerator.memory_allocated()
+    if kind == "mps":
+        return torch.mps.current_allocated_memory()
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def free_memory_bytes(kind: str) -> int:
+    """What this process may still take: of the device, or of the machine or the container on a CPU."""
+    if kind in COUNTED:
+        kept = torch.accelerator.memory_reserved() - torch.accelerator.memory_allocated()
+        return torch.accelerator.get_memory_info()[0] + kept
+    if kind == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit = LIMIT.read_text().strip() if LIMIT.is_file() else "max"
+    return free if limit == "max" else min(free, int(limit) - held_memory_bytes(kind))

@@ -128,16 +128,15 @@ class _Trial:
 
 
 @torch.no_grad()
-def choose(model: Any, compile: bool | None = None) -> Kernels:
+def choose(model: Any, ops: Elementwise = PLAIN) -> Kernels:
     """Compare packed attention, our layers and the fused head with the model's own on a few tokens, and fall back.
 
     Each sequence alone through the model as transformers has it is the reference. The model is left with the chosen
-    attention and layers. Under autocast, what is compared is what autocast computes. `compile` says whether work
-    without a matrix product is compiled; None is where that pays and a compiler is there.
+    attention and layers. Under autocast, what is compared is what autocast computes. `ops` is how work without a matrix
+    product is done: norms and gated pairs stay the model's own where that is not compiled.
 
     Raises:
         ModelError: the model lets packed sequences see each other whatever attention it runs.
-        RecipeError: it is to be compiled and there is no compiler.
     """
     was_training = model.training
     model.eval()
@@ -145,7 +144,7 @@ def choose(model: Any, compile: bool | None = None) -> Kernels:
     if attention_of(base) == attention.NAME:  # left by an earlier run
         base.set_attn_implementation("sdpa")
     own = attention_of(base)
-    ops, notes = _elementwise(model, compile)
+    notes: list[str] = []
     trial = _Trial.of(model)
     problem = _try_packed(trial, own)
     packed = problem is None
@@ -171,12 +170,20 @@ def choose(model: Any, compile: bool | None = None) -> Kernels:
     return Kernels(scorer, shares, tuple(notes), own, getattr(base.config, "use_cache", None), layers)
 
 
-def _elementwise(model: Any, wanted: bool | None) -> tuple[Elementwise, list[str]]:
-    """How work without a matrix product is done, and what has to be said of it."""
+def elementwise(model: Any, wanted: bool | None) -> tuple[Elementwise, list[str]]:
+    """How work without a matrix product is done, and what has to be said of it.
+
+    `wanted` says whether it is compiled; None is where that pays and a compiler is there.
+
+    Raises:
+        RecipeError: it is to be compiled and there is no compiler.
+    """
     weight = next(model.parameters())
     missing = compiler(weight.device.type)
     if wanted and missing:
-        raise RecipeError(f"train.compile: there is no {missing} here: install it, or leave train.compile out")
+        raise RecipeError(
+            f"train.compile: true needs {missing}, which is not here: install it, or leave train.compile out"
+        )
     pays = sum(one.numel() for one in model.parameters()) >= COMPILED_FROM
     if wanted is False or (wanted is None and not pays):
         return PLAIN, []

@@ -51,7 +51,7 @@ class Scorer:
 
         `likelihood` says that the loss is -sum(weight * logps), which a trained head is quicker with.
         """
-        asked = batch.weight[0].nonzero()[:, 0]  # [N]
+        asked = batch.weight[0].nonzero()[:, 0] if batch.asked is None else batch.asked  # [N]
         target = batch.target[0, asked]
         inputs: dict[str, Any] = {
             "input_ids": batch.input_ids,

@@ -3,6 +3,7 @@
 transformers' Trainer has the loop, devices, mixed precision and distribution. What is overridden here, and why:
 
 - `create_optimizer`: the recipe's optimizer component builds it.
+- `_get_grad_norm`: of gradients that are dropped in the backward pass.
 - `_get_num_items_in_batch`: units (tokens, pairs) of the whole optimizer step, over micro-batches and ranks.
 - `compute_loss`: the objective's sum over those units.
 - `evaluate`: a sum divided once, so that it does not depend on the batch size.
@@ -26,6 +27,7 @@ from tunesmith.engine import checkpoint as checkpoints
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
 from tunesmith.engine.metrics import MetricsFile
+from tunesmith.engine.release import ReleasedGradients
 from tunesmith.engine.scores import Scorer
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
@@ -62,7 +64,7 @@ class Trainer(transformers.Trainer):
             raise RecipeError(f"metrics: {', '.join(taken)} is a name of the run's own lines: choose another")
         self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
         self.sums: dict[str, list[float]] = {}  # since the last line of metrics: name to sum and count
-        self.tokens = self.trained_tokens = 0
+        self.tokens = self.trained_tokens = self.in_hand_tokens = 0
         self.seconds_before = 0.0  # of the runs that this one continues
         self.started = time.monotonic()
         self.metrics_file = MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl")
@@ -80,7 +82,11 @@ class Trainer(transformers.Trainer):
         """The recipe's optimizer."""
         trained: Any = self.model if model is None else model
         self.optimizer = self.recipe.optimizer.build(trained)
+        self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
         return self.optimizer
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return self.released.take_norm() if self.released else super()._get_grad_norm(model, grad_norm)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         objective = self.recipe.objective
@@ -110,6 +116,7 @@ class Trainer(transformers.Trainer):
     def summed_loss(self, model: Any, batch: Batch) -> tuple[LossSum, Scores]:
         """The objective's sum on a batch, and the scores it was made from."""
         objective = self.recipe.objective
+        self.in_hand_tokens = batch.input_ids.numel()
         with self.accelerator.autocast():
             scores = self.scorer(
                 model, batch, likelihood=objective.is_likelihood(), entropy="entropy" in objective.needs
@@ -210,6 +217,11 @@ class Trainer(transformers.Trainer):
         """Whether a signal asked for the end."""
         watchers = [one for one in self.callback_handler.callbacks if isinstance(one, StopOnSignal)]
         return any(one.received is not None for one in watchers)
+
+    def place(self) -> str:
+        """Where the run is: the step that is being made, and the tokens it works on."""
+        evaluating = "" if self.model is None or self.model.training else " (evaluation)"
+        return f"at step {self.state.global_step + 1}{evaluating} in a pass of {self.in_hand_tokens:,} tokens"
 
     def seconds(self) -> float:
         """Time spent training, the runs that this one continues included."""

@@ -26,14 +26,11 @@ class AdamW(Optimizer):
         """AdamW over the trainable parameters in two groups: matrices and vectors."""
         import torch
 
+        from tunesmith.optimizers._groups import matrices_and_vectors
+
         assert self.learning_rate is not None, "resolved before the run"
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
         return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            matrices_and_vectors(model, self.weight_decay),
             lr=self.learning_rate,
             betas=self.betas,
             eps=self.epsilon,

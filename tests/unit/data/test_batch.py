@@ -70,6 +70,7 @@ def test_two_short_samples_by_hand(tmp_path):
     assert batch.target[asked].tolist() == [12, 13, 22]
     assert batch.offsets.tolist() == [0, 3, 5, 6]
     assert batch.longest == 3
+    assert batch.asked.tolist() == [0, 1, 3] and batch.lengths == [3, 2, 1]
     assert batch.label.isnan().tolist() == [True] * 3
     kinds = [batch.input_ids, batch.position_ids, batch.target, batch.seq, batch.weight, batch.label]
     assert [tensor.dtype for tensor in kinds] == [torch.int64] * 4 + [torch.float32] * 2
