@@ -85,6 +85,7 @@ def test_branches_stay_together_in_order(tmp_path):
     assert batch.input_ids.tolist() == [[1, 2, 3, 1, 4, 5, 6, 7]]
     assert batch.seq.tolist() == [[0, 0, 0, 1, 1, 2, 2, 2]]
     assert batch.target[batch.weight != 0].tolist() == [3, 4, 6, 7]
+    assert batch.asked.tolist() == [1, 3, 5, 6] and batch.lengths == [3, 2, 3]
 
 
 def test_a_document_goes_on_in_the_next_row(tmp_path):

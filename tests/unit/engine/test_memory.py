@@ -222,14 +222,14 @@ def test_other_errors_are_not_called_that(make, monkeypatch):
 
 def wide(adapter):
     model = tiny_model(**SIZES, hidden_size=64, intermediate_size=512)
-    return model if adapter == "full" else tiny_lora(model)
+    return model if adapter == "full" else tiny_lora(model, lora_dropout=0.1)
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 @pytest.mark.parametrize(
     ("free", "options"),
     [
-        (150_000_000, {"per_device_train_batch_size": 3}),
+        (250_000_000, {"per_device_train_batch_size": 3}),
         (60_000_000, RELEASED),
         (30_000_000, {"activation_checkpointing": True}),
     ],
@@ -254,6 +254,21 @@ def test_the_chosen_row_fits_and_a_longer_one_would_not(make, monkeypatch, adapt
             return memory._peak_bytes(model, scorer, recipe, tokens) + memory.state_bytes(model, recipe)
 
     assert needed(chosen) <= free < needed(chosen + memory.STEP) / memory.MARGIN
+
+
+def test_room_is_left_for_the_state_of_the_optimizer(make, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda kind: 60_000_000)
+    model, recipe = wide("full"), make("run", row_tokens="auto")
+    scorer = kernels.choose(model).scorer
+    optimizer = recipe.optimizer.build(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    held = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
+    assert memory.state_bytes(model, recipe) == pytest.approx(held, rel=1e-3)
+    without, half = (memory.fitting_row(model, scorer, recipe, reserved) for reserved in (0, 27_000_000))
+    assert 0 < half < 0.6 * without
+    assert memory.choose_row(model, scorer, recipe) == memory.fitting_row(model, scorer, recipe, held)
 
 
 def test_a_row_is_no_longer_than_useful_and_holds_the_longest_sample(make, monkeypatch):
