@@ -79,7 +79,7 @@ def tunesmith_step(options: argparse.Namespace, folder: Path) -> tuple[dict[str,
     device = choose("cpu")
     with contextlib.ExitStack() as until_the_end:
         job = Job(recipe, resolve(recipe, device), device, Given(), None, lambda line: None)
-        loaded = load(job, None, until_the_end)
+        loaded = load(job, None, None, until_the_end)
         give_updates(loaded.model)
         (folder / "ours").mkdir()
         make_trainer(job, folder / "ours", loaded, ()).train()

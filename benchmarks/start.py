@@ -9,6 +9,7 @@ ends when the first packed row is there.
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -62,10 +63,11 @@ def in_a_process(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     def watch() -> None:
         nonlocal most
-        root = psutil.Process(process.pid)
-        while process.poll() is None:
-            most = max(most, _resident_bytes(root))
-            time.sleep(0.1)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended just now
+            root = psutil.Process(process.pid)
+            while process.poll() is None:
+                most = max(most, _resident_bytes(root))
+                time.sleep(0.1)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -78,7 +78,7 @@ def train(recipe_name: str, words: list[str], watcher: TrainerCallback, steps: i
     recipe = with_values(recipe, {"train.max_steps": steps, "data.eval": 0.0, "train.report_to": ()})
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as until_the_end:
         job = Job(recipe, resolve(recipe, device), device, Given(), None, speaker())
-        loaded = load(job, None, until_the_end)
+        loaded = load(job, None, None, until_the_end)
         make_trainer(job, Path(folder), loaded, [watcher]).train()
     return loaded.model
 

@@ -146,7 +146,7 @@ def _write_rows(recipe: Recipe, length: Length, folder: Path) -> _Rows:
 
     train = recipe.train
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
-    assert train.row_tokens is not None, "resolved before"
+    assert isinstance(train.row_tokens, int), "resolved before"
     room = (length.steps + length.warmup) * per_step * train.row_tokens
     tokenizer = recipe.data.template.prepare(load_tokenizer(recipe.model))
     file, number, tokens = folder / "rows.jsonl", 0, 0

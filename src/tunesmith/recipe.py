@@ -42,9 +42,7 @@ class Model(Section):
     """Precision the weights are loaded in. auto: float32 when the model's own weights are trained or the device has
     no bfloat16 arithmetic, else bfloat16."""
     frozen_dtype: Literal["int8", "float8"] | None = None
-    """What the frozen linear layers below an adapter are held and multiplied in, but the head. int8 and float8 take
-    half of bfloat16's memory and about half of its time where the device has such products, and round more. None:
-    dtype."""
+    """What frozen linear layers, but the head, are held and multiplied in: quicker, and rounded more. None: dtype."""
     from_scratch: bool = False
     """Start from random weights of the shape in config.json, not from the stored ones."""
 
@@ -253,8 +251,7 @@ class Train(Section):
     """Update a weight and drop its gradient as soon as the backward pass has it; needs gradient_accumulation_steps=1
     and max_grad_norm=0."""
     compile: bool | None = None
-    """Fuse norms, gates and softmax with torch.compile, which takes some seconds at start. None: for models of 50
-    million parameters or more where there is a compiler."""
+    """Fuse norms, gates and softmax by torch.compile. None: from 50 million parameters, where there is a compiler."""
     bf16: bool | None = None
     """Compute in bfloat16 (autocast) over float32 weights. None: on a device with bfloat16 arithmetic but a CPU."""
     fp16: bool = False

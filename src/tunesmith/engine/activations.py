@@ -79,8 +79,11 @@ class _Keep:
 def _is_dear(name: str, args: tuple[Any, ...]) -> bool:
     """Whether an operation is a product of matrices [n, k] and [k, m] with a long sum for each value: not of low rank.
 
-    A low rank's product is as large as the one it is added to, and quick.
+    A low rank's product is as large as the one it is added to, and quick. Products by heads (`bmm`) are attention's
+    scores and their like, larger than all that they are made from.
     """
+    if "bmm" in name:
+        return False
     factors = [tensor for tensor in _tensors(args) if tensor.ndim >= 2][-2:]
     return name.strip("_").endswith("mm") and LOW_RANK * factors[-1].shape[-2] >= factors[-1].shape[-1]
 

@@ -56,7 +56,7 @@ def test_nothing_is_differentiated_below_the_first_trained_layer():
     assert [output.requires_grad for output in outputs] == [False] * frozen + [True] * trained
     assert model.get_input_embeddings().weight.grad is None
     share = trained / SIZES["num_hidden_layers"]
-    assert backward < 2.05 * share * forward
+    assert backward < 2.2 * share * forward  # attention's scores are made again
 
 
 def test_frozen_layers_are_not_computed_again():
@@ -71,8 +71,6 @@ def test_frozen_layers_are_not_computed_again():
 WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal")
 AT_LINES = {"log", "evaluate", "_save_checkpoint", "_maybe_log_save_evaluate"}
 AT_FIRST = {"_get_iterator"}  # torch's loader draws a seed, on the CPU
-# What kernels read off a batch as yet; data/batch.py gives both as `asked` and `lengths`, made on the CPU.
-KNOWN = {("scores.py", "__call__", "aten::nonzero"), ("attention.py", "of", "tolist")}
 
 
 class Waits(DispatchMode):
@@ -112,4 +110,4 @@ def test_a_step_between_two_lines_waits_for_nothing(tmp_path, monkeypatch, optio
     }
     with waits:
         train(Recipe(**sections), model=tiny_model(), tokenizer=tiny_tokenizer(), rows=ROWS)
-    assert set(waits.places) <= KNOWN
+    assert not waits.places

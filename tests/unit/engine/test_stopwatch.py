@@ -44,7 +44,7 @@ def train(tmp_path):
         device = choose("cpu")
         job = Job(recipe, resolve(recipe, device), device, Given(), None, lambda line: None)
         with contextlib.ExitStack() as until_the_end:
-            loaded = load(job, None, until_the_end)
+            loaded = load(job, None, None, until_the_end)
             folder = tmp_path / name
             folder.mkdir()
             trainer = make_trainer(job, folder, loaded, (), kind)
