@@ -288,8 +288,17 @@ def show(found: Mapping[str, Any], console: "Console | None" = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("", "real tokens/s", "trained tokens/s", "padded", "peak GB", "first loss", "ours/theirs", "memory")
-    table = Table(*columns, box=box.SIMPLE, title_justify="left")
+    columns = (
+        "",
+        "real\ntokens/s",
+        "trained\ntokens/s",
+        "\npadded",
+        "peak\nGB",
+        "first\nloss",
+        "ours/\ntheirs",
+        "\nmemory",
+    )
+    table = Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for one in found["contenders"]:
         rates = (f"{one[name]:,.1f}" for name in ("tokens_per_second", "trained_tokens_per_second"))
         memory, loss = f"{one['peak_memory_bytes'] / 1e9:,.2f}", f"{one['first_loss']:.4f}"
