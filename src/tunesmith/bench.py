@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import record
 from tunesmith.defaults import Device, Resolved, resolve, with_values
-from tunesmith.engine.allocator import keep_memory
+from tunesmith.engine.allocator import use_large_pages
 from tunesmith.errors import RecipeError
 from tunesmith.parts import Given, Job, fitted, load, make_trainer
 from tunesmith.recipe import Recipe
@@ -42,7 +42,7 @@ def measure(recipe: Recipe, steps: int, warmup: int, say: Callable[[str], None])
     Raises:
         RecipeError, DataError, TemplateError, ModelError: as training does.
     """
-    keep_memory()
+    use_large_pages()
     from tunesmith.engine import peaks
     from tunesmith.engine.device import choose, peak_memory_bytes
     from tunesmith.engine.flops import Cost

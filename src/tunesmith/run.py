@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith import atomic
 from tunesmith.adapted import precision
 from tunesmith.defaults import Resolved, resolve, with_values
-from tunesmith.engine.allocator import keep_memory
+from tunesmith.engine.allocator import use_large_pages
 from tunesmith.errors import RunError
 from tunesmith.folder import FINAL, look_for_files, new_folder, refuse_full
 from tunesmith.parts import Given, Job, Loaded, fitted, load, make_trainer, speaker
@@ -52,7 +52,7 @@ def train(
         RecipeError, DataError, TemplateError, ModelError: something cannot be used; nothing was written.
         RunError: the folder holds something, or training cannot go on; what was saved is kept.
     """
-    keep_memory()
+    use_large_pages()
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     look_for_files(recipe, with_train=rows is None)
     refuse_full(recipe.train.output_dir)
@@ -79,7 +79,7 @@ def resume(
     Raises:
         RunError: the folder is no run, its data or model changed, or no checkpoint is whole.
     """
-    keep_memory()
+    use_large_pages()
     from tunesmith import ending, record
     from tunesmith.engine.device import choose
 

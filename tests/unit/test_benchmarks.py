@@ -202,14 +202,14 @@ def test_lines_and_functions_of_a_path_are_counted(measure, tmp_path, monkeypatc
 def test_step_path(lines, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {save_model(tmp_path / 'model')}\ndata: {DATA % tmp_path}\n")
-    found = lines("step_path", recipe)
+    found = lines("step_path", recipe, "train.logging_steps=100")
     total = found.pop()
     assert total["functions"] == sum(row["functions"] for row in found)
     assert total["functions"] <= 60 and total["lines"] <= 900  # what a step may take
     names = {row["file"]: row["names"].split(", ") for row in found}
     assert "compute_loss" in names["engine/trainer.py"] and "join" in names["data/batch.py"]
-    assert "backward" in names["engine/scores.py"] and "loss" in names["objectives/sft.py"]
-    assert not {"evaluate", "_save_checkpoint", "create_optimizer"} & set(names["engine/trainer.py"])
+    assert "backward" in names["engine/head.py"] and "loss" in names["objectives/sft.py"]
+    assert not {"log", "evaluate", "_save_checkpoint", "create_optimizer"} & set(names["engine/trainer.py"])
 
 
 @pytest.mark.slow
@@ -230,4 +230,4 @@ def test_activations(lines):
     share = {row["activation_checkpointing"]: row["share"] for row in found}
     assert share["true"] < share["2"] < share["4"] < share["false"] == 1 and share["true"] < share["selective"] < 0.8
     again = {row["activation_checkpointing"]: row["operations"] for row in found}
-    assert 1 == again["false"] < again["selective"] < 1.05 < again["4"] < again["2"] < again["true"] < 1.6
+    assert 1 == again["false"] < again["selective"] < again["4"] < again["2"] < again["true"] < 1.6

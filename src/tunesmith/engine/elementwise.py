@@ -73,10 +73,6 @@ def gated_pull(
     return (wide * wide_up * slope).to(kind), (wide * value).to(kind), (value * wide_up).to(kind)
 
 
-def _bent(scores: torch.Tensor, cap: float | None) -> torch.Tensor:
-    return scores if cap is None else cap * torch.tanh(scores / cap)
-
-
 def softmax_pull(shares: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax's shares [.., S] in `gradient`'s dtype, and the gradient with respect to its scores."""
     wide = gradient.float()
@@ -86,13 +82,11 @@ def softmax_pull(shares: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Te
 
 def shaped(logits: torch.Tensor, scale: float, cap: float | None) -> tuple[torch.Tensor, torch.Tensor | float]:
     """Cap * tanh(scale * logits / cap) in float32, and its slope."""
-    bent = _bent(logits.float() * scale, cap)
-    return bent, scale if cap is None else scale * (1 - (bent / cap).pow(2))
-
-
-def _others(parts: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Parts [T, V] with the asked word's, at `place` [T, 1] where that is in the block, left out."""
-    return torch.where(torch.arange(parts.shape[1], device=parts.device) == place, 0.0, parts)
+    bent = logits.float() * scale
+    if cap is None:
+        return bent, scale
+    bent = cap * torch.tanh(bent / cap)
+    return bent, scale * (1 - (bent / cap).pow(2))
 
 
 def weigh(
@@ -107,11 +101,12 @@ def weigh(
     most = torch.maximum(most, bent.amax(-1, keepdim=True))
     parts = torch.exp(bent - most)
     total = parts.sum(-1, keepdim=True)
-    shares = _others(parts * slope, place).to(logits.dtype)
+    asked = torch.arange(parts.shape[1], device=parts.device) == place  # nowhere where the word is in another block
+    shares = torch.where(asked, 0.0, parts * slope).to(logits.dtype)
     if not entropy:
         return most, total, shares, None, None
     warm = parts * bent
-    return most, total, shares, warm.sum(-1, keepdim=True), _others(warm * slope, place).to(logits.dtype)
+    return most, total, shares, warm.sum(-1, keepdim=True), torch.where(asked, 0.0, warm * slope).to(logits.dtype)
 
 
 def log_sum(

@@ -17,7 +17,7 @@ import torch
 from tunesmith.engine.elementwise import Elementwise
 
 BLOCK_SCORES = 1 << 20  # scores that exist at once: 4 MB in float32
-SHORTEST_BLOCK, LONGEST_BLOCK = 32, 256  # queries
+SHORTEST_BLOCK, LONGEST_BLOCK = 32, 128  # queries
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class _Attention(torch.autograd.Function):
         asking, keys = _grouped(query[0], groups, reach.scale), key[0].float()  # [K, T, G, D], [K, T, D]
         out = query.new_empty(query.shape[2], key.shape[1], groups, query.shape[3])  # [T, K, G, D]
         for block, slices, places in _blocks(sequences, heads, reach.window):
-            scores = _scores(asking[:, block], _seen(keys, slices, places))  # [K, Q, G, S]
+            scores = asking[:, block].flatten(1, 2) @ _seen(keys, slices, places).mT  # [K, Q G, S], in float32
+            scores = scores.unflatten(1, (-1, groups))
             shares = _shares(scores, reach).to(query.dtype)
             found = shares.flatten(1, 2) @ _seen(value[0], slices, places)  # [K, Q G, D]
             out[block] = found.unflatten(1, (-1, groups)).transpose(0, 1)
@@ -118,7 +119,7 @@ class _Attention(torch.autograd.Function):
         by_key, by_value = (torch.zeros_like(states[0], dtype=torch.float32) for states in (key, value))
         for block, slices, places in _blocks(ctx.sequences, heads, reach.window):
             wanted = given[:, block].flatten(1, 2)  # [K, Q G, D]
-            scores = _scores(asking[:, block], _seen(keys, slices, places))
+            scores = (asking[:, block].flatten(1, 2) @ _seen(keys, slices, places).mT).unflatten(1, (-1, groups))
             slope = None if reach.cap is None else 1 - (scores / reach.cap).tanh().square()
             by_share = (wanted @ _seen(value[0], slices, places).mT).view_as(scores)
             shares, by_score = ctx.ops.softmax_pull(_shares(scores, reach), by_share)
@@ -140,11 +141,6 @@ class _Attention(torch.autograd.Function):
 def _grouped(query: torch.Tensor, groups: int, scale: float) -> torch.Tensor:
     """Queries [H, T, D] in float32, scaled, so that those of one key head are rows: [K, T, G, D]."""
     return (query.unflatten(0, (-1, groups)).transpose(1, 2).float() * scale).contiguous()
-
-
-def _scores(asking: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Scores of queries [K, Q, G, D] on keys [K, S, D], in float32: [K, Q, G, S]."""
-    return (asking.flatten(1, 2) @ keys.mT).unflatten(1, asking.shape[1:3])
 
 
 def _shares(scores: torch.Tensor, reach: Reach) -> torch.Tensor:

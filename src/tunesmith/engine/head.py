@@ -17,7 +17,7 @@ Letters: N tokens, n of them at once, D features that enter, V vocabulary, v wor
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,8 +28,7 @@ BLOCK_LOGITS = 1 << 22  # logits that exist at once: 8 MB in bfloat16, which a p
 KEPT_LOGITS = 1 << 26  # those of all words of some tokens, where forward and backward share a pass: 128 MB in bfloat16
 
 
-@dataclass(frozen=True)
-class Shaping:
+class Shaping(NamedTuple):
     """What a model does to its logits after the head: `cap * tanh(scale * logits / cap)`."""
 
     scale: float = 1.0
@@ -97,10 +96,6 @@ class _Row:
         return self.most + self.total.log()
 
     @property
-    def logps(self) -> torch.Tensor:
-        return (self.own - self.log_total)[:, 0]
-
-    @property
     def entropy(self) -> torch.Tensor:
         return self.log_total - self.warmth / self.total
 
@@ -129,17 +124,8 @@ class _Head:
         """The asked words' logits [n, 1], with those that a block of logits holds."""
         place = target[:, None] - words.start
         inside = (place >= 0) & (place < logits.shape[1])
-        found, _ = shaped(logits.gather(1, place.clamp(0, logits.shape[1] - 1)), *self.shaping)
+        found, _ = shaped(logits.gather(1, place.clamp(0, logits.shape[1] - 1)), *self.means.shaping)
         return torch.where(inside, found, row.own)
-
-    @property
-    def shaping(self) -> tuple[float, float | None]:
-        return self.means.shaping.scale, self.means.shaping.cap
-
-    def own_slope(self, own: torch.Tensor) -> torch.Tensor | float:
-        """The slope of shaping at the asked words' shaped logits [n, 1]."""
-        scale, cap = self.shaping
-        return scale if cap is None else scale * (1 - (own / cap).square())
 
     def look(self, inputs: Sequence[torch.Tensor], target: torch.Tensor) -> _Row:
         """Log-probabilities of some tokens, and nothing for a backward pass."""
@@ -147,7 +133,7 @@ class _Head:
         for words in self.blocks():
             logits = self.logits(inputs, words)
             row.own = self.own(row, logits, target, words)
-            row.most, row.total = self.means.ops.log_sum(logits, row.most, row.total, *self.shaping)
+            row.most, row.total = self.means.ops.log_sum(logits, row.most, row.total, *self.means.shaping)
         return row
 
     def online(
@@ -162,7 +148,7 @@ class _Head:
             row.own = self.own(row, logits, target, words)
             place = target[:, None] - words.start
             most, total, shares, warmth, warm_shares = self.means.ops.weigh(
-                logits, row.most, place, *self.shaping, entropy
+                logits, row.most, place, *self.means.shaping, entropy
             )
             shrink = torch.exp(row.most - most)
             row.most, row.total = most, row.total * shrink + total
@@ -172,7 +158,9 @@ class _Head:
                     warm[number].mul_(shrink).add_(warm_shares @ weight[words])
             if entropy:
                 row.warmth = row.warmth * shrink + warmth
-        share, slope = torch.exp(row.own - row.log_total), self.own_slope(row.own)
+        scale, cap = self.means.shaping
+        slope: Any = scale if cap is None else scale * (1 - (row.own / cap).square())  # at the asked words
+        share = torch.exp(row.own - row.log_total)
         slopes, warm_slopes = [], []
         for number, weight in enumerate(self.weights):
             own = weight[target].float() * slope
@@ -187,7 +175,7 @@ class _Head:
     def together(
         self, inputs: Sequence[torch.Tensor], target: torch.Tensor, known: torch.Tensor, by: "_Sums"
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Log-probabilities [n] of some tokens, and the gradients of known * log-probability by each input [n, D].
+        """Log-probabilities [n, 1] of some tokens, and the gradients of known * log-probability by each input [n, D].
 
         Those by the weights and the bias are added to `by`.
         """
@@ -195,10 +183,10 @@ class _Head:
         for words in self.blocks():
             logits = self.logits(inputs, words)
             row.own = self.own(row, logits, target, words)
-            row.most, row.total = self.means.ops.log_sum(logits, row.most, row.total, *self.shaping)
+            row.most, row.total = self.means.ops.log_sum(logits, row.most, row.total, *self.means.shaping)
             blocks.append(logits)
         found = self.pull(row.log_total, inputs, target, (known[:, None], None, None), by, blocks)
-        return row.logps, found
+        return row.own - row.log_total, found
 
     def pull(
         self,
@@ -216,7 +204,9 @@ class _Head:
         sums = [torch.zeros_like(x, dtype=torch.float32) for x in inputs]
         for number, words in enumerate(self.blocks()):
             logits = self.logits(inputs, words) if blocks is None else blocks[number]
-            spread = self.means.ops.spread(logits, log_total, target[:, None] - words.start, *wanted, *self.shaping)
+            spread = self.means.ops.spread(
+                logits, log_total, target[:, None] - words.start, *wanted, *self.means.shaping
+            )
             for place, (x, weight) in enumerate(zip(inputs, self.weights, strict=True)):
                 if blocks is not None:
                     sums[place] += spread @ weight[words]
@@ -264,7 +254,9 @@ class _LogProbabilities(torch.autograd.Function):
     ) -> Any:
         inputs, weights = tensors[0::2], tensors[1::2]
         head = _Head(weights, bias, means)
-        needs_bias, needs_inputs, needs_weights = ctx.needs_input_grad[4], *_halves(ctx.needs_input_grad[5:])
+        needs_bias, needs_inputs, needs_weights = (
+            ctx.needs_input_grad[place] for place in (4, slice(5, None, 2), slice(6, None, 2))
+        )
         trained = needs_bias or any(needs_weights)
         ctx.head, ctx.target, ctx.entropy, ctx.count = head, target, entropy, len(inputs)
         ctx.needs = needs_bias, needs_inputs, needs_weights
@@ -275,8 +267,9 @@ class _LogProbabilities(torch.autograd.Function):
                 head.together([x[part] for x in inputs], target[part], known[part], by)
                 for part in _parts(len(target), size)
             ]
-            ctx.known, ctx.by, ctx.slopes = known, by, _columns([slopes for _, slopes in parts])
-            return torch.cat([logps for logps, _ in parts])
+            ctx.known, ctx.by = known, by
+            ctx.slopes = [torch.cat(one) for one in zip(*(slopes for _, slopes in parts), strict=True)]
+            return torch.cat([logps for logps, _ in parts])[:, 0]
         ctx.known = None
         made = []
         for part in _parts(len(target), means.tokens):
@@ -286,12 +279,14 @@ class _LogProbabilities(torch.autograd.Function):
             else:
                 made.append((head.look(some, target[part]), [], []))
         rows = [row for row, _, _ in made]
-        ctx.slopes, ctx.warm = _columns([one for _, one, _ in made]), _columns([one for _, _, one in made])
+        ctx.slopes, ctx.warm = (
+            [torch.cat(one) for one in zip(*(found[place] for found in made), strict=True)] for place in (1, 2)
+        )
         if trained:
             ctx.log_total = torch.cat([row.log_total for row in rows])
             ctx.entropies = torch.cat([row.entropy for row in rows]) if entropy else None
             ctx.save_for_backward(*inputs)
-        logps = torch.cat([row.logps for row in rows])
+        logps = torch.cat([row.own - row.log_total for row in rows])[:, 0]
         return (logps, torch.cat([row.entropy[:, 0] for row in rows])) if entropy else logps
 
     @staticmethod
@@ -319,10 +314,11 @@ class _LogProbabilities(torch.autograd.Function):
             for number in range(ctx.count)
             for one in (
                 made[number] if needs_inputs[number] else None,
-                _as(by.weights[number], head.weights[number]),
+                None if by.weights[number] is None else by.weights[number].to(head.weights[number].dtype),
             )
         ]
-        return (None, None, None, None, _as(by.bias, head.bias), *found)
+        by_bias = None if by.bias is None else by.bias.to(gradients[0].dtype if head.bias is None else head.bias.dtype)
+        return (None, None, None, None, by_bias, *found)
 
 
 def _pull_weights(ctx: Any, gradients: tuple[torch.Tensor, ...], by: _Sums) -> None:
@@ -332,20 +328,6 @@ def _pull_weights(ctx: Any, gradients: tuple[torch.Tensor, ...], by: _Sums) -> N
         warm = (gradients[1][part, None], ctx.entropies[part]) if ctx.entropy else (None, None)
         wanted = (gradients[0][part, None], *warm)
         ctx.head.pull(ctx.log_total[part], [x[part] for x in inputs], ctx.target[part], wanted, by)
-
-
-def _as(found: torch.Tensor | None, like: torch.Tensor | None) -> torch.Tensor | None:
-    return None if found is None or like is None else found.to(like.dtype)
-
-
-def _halves(flags: Sequence[bool]) -> tuple[Sequence[bool], Sequence[bool]]:
-    """Those of the inputs, and those of the weights."""
-    return flags[0::2], flags[1::2]
-
-
-def _columns(rows: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """For each input, its parts joined [N, D]."""
-    return [torch.cat(list(parts)) for parts in zip(*rows, strict=True)]
 
 
 def _parts(length: int, size: int) -> Iterator[slice]:

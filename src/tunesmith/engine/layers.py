@@ -20,6 +20,7 @@ from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import ACTIVATIONS, Elementwise
 from tunesmith.engine.frozen import FrozenLinear
 from tunesmith.engine.linear import Dense, Layer, gated_linear, linear
+from tunesmith.engine.model import base_of
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that are given one input
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # of numbers around 1
@@ -42,6 +43,8 @@ def fuse(model: torch.nn.Module, ops: Elementwise | None) -> Fused:
     """Make layers compute in our way: those with an update always, gated pairs and norms where `ops` says how."""
     before: list[tuple[torch.nn.Module, type]] = []
     known: dict[Any, Any] = {}
+    embedding: Any = base_of(model).get_input_embeddings()
+    states = compute_dtype(embedding.weight)
     module: Any
     for module in model.modules():
         kind = type(module)
@@ -50,8 +53,8 @@ def fuse(model: torch.nn.Module, ops: Elementwise | None) -> Fused:
         elif ops is not None and _is_norm(module) and _norm_offset(module, ops, known) is not None:
             module.ops, module.offset = ops, _norm_offset(module, ops, known)
             module.__class__ = _subclass(_Norm, kind)
-        elif ops is not None and _is_gated(module) and _activation(module, known) is not None:
-            module.ops, module.activation = ops, _activation(module, known)
+        elif ops is not None and _is_gated(module) and _activation(module, states, known) is not None:
+            module.ops, module.activation = ops, _activation(module, states, known)
             module.__class__ = _subclass(_GatedPair, kind)
         if type(module) is not kind:
             before.append((module, kind))
@@ -254,18 +257,18 @@ def _is_gated(module: Any) -> bool:
     return names.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
-def _activation(module: Any, known: dict[Any, Any]) -> str | None:
+def _activation(module: Any, states: torch.dtype, known: dict[Any, Any]) -> str | None:
     """The name of a gated pair's activation; None where the block computes something else. Tried once a class."""
     kind = type(module)
     if kind not in known:
-        known[kind] = next(_fitting(module), None)
+        known[kind] = next(_fitting(module, states), None)
     return known[kind]
 
 
-def _fitting(module: Any) -> Iterator[str]:
-    weight = next(module.gate_proj.parameters())
-    width = module.gate_proj.in_features
-    x = torch.linspace(-2, 2, 3 * width, device=weight.device, dtype=compute_dtype(weight)).view(3, -1)
+def _fitting(module: Any, states: torch.dtype) -> Iterator[str]:
+    """The activations that give the block's own result, for inputs of the dtype of hidden states."""
+    device, width = next(module.parameters()).device, module.gate_proj.in_features
+    x = torch.linspace(-2, 2, 3 * width, device=device, dtype=states).view(3, -1)
     with torch.no_grad():
         own = module(x).float()
         gate, up = module.gate_proj(x).float(), module.up_proj(x).float()

@@ -89,17 +89,14 @@ class _Frozen:
     scales: tuple[float, ...]
     dropouts: tuple[float, ...]
     seeds: tuple[int | None, ...]  # of dropout; None: nothing is dropped
+    drops: bool  # whether one has a seed
 
     def low(self, x: torch.Tensor, downs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """X A' of each update [T, R]."""
         if self.drops:
             dropped = (self.dropped(x, number) for number in range(len(downs)))
             return [one @ down.to(x.dtype).T for one, down in zip(dropped, downs, strict=True)]
-        return (x @ _joined(downs, x.dtype).T).split([len(down) for down in downs], 1)
-
-    @property
-    def drops(self) -> bool:
-        return any(seed is not None for seed in self.seeds)
+        return (x @ torch.cat(list(downs)).to(x.dtype).T).split([len(down) for down in downs], 1)
 
     def dropped(self, x: torch.Tensor, number: int) -> torch.Tensor:
         """X as an update sees it: a share zeroed and the rest scaled up, the same whenever it is asked for."""
@@ -136,7 +133,7 @@ class _Frozen:
             for number, (by_low, down) in enumerate(zip(by_lows, downs, strict=True)):
                 total += self.dropped(by_low @ down.to(by_low.dtype), number)
         elif by_lows:
-            total.addmm_(torch.cat(list(by_lows), 1), _joined(downs, total.dtype))
+            total.addmm_(torch.cat(list(by_lows), 1), torch.cat(list(downs)).to(total.dtype))
         return total
 
     def pull_matrices(
@@ -154,13 +151,8 @@ class _Frozen:
             joined = torch.cat(list(by_lows), 1).T @ x
             by_downs = list(joined.split([low.shape[1] for low in by_lows]))
         made = zip(self.updated, lows, self.scales, strict=True)
-        by_ups = [(gradients[number].T @ low).mul_(scale) for number, low, scale in made]
+        by_ups = [(low.T @ gradients[number]).mul_(scale).T for number, low, scale in made]
         return [found.to(matrix.dtype) for found, matrix in zip([*by_downs, *by_ups], matrices, strict=True)]
-
-
-def _joined(downs: Sequence[torch.Tensor], kind: torch.dtype) -> torch.Tensor:
-    """A matrices [R, I] one below the other."""
-    return (downs[0] if len(downs) == 1 else torch.cat(list(downs))).to(kind)
 
 
 def _told(layers: Sequence[Layer]) -> list[Any]:
@@ -173,6 +165,7 @@ def _told(layers: Sequence[Layer]) -> list[Any]:
         tuple(one.scale for one in chosen),
         tuple(one.dropout for one in chosen),
         tuple(int(torch.randint(1 << 62, ())) if one.dropout else None for one in chosen),  # of torch's own generator
+        any(one.dropout for one in chosen),
     )
     return [frozen, *(one.down for one in chosen), *(one.up for one in chosen)]
 

@@ -7,8 +7,6 @@ Letters: T tokens, N asked tokens, D hidden size, V vocabulary.
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,20 +104,15 @@ class Scorer:
 def head_input(model: torch.nn.Module, head: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     """Run the model and return what would enter its head, which itself is given no position to work on."""
     caught: list[torch.Tensor] = []
-    with _catching(head, caught):
-        model(**inputs)
-    (hidden,) = caught
-    return hidden
 
-
-@contextmanager
-def _catching(head: torch.nn.Module, caught: list[torch.Tensor]) -> Iterator[None]:
     def catch(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         caught.append(args[0])
         return (args[0][:, :0], *args[1:])
 
     handle = head.register_forward_pre_hook(catch)
     try:
-        yield
+        model(**inputs)
     finally:
         handle.remove()
+    (hidden,) = caught
+    return hidden
