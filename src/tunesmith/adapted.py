@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     recipe.optimizer.build(model)  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     ops, notes = kernels.elementwise(model, recipe.train.compile)
+    if recipe.model.frozen_dtype is not None and given is not None:
+        raise RecipeError(f"model.frozen_dtype: {recipe.model.frozen_dtype} would change the model that was given")
     if recipe.model.frozen_dtype is not None:
         notes.append(frozen.hold(model, recipe.model.frozen_dtype, ops))
     with precision(recipe, device):

@@ -37,6 +37,11 @@ def resolve(recipe: Recipe, device: Device) -> Resolved:
             f"train.activation_offload: on {device.type} activations lie in the host's memory already, so it would "
             "save none: leave it out"
         )
+    if model.frozen_dtype is not None and not beside:
+        raise RecipeError(
+            f"model.frozen_dtype: {model.frozen_dtype} is for a model that stays as it is beside an adapter, and this "
+            "adapter saves the model's own weights: leave it out"
+        )
     low_precision = "bfloat16" if device.has_bf16 else "float32"
     dtype = model.dtype if model.dtype != "auto" else (low_precision if beside and not train.fp16 else "float32")
     if train.fp16 and not beside and dtype != "float32":

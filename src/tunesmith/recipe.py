@@ -42,7 +42,7 @@ class Model(Section):
     """Precision the weights are loaded in. auto: float32 when the model's own weights are trained or the device has
     no bfloat16 arithmetic, else bfloat16."""
     frozen_dtype: Literal["int8", "float8"] | None = None
-    """What frozen linear layers, but the head, are held and multiplied in: quicker, and rounded more. None: dtype."""
+    """What frozen linear layers, but the head, are held in: int8 on a CPU, float8 on CUDA. None: dtype."""
     from_scratch: bool = False
     """Start from random weights of the shape in config.json, not from the stored ones."""
 

@@ -7,10 +7,12 @@ import torch
 
 from fixtures_models import tiny_lora, tiny_model
 from numerics.packed import gradients, packed_batch
+from tunesmith.defaults import Device, resolve
 from tunesmith.engine import frozen, kernels
 from tunesmith.engine.elementwise import PLAIN
 from tunesmith.engine.frozen import FrozenLinear, Int8
 from tunesmith.errors import RecipeError
+from tunesmith.recipe import Recipe
 
 RANDOM = torch.Generator().manual_seed(2)
 
@@ -62,3 +64,18 @@ def test_a_model_held_in_int8_learns_nearly_the_same(ops):
 def test_nothing_frozen_is_refused():
     with pytest.raises(RecipeError, match="model.frozen_dtype: int8 is for frozen weights"):
         frozen.hold(tiny_model(), "int8", PLAIN)
+
+
+@pytest.mark.parametrize("adapter", ["full", "freeze"])
+def test_weights_that_are_saved_are_not_rounded(adapter):
+    said = Recipe(
+        model={"path": "builtin:tiny", "frozen_dtype": "int8"}, data={"train": "builtin:identity"}, adapter=adapter
+    )
+    with pytest.raises(RecipeError, match="model.frozen_dtype: int8 is for a model that stays as it is"):
+        resolve(said, Device("cpu", "a CPU", True))
+
+
+def test_a_head_with_an_update_is_left_as_it_is():
+    model = tiny_lora(tiny_model(tied=False), target_modules=["q_proj", "lm_head"])
+    frozen.hold(model, "int8", PLAIN)
+    assert type(model.get_base_model().lm_head.base_layer) is torch.nn.Linear

@@ -1,8 +1,8 @@
 """Work that has no matrix product in it, one pass over memory each where torch.compile can fuse it.
 
 Every function is plain torch on tensors that need no gradient: arithmetic in float32, results in the dtype of what came
-in. `Elementwise.of` compiles them (one compilation serves every length) where that pays, and leaves them as they are
-where it does not, with the same numbers up to rounding.
+in. `compiled` fuses them (one compilation serves every length), and `PLAIN` has them as they are, with the same numbers
+up to rounding.
 
 Letters: T tokens, D features, S keys, V words of a block of the vocabulary.
 """

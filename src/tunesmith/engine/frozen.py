@@ -16,7 +16,7 @@ import torch
 from tunesmith.engine import float8
 from tunesmith.engine.compat import int8_product
 from tunesmith.engine.device import compute_dtype
-from tunesmith.engine.elementwise import Elementwise
+from tunesmith.engine.elementwise import Elementwise, quantise
 from tunesmith.engine.linear import Layer, Product, linear
 from tunesmith.errors import RecipeError
 
@@ -35,8 +35,8 @@ class Int8:
     @classmethod
     def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, ops: Elementwise) -> "Int8":
         """A weight [O, I] rounded, row by row."""
-        rounded, scale = ops.quantise(weight, None)
-        return cls(rounded, scale[:, 0], bias, ops)
+        rounded, scale = quantise(weight, None)  # not compiled, which would be done for every shape of a parameter
+        return cls(rounded, scale[:, 0].clone(), bias, ops)
 
     def dequantised(self) -> torch.Tensor:
         """The weight [O, I] that the products are with, float32."""
@@ -44,7 +44,7 @@ class Int8:
 
     def prepare(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.dtype]:
         """The input [T, I] as int8, the scale of each token [T, 1], and the dtype of results."""
-        return *self.ops.quantise(x, None), x.dtype
+        return *self.ops.quantise(x.data, None), x.dtype  # a view would be compiled for each shape of its base
 
     def forward(self, prepared: tuple[torch.Tensor, torch.Tensor, torch.dtype]) -> torch.Tensor:
         """X W' + b: [T, O]."""
@@ -52,15 +52,15 @@ class Int8:
         found = torch.empty(len(x), len(self.weight), dtype=kind, device=x.device)
         for part in _parts(len(x), len(self.weight)):
             sums = int8_product(x[part], self.weight.T)
-            found[part] = self.ops.widen(sums, row[part], self.scale, self.bias, kind)
+            found[part] = self.ops.widen(sums, row[part].data, self.scale, self.bias, kind)
         return found
 
     def pull(self, gradient: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
         """Gradient W [T, I], added into a tensor where one is given."""
-        given, row = self.ops.quantise(gradient, self.scale)
+        given, row = self.ops.quantise(gradient.data, self.scale)
         found = gradient.new_empty(len(gradient), self.weight.shape[1]) if into is None else into
         for part in _parts(len(gradient), self.weight.shape[1]):
-            wide = self.ops.widen(int8_product(given[part], self.weight), row[part], None, None, gradient.dtype)
+            wide = self.ops.widen(int8_product(given[part], self.weight), row[part].data, None, None, gradient.dtype)
             if into is None:
                 found[part] = wide
             else:
@@ -91,12 +91,15 @@ def hold(model: Any, kind: str, ops: Elementwise) -> str:
     Raises:
         RecipeError: the model has none, or the device no such products.
     """
-    head = model.get_output_embeddings()
+    device = next(model.parameters()).device.type
+    if kind == "int8" and device != "cpu":
+        raise RecipeError(f"model.frozen_dtype: int8 is for a CPU as yet, and this is {device}: leave it out")
+    head = set(model.get_output_embeddings().modules())
     weights = 0
     module: Any
     held: Any
     for module in model.modules():
-        if type(module) is not torch.nn.Linear or module is head or module.weight.requires_grad:
+        if type(module) is not torch.nn.Linear or module in head or module.weight.requires_grad:
             continue
         weights += module.weight.numel()
         held = Int8.of(module.weight, module.bias, ops) if kind == "int8" else _float8(module)

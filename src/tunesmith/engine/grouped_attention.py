@@ -99,7 +99,7 @@ class _Attention(torch.autograd.Function):
         ctx.sequences, ctx.reach, ctx.ops = sequences, reach, ops
         heads, groups = query.shape[1], query.shape[1] // key.shape[1]
         asking, keys = _grouped(query[0], groups, reach.scale), key[0].float()  # [K, T, G, D], [K, T, D]
-        out = query.new_empty(query.shape[2], key.shape[1], groups, query.shape[3])  # [T, K, G, D]
+        out = query.new_empty(query.shape[2], key.shape[1], groups, value.shape[3])  # [T, K, G, D]
         for block, slices, places in _blocks(sequences, heads, reach.window):
             scores = asking[:, block].flatten(1, 2) @ _seen(keys, slices, places).mT  # [K, Q G, S], in float32
             scores = scores.unflatten(1, (-1, groups))

@@ -73,6 +73,8 @@ def log_probabilities(
     `known` is what the loss weighs each log-probability with, but for one factor, where that is known beforehand.
     """
     tensors = [tensor for pair in pairs for tensor in pair]
+    if not torch.is_grad_enabled():  # autograd's functions are told what could be trained, not whether it is now
+        tensors, bias = [tensor.detach() for tensor in tensors], None if bias is None else bias.detach()
     found: Any = _LogProbabilities.apply(target, means, None if entropy else known, entropy, bias, *tensors)
     return found if entropy else (found, None)
 
@@ -295,9 +297,10 @@ class _LogProbabilities(torch.autograd.Function):
         head, (needs_bias, needs_inputs, needs_weights) = ctx.head, ctx.needs
         by = _Sums([None] * ctx.count, None)
         if ctx.known is not None:
-            by = ctx.by
+            by, ctx.by = ctx.by, None
+            assert by is not None, "a head's gradients are made once"
             factor = (gradients[0] * ctx.known).sum() / ctx.known.square().sum().clamp_min(1e-30)
-            by_inputs = [one.mul_(factor) for one in ctx.slopes]
+            by_inputs = [one * factor for one in ctx.slopes]
             for one in [*by.weights, by.bias]:
                 if one is not None:
                     one.mul_(factor)
@@ -308,16 +311,12 @@ class _LogProbabilities(torch.autograd.Function):
             if needs_bias or any(needs_weights):
                 by = _Sums.of(head, needs_bias, needs_weights)
                 _pull_weights(ctx, gradients, by)
+        found: list[torch.Tensor | None] = []
         made = by_inputs or [None] * ctx.count
-        found = [
-            one
-            for number in range(ctx.count)
-            for one in (
-                made[number] if needs_inputs[number] else None,
-                None if by.weights[number] is None else by.weights[number].to(head.weights[number].dtype),
-            )
-        ]
-        by_bias = None if by.bias is None else by.bias.to(gradients[0].dtype if head.bias is None else head.bias.dtype)
+        for number, by_weight in enumerate(by.weights):
+            found.append(made[number] if needs_inputs[number] else None)
+            found.append(None if by_weight is None else by_weight.to(head.weights[number].dtype))
+        by_bias = None if by.bias is None else by.bias.to(head.bias.dtype)
         return (None, None, None, None, by_bias, *found)
 
 

@@ -160,15 +160,16 @@ def _drop(parameter: torch.Tensor) -> None:
 def _peak_bytes(model: Any, scorer: Scorer, recipe: Recipe, tokens: int) -> int:
     """The most that a forward and a backward pass of a random row hold beside what is held before."""
     batch = random_batch(model, recipe.data.max_tokens, tokens)
+    likelihood = recipe.objective.is_likelihood()  # which holds other things
     for parameter in model.parameters():
         parameter.grad = None
     if batch.input_ids.device.type not in COUNTED:
         with LiveTensors() as held:
-            scorer(model, batch).logps.sum().backward()
+            scorer(model, batch, likelihood=likelihood).logps.sum().backward()
         return held.peak
     before = torch.accelerator.memory_allocated()
     torch.accelerator.reset_peak_memory_stats()
-    scorer(model, batch).logps.sum().backward()
+    scorer(model, batch, likelihood=likelihood).logps.sum().backward()
     return torch.accelerator.max_memory_allocated() - before
 
 
