@@ -75,7 +75,7 @@ def linear(x: torch.Tensor, layers: Sequence[Layer]) -> tuple[torch.Tensor, ...]
 
 
 def gated_linear(gate: torch.Tensor, up: torch.Tensor, activation: str, ops: Elementwise, layer: Layer) -> torch.Tensor:
-    """A layer's result [.., O] of activation(gate) * up, both [.., I]."""
+    """The result [.., O] of a layer with an update, of activation(gate) * up, both [.., I]."""
     found: Any = _GatedLinear.apply(gate.flatten(0, -2), up.flatten(0, -2), activation, ops, *_told([layer]))
     return found.unflatten(0, gate.shape[:-1])
 
@@ -209,7 +209,7 @@ class _GatedLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         number = len(frozen.updated)
         x = ops.gated(gate, up, activation)
-        lows = frozen.low(x, matrices[:number]) if number else ()
+        lows = frozen.low(x, matrices[:number])
         ctx.frozen, ctx.activation, ctx.ops = frozen, activation, ops
         ctx.save_for_backward(gate, up, *matrices, *lows)
         (found,) = frozen.results(x, lows, matrices[number:])
@@ -223,7 +223,5 @@ class _GatedLinear(torch.autograd.Function):
         downs, ups, lows = kept[:number], kept[number : 2 * number], kept[2 * number :]
         by_lows = frozen.pull_low(gradients, ups)
         by_gate, by_up, x = ctx.ops.gated_pull(frozen.pull(gradients, by_lows, downs), gate, up, ctx.activation)
-        if not number:
-            return by_gate, by_up, None, None, None
         by_matrices = frozen.pull_matrices(x, lows, by_lows, gradients, [*downs, *ups])
         return by_gate, by_up, None, None, None, *by_matrices
