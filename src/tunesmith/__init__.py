@@ -4,12 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunesmith.recipe import Data, Eval, Model, Recipe, Source, Train
+    from tunesmith.recipe import Eval, Model, Recipe, Train
+    from tunesmith.recipe_data import Data, Source
     from tunesmith.run import Run, resume, train
 
 __version__ = "0.1.0"
 
-_HOMES = {name: "tunesmith.recipe" for name in ("Data", "Eval", "Model", "Recipe", "Source", "Train")}
+_HOMES = {name: "tunesmith.recipe" for name in ("Eval", "Model", "Recipe", "Train")}
+_HOMES |= dict.fromkeys(("Data", "Source"), "tunesmith.recipe_data")
 _HOMES |= dict.fromkeys(("Run", "resume", "train"), "tunesmith.run")
 __all__ = ["Data", "Eval", "Model", "Recipe", "Run", "Source", "Train", "__version__", "resume", "train"]
 

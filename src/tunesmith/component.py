@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     SerializationInfo,
@@ -144,6 +145,11 @@ def _module_named(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise RecipeError(f"module {name!r} cannot be imported: {error}") from error
+
+
+def default(base: type[Component]) -> Any:
+    """A seam's default component, found when a recipe is built and not when this module is imported."""
+    return Field(default_factory=lambda: find(base, base.default)(), json_schema_extra={"default": base.default})
 
 
 def pick(base: type[Component], value: Any) -> Component:

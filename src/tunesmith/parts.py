@@ -10,12 +10,14 @@ from tunesmith.adapted import Adapted, adapt, precision
 from tunesmith.defaults import Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
+from tunesmith.referenced import is_once, reference_of, with_logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from tunesmith.data.load import Rows
     from tunesmith.engine.kernels import Kernels
+    from tunesmith.engine.reference import Reference
     from tunesmith.engine.trainer import Metric, Trainer
 
 
@@ -55,6 +57,7 @@ class Loaded:
     rows: "Rows"
     kernels: "Kernels"
     fingerprint: str | None  # of the weights that training starts from
+    reference: "Reference | None" = None  # of an objective that has one, made in every step
 
 
 def speaker() -> Callable[[str], None]:
@@ -108,14 +111,18 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     problem = context_problem(rows.ledger, base_of(model).config)
+    reference, said = reference_of(recipe, job.device.type, adapted, tokenizer)
     for line in (
         *adapted.notes,
+        *said,
         *([problem] if problem else []),
         f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})",
         f"device: {job.device.type} ({job.device.name})",
     ):
         say(line)
-    return Loaded(model, tokenizer, rows, adapted.kernels, adapted.fingerprint)
+    if reference is not None and is_once(recipe):
+        rows, reference = with_logps(recipe, reference, model, rows, job.device.type, say), None
+    return Loaded(model, tokenizer, rows, adapted.kernels, adapted.fingerprint, reference)
 
 
 def make_trainer(
@@ -158,6 +165,7 @@ def make_trainer(
             args,
             rows.train,
             rows.held_out,
+            loaded.reference,
             [*callbacks, *job.given.callbacks, *watchers],
             job.given.metrics or {},
             loaded.tokenizer,

@@ -102,11 +102,19 @@ class Objective(Component):
     labels: ClassVar[bool] = False  # learns from the label of a sample; others refuse rows that have one
     documents: ClassVar[bool] = False  # trains on every token, and may split a long sample over rows
     likelihood: ClassVar[bool] = False  # `loss` is -sum(weight * logps): its gradient is known before the scores are
-    needs: ClassVar[tuple[str, ...]] = ()  # what `loss` reads of the scores besides logps: "entropy"
+    needs: ClassVar[tuple[str, ...]] = ()  # what `loss` reads besides logps: "entropy", "values"; "reference"
+    mismatched: ClassVar[bool] = False  # each sample's second sequence is its prompt with the answer of another sample
 
     @abstractmethod
     def count(self, batch: Batch) -> "torch.Tensor":
         """The number of units (tokens, pairs) that `loss` sums over: a scalar."""
+
+    def compares_samples(self) -> bool:
+        """Whether `loss` depends on several samples at once (their mean, their order).
+
+        It is then given those of a whole optimizer step together, however the step is cut into micro-batches and ranks.
+        """
+        return False
 
     def is_likelihood(self) -> bool:
         """Whether `likelihood` was said of this very loss, and not of one that it replaces."""

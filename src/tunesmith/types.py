@@ -79,6 +79,7 @@ class Tokens:
     ids: np.ndarray  # [T] int32
     weight: np.ndarray  # [T] float32
     shared: int = 0
+    reference: np.ndarray | None = None  # [T] float32: log-probability of each token under a frozen model
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -112,6 +113,8 @@ class Batch:
     prefix: "torch.Tensor | None" = None  # [S, 2] int64; None: every sequence stands alone
     asked: "torch.Tensor | None" = None  # [N] int64: the positions with a weight, made with the batch, on the CPU
     lengths: Sequence[int] | None = None  # [S]: of the sequences, on the host, so that nobody waits for offsets
+    branch: "torch.Tensor | None" = None  # [S] int64: which sequence of its sample, from 0; None: each is a sample
+    reference: "torch.Tensor | None" = None  # [1, T] float32: log-probabilities of the targets under a frozen model
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +122,13 @@ class Scores:
     """What the model says of a batch.
 
     `logps[t]` is the log-probability of `target[t]`, float32, and 0 where nothing is asked. `entropy[t]` is that of the
-    words that could stand there, where an objective asks for it (`Objective.needs`). `extra` holds the model's own
-    auxiliary sums (a router's balance loss), by name.
+    words that could stand there, and `values[s]` what a head of its own says of sequence s, where an objective asks for
+    it (`Objective.needs`). `extra` holds the model's own auxiliary sums (a router's balance loss), by name.
     """
 
     logps: "torch.Tensor"  # [1, T] float32
     entropy: "torch.Tensor | None" = None  # [1, T] float32
+    values: "torch.Tensor | None" = None  # [S, labels] float32
     extra: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
 
 

@@ -8,7 +8,7 @@ import pytest
 from tunesmith.cli.main import main
 from tunesmith.data import source
 from tunesmith.formats.auto import choose
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(

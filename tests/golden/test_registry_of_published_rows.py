@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.data import registry, render, source
 from tunesmith.formats.auto import Auto
-from tunesmith.recipe import Data
+from tunesmith.recipe_data import Data
 from tunesmith.seams import Format
 
 INFO = Path(__file__).parents[3] / "shared" / "data" / "dataset_info.json"

@@ -6,7 +6,8 @@ import pytest
 
 from house import docs
 from tunesmith.component import all_of
-from tunesmith.recipe import Data, Eval, Model, Source, Train
+from tunesmith.recipe import Eval, Model, Train
+from tunesmith.recipe_data import Data, Source
 from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Template
 
 ROOT = Path(__file__).parents[2]

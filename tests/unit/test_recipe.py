@@ -8,7 +8,8 @@ from tunesmith.component import name_of
 from tunesmith.defaults import Device, resolve
 from tunesmith.errors import RecipeError
 from tunesmith.explain import choose
-from tunesmith.recipe import Data, Model, Recipe, Source
+from tunesmith.recipe import Model, Recipe
+from tunesmith.recipe_data import Data, Source
 from tunesmith.recipe_text import parse_value, recipe_names
 from tunesmith.seams import Adapter, Export
 

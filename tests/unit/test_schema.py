@@ -12,7 +12,8 @@ from tunesmith import schema
 from tunesmith.component import Section, all_of
 from tunesmith.errors import RecipeError
 from tunesmith.formats._tags import Tags
-from tunesmith.recipe import Data, Eval, Loss, Model, Recipe, Source, Train
+from tunesmith.recipe import Eval, Model, Recipe, Train
+from tunesmith.recipe_data import Data, Loss, Source
 from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Template
 from tunesmith.synthesis.options import Synthesis
 

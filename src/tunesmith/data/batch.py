@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from tunesmith.data.pack import Plan, offsets_of, plan_documents, plan_epoch
-from tunesmith.data.store import Store
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Tokens
@@ -29,11 +28,25 @@ class Samples(Protocol):
         """The token sequences of a sample."""
 
 
+class WholeSet(Samples, Protocol):
+    """All samples of a run, by number."""
+
+    @property
+    def digest(self) -> str:
+        """What tells these samples from others."""
+
+    def tokens(self) -> np.ndarray:
+        """The tokens of each sample, all branches together and also what they share: [M]."""
+
+    def lengths(self) -> np.ndarray:
+        """The tokens that each sample takes in a row: [M]."""
+
+
 @dataclass(frozen=True, eq=False)
 class PackedRows:
     """The rows of a whole run, epoch after epoch; row i is the same whoever asks."""
 
-    store: Store
+    store: WholeSet
     plan: Plan
     fill: float  # tokens over room, in the first epoch
 
@@ -55,9 +68,10 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
     columns: dict[str, list[np.ndarray]] = {"input_ids": [], "target": [], "weight": []}
     labels: list[float] = []
     lengths: list[int] = []
+    numbers: list[int] = []
     for sample, start, end in pieces:
         branches = store.branches(sample)
-        for tokens in branches:
+        for number, tokens in enumerate(branches):
             if len(branches) > 1:  # such a sample is never split
                 start, end = tokens.shared, len(tokens)
             ahead = slice(start + 1, end + 1)
@@ -65,9 +79,12 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
             columns["input_ids"].append(tokens.ids[start:end])
             columns["target"].append(np.pad(tokens.ids[ahead], missing))
             columns["weight"].append(np.pad(tokens.weight[ahead], missing))
+            if tokens.reference is not None:
+                columns.setdefault("reference", []).append(np.pad(tokens.reference[ahead], missing))
             prefix.append((len(lengths) - 1 if tokens.shared else 0, tokens.shared))
             lengths.append(end - start)
             labels.append(store.label[sample])
+            numbers.append(number)
     return {
         "input_ids": np.concatenate(columns["input_ids"]).astype(np.int64),
         "target": np.concatenate(columns["target"]).astype(np.int64),
@@ -75,7 +92,8 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
         "lengths": np.asarray(lengths, np.int64),
         "prefix": np.asarray(prefix, np.int64),
         "label": np.asarray(labels, np.float32),
-    }
+        "branch": np.asarray(numbers, np.int64),
+    } | ({"reference": np.concatenate(columns["reference"])} if "reference" in columns else {})
 
 
 def join(rows: list[PackedRow]) -> dict[str, Any]:
@@ -87,12 +105,15 @@ def join(rows: list[PackedRow]) -> dict[str, Any]:
 
     lengths = np.concatenate([row["lengths"] for row in rows])  # [S]
     flat: dict[str, Any] = {name: np.concatenate([row[name] for row in rows])[None] for name in ("input_ids", "target")}
-    flat["weight"] = np.concatenate([row["weight"] for row in rows])[None]
+    for name in ("weight", "reference"):
+        if name in rows[0]:
+            flat[name] = np.concatenate([row[name] for row in rows])[None]
     prefix = np.concatenate([row["prefix"] for row in rows])  # [S, 2]
     counts = zip(prefix[:, 1], lengths, strict=True)
     flat["position_ids"] = np.concatenate([np.arange(shared, shared + length) for shared, length in counts])[None]
     flat["seq"] = np.repeat(np.arange(len(lengths)), lengths)[None]
-    flat["label"] = np.concatenate([row["label"] for row in rows])
+    for name in ("label", "branch"):
+        flat[name] = np.concatenate([row[name] for row in rows])
     if prefix[:, 1].any():
         first = np.cumsum([0, *(len(row["lengths"]) for row in rows[:-1])])  # sequence of each row
         prefix[:, 0] += np.repeat(first, [len(row["lengths"]) for row in rows])
@@ -103,7 +124,7 @@ def join(rows: list[PackedRow]) -> dict[str, Any]:
     return {name: torch.from_numpy(values) for name, values in flat.items()} | host
 
 
-def training_rows(recipe: Recipe, store: Store, orders: Iterator[np.ndarray]) -> PackedRows:
+def training_rows(recipe: Recipe, store: WholeSet, orders: Iterator[np.ndarray]) -> PackedRows:
     """The rows of the whole run, from the epochs' samples in order (see `mix.epochs`): `max_steps` or the epochs.
 
     Raises:
@@ -126,7 +147,7 @@ def training_rows(recipe: Recipe, store: Store, orders: Iterator[np.ndarray]) ->
     return PackedRows(store, _chained(plans).first(wanted), plans[0].fill(train.row_tokens))
 
 
-def evaluation_rows(recipe: Recipe, store: Store, samples: np.ndarray) -> PackedRows:
+def evaluation_rows(recipe: Recipe, store: WholeSet, samples: np.ndarray) -> PackedRows:
     """The rows of the held-out samples, once, in order. Raises RecipeError, as `pack`."""
     assert isinstance(recipe.train.row_tokens, int), "resolved before the run"
     plan = pack(recipe, store.lengths(), samples, seed=None)

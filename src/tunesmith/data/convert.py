@@ -14,7 +14,7 @@ from tunesmith.data.ledger import note, places
 from tunesmith.errors import DataError, RecipeError, Skipped
 from tunesmith.explain import choose, explain
 from tunesmith.formats import auto
-from tunesmith.recipe import Data, Source
+from tunesmith.recipe_data import Data, Source
 from tunesmith.seams import Format
 from tunesmith.types import Sample
 

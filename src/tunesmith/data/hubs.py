@@ -14,7 +14,7 @@ from typing import Any
 from tunesmith.data import files
 from tunesmith.data.remote import HUBS, LONGEST_REASON
 from tunesmith.errors import DataError, MissingExtra
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*", re.ASCII)
 ADDRESS = re.compile(

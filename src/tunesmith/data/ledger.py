@@ -10,7 +10,7 @@ from tunesmith.data.source import Registered
 
 if TYPE_CHECKING:
     from tunesmith.data.render import Rendered
-    from tunesmith.recipe import Source
+    from tunesmith.recipe_data import Source
 
 FIRST_PLACES = 3  # rows named for each reason
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.data import lengths, mix, registry
-from tunesmith.data.batch import PackedRows, Samples, evaluation_rows, training_rows
+from tunesmith.data.batch import PackedRows, Samples, WholeSet, evaluation_rows, training_rows
 from tunesmith.data.choose import choose
+from tunesmith.data.mismatched import Mismatched
 from tunesmith.data.prepare import prepare, prepare_rows
 from tunesmith.data.store import Store
 from tunesmith.data.stream import StreamedRows, account, open_stream
@@ -66,7 +67,8 @@ def load_rows(
     orders = mix.epochs(data, own, store.lengths())
     first = next(orders)
     epoch = mix.account(own, store, first)
-    train = training_rows(recipe, store, chain([first], orders))
+    samples = _as_objective_wants(recipe, store, chosen.trained)
+    train = training_rows(recipe, samples, chain([first], orders))
     ledger: dict[str, Any] = {"train": chosen.ledger.as_dict() | _packing(recipe, train)}
     ledger["train"] |= {"samples_trained": len(chosen.trained), "epoch": epoch}
     ledger["train"]["length_percentiles"] = longest = lengths.percentiles(store.lengths()[chosen.trained])
@@ -77,7 +79,7 @@ def load_rows(
         lines += said
         fingerprint += f"+{other.digest}"
     elif data.eval:
-        held_out = evaluation_rows(recipe, store, chosen.held)
+        held_out = evaluation_rows(recipe, _as_objective_wants(recipe, store, chosen.held), chosen.held)
         number = len(chosen.held)
         lines.append(f"held out: {number:,} of {chosen.ledger.samples:,} samples (data.seed {data.seed})")
         ledger["eval"] = {"samples": number} | _packing(recipe, held_out)
@@ -110,9 +112,18 @@ def _streamed(
 def _evaluated(recipe: Recipe, other: Store) -> tuple[PackedRows, dict[str, Any], list[str]]:
     """The rows of data.eval's own sources, and their account as numbers and in words."""
     assert isinstance(recipe.data.eval, tuple), "a fraction or a count has no store of its own"
-    rows = evaluation_rows(recipe, other, np.arange(len(other)))
+    number = np.arange(len(other))
+    rows = evaluation_rows(recipe, _as_objective_wants(recipe, other, number), number)
     said = (*other.notes, *other.ledger.lines(), *mix.once(recipe.data.eval, other))
     return rows, other.ledger.as_dict() | _packing(recipe, rows), [f"held out: {line}" for line in said]
+
+
+def _as_objective_wants(recipe: Recipe, store: Store, used: np.ndarray) -> WholeSet:
+    """Samples with the sequences that an objective wants beside their own."""
+    if not type(recipe.objective).mismatched:
+        return store
+    data = recipe.data
+    return Mismatched.draw(store, used, (data.seed, 4), data.max_tokens, data.shared_prefix)
 
 
 def _packing(recipe: Recipe, rows: PackedRows) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tunesmith.errors import TemplateError
-from tunesmith.recipe import Loss
+from tunesmith.recipe_data import Loss
 from tunesmith.seams import Template
 from tunesmith.templates._apply import Tools, last_token
 from tunesmith.templates._parts import Conversation, Found, Place, without_reasoning

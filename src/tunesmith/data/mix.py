@@ -11,7 +11,7 @@ import numpy as np
 
 from tunesmith.data.store import Store
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Data, Source
+from tunesmith.recipe_data import Data, Source
 
 UNTIL = {"concatenate": "", "first_exhausted": ": until a source is used up", "all_exhausted": ": until all were"}
 

@@ -22,7 +22,8 @@ from tunesmith.data.render import Rendered, Renderer, Row
 from tunesmith.data.store import Store, StoreWriter, is_whole
 from tunesmith.data.workers import Workers
 from tunesmith.errors import DataError
-from tunesmith.recipe import Recipe, Source
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_data import Source
 from tunesmith.seams import Format
 
 if TYPE_CHECKING:

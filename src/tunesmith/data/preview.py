@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
-    from tunesmith.recipe import Recipe, Source
+    from tunesmith.recipe import Recipe
+    from tunesmith.recipe_data import Source
     from tunesmith.seams import Format
 
 LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tunesmith.data.render import CHUNK_ROWS, Rendered, Renderer, Row, format_of
 from tunesmith.data.workers import Workers
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 from tunesmith.seams import Format
 
 LOOK_ROWS = 128  # rows at the beginning of a source that are rendered before a stream begins

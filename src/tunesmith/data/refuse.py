@@ -14,7 +14,7 @@ from tunesmith import formats
 from tunesmith.component import all_of, name_of
 from tunesmith.data.source import Registered
 from tunesmith.errors import DataError, near
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 from tunesmith.seams import Format, Objective
 from tunesmith.types import Message, Sample
 

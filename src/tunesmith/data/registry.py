@@ -13,7 +13,8 @@ from tunesmith.component import name_of
 from tunesmith.data import files, hubs, source
 from tunesmith.errors import DataError, RecipeError, near
 from tunesmith.explain import explain
-from tunesmith.recipe import Data, Recipe, Source
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_data import Data, Source
 from tunesmith.recipe_text import parse
 
 IN_FILE = re.compile(r"(?P<file>.+\.(?:json|ya?ml)):(?P<name>[^/\\]+)", re.IGNORECASE)

@@ -15,7 +15,8 @@ from tunesmith.data.loss import Learned
 from tunesmith.data.place import weigh
 from tunesmith.errors import DataError, ModelError, RecipeError, Skipped, TemplateError
 from tunesmith.formats.auto import Auto, choose
-from tunesmith.recipe import Data, Loss, Recipe, Source
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_data import Data, Loss, Source
 from tunesmith.seams import Format, Objective, Template
 from tunesmith.types import Message, Sample, Tokens
 

@@ -15,7 +15,7 @@ from uuid import UUID
 from tunesmith.component import spell
 from tunesmith.data import digests, files, hubs, remote
 from tunesmith.errors import DataError, near
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 
 BUILTIN = "builtin:"
 BUILTIN_FOLDER = Path(__file__).parent.parent / "builtin"

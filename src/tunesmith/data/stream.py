@@ -24,7 +24,8 @@ from tunesmith.data.reader import Opened, look
 from tunesmith.data.render import Renderer, Row, format_notes
 from tunesmith.data.workers import Workers
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.recipe import Recipe, Source
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_data import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

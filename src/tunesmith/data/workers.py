@@ -72,7 +72,7 @@ def _told(where: str) -> Iterator[None]:
 def _start_worker(data: dict[str, Any], objective: dict[str, Any], tokenizer: Any) -> None:
     """Build this process's renderer. Components travel as options: a user's file is no importable module."""
     from tunesmith.component import pick
-    from tunesmith.recipe import Data
+    from tunesmith.recipe_data import Data
     from tunesmith.seams import Objective
 
     for kind in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the parent says when it is over

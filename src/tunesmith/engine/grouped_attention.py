@@ -1,8 +1,9 @@
 """Causal attention of one sequence after another by matrix products, for devices without a variable-length kernel.
 
 Query heads that share a key head are rows of one product, so keys and values are never copied for them. Scores exist
-for a block of queries at a time, in float32 as in the models' own attention, and are made again in the backward pass:
-what is kept is queries, keys and values. It is measured against torch's SDPA in benchmarks/attention.py.
+for a block of queries at a time, in float32 as in the models' own attention. The shares that come of them are kept for
+the backward pass where a block sees few keys, and made again where it sees more, so that what is kept beside queries,
+keys and values grows with the tokens of a row alone. It is measured against torch's SDPA in benchmarks/attention.py.
 
 Letters: T tokens of the row, H query heads, K key heads, G = H / K query heads of a group, D head size, Q queries of a
 block, S keys that a block sees.
@@ -18,6 +19,7 @@ from tunesmith.engine.elementwise import Elementwise
 
 BLOCK_SCORES = 1 << 20  # scores that exist at once: 4 MB in float32
 SHORTEST_BLOCK, LONGEST_BLOCK = 32, 128  # queries
+KEPT_KEYS = 256  # of a block, up to which its shares are kept: half a kilobyte a query head and token in bfloat16
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _add_back(total: torch.Tensor, slices: list[slice], keys: slice, part: torch
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps queries, keys and values; scores are made once more in the backward pass."""
+    """Keeps queries, keys, values and the shares of short blocks; those of others are made once more."""
 
     @staticmethod
     def forward(
@@ -95,7 +97,7 @@ class _Attention(torch.autograd.Function):
         reach: Reach,
         ops: Elementwise,
     ) -> torch.Tensor:
-        ctx.save_for_backward(query, key, value)
+        kept: list[torch.Tensor] = []
         ctx.sequences, ctx.reach, ctx.ops = sequences, reach, ops
         heads, groups = query.shape[1], query.shape[1] // key.shape[1]
         asking, keys = _grouped(query[0], groups, reach.scale), key[0].float()  # [K, T, G, D], [K, T, D]
@@ -104,13 +106,16 @@ class _Attention(torch.autograd.Function):
             scores = asking[:, block].flatten(1, 2) @ _seen(keys, slices, places).mT  # [K, Q G, S], in float32
             scores = scores.unflatten(1, (-1, groups))
             shares = _shares(scores, reach).to(query.dtype)
+            if shares.shape[-1] <= KEPT_KEYS and reach.cap is None:
+                kept.append(shares)
             found = shares.flatten(1, 2) @ _seen(value[0], slices, places)  # [K, Q G, D]
             out[block] = found.unflatten(1, (-1, groups)).transpose(0, 1)
+        ctx.save_for_backward(query, key, value, *kept)
         return out.flatten(1, 2)[None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         reach: Reach = ctx.reach
         heads, groups = query.shape[1], query.shape[1] // key.shape[1]
         asking, keys = _grouped(query[0], groups, reach.scale), key[0].float()
@@ -119,10 +124,15 @@ class _Attention(torch.autograd.Function):
         by_key, by_value = (torch.zeros_like(states[0], dtype=torch.float32) for states in (key, value))
         for block, slices, places in _blocks(ctx.sequences, heads, reach.window):
             wanted = given[:, block].flatten(1, 2)  # [K, Q G, D]
-            scores = (asking[:, block].flatten(1, 2) @ _seen(keys, slices, places).mT).unflatten(1, (-1, groups))
-            slope = None if reach.cap is None else 1 - (scores / reach.cap).tanh().square()
-            by_share = (wanted @ _seen(value[0], slices, places).mT).view_as(scores)
-            shares, by_score = ctx.ops.softmax_pull(_shares(scores, reach), by_share)
+            slope = None
+            if places.stop - places.start <= KEPT_KEYS and reach.cap is None:
+                shares = kept.pop(0)
+            else:
+                scores = (asking[:, block].flatten(1, 2) @ _seen(keys, slices, places).mT).unflatten(1, (-1, groups))
+                slope = None if reach.cap is None else 1 - (scores / reach.cap).tanh().square()
+                shares = _shares(scores, reach)
+            by_share = (wanted @ _seen(value[0], slices, places).mT).view_as(shares)
+            shares, by_score = ctx.ops.softmax_pull(shares, by_share)
             by_score = (by_score if slope is None else by_score.mul_(slope)).flatten(1, 2)
             _add_back(by_value, slices, places, shares.flatten(1, 2).mT @ wanted)
             _add_back(by_key, slices, places, by_score.mT @ asking[:, block].flatten(1, 2).to(key.dtype))

@@ -4,7 +4,8 @@ transformers' Trainer has the loop, devices, mixed precision and distribution. W
 
 - `create_optimizer`: the recipe's optimizer component builds it.
 - `_get_grad_norm`: of gradients that are dropped in the backward pass.
-- `_get_num_items_in_batch`: units (tokens, pairs) of the whole optimizer step, over micro-batches and ranks.
+- `_get_num_items_in_batch`: units (tokens, pairs) of the whole optimizer step, over micro-batches and ranks; and what
+  each micro-batch has of a loss that compares samples.
 - `compute_loss`: the objective's sum over those units.
 - `evaluate`: a sum divided once, so that it does not depend on the batch size.
 - `log`: the loss over all units since the last line, token counts, and a stop when it is not finite.
@@ -14,7 +15,8 @@ transformers' Trainer has the loop, devices, mixed precision and distribution. W
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,12 @@ import transformers
 from tunesmith.data.batch import PackedRows, join
 from tunesmith.data.stream import StreamedRows, write_account
 from tunesmith.engine import checkpoint as checkpoints
+from tunesmith.engine import joint
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
+from tunesmith.engine.joint import Share
 from tunesmith.engine.metrics import MetricsFile
+from tunesmith.engine.reference import Reference
 from tunesmith.engine.release import ReleasedGradients
 from tunesmith.engine.scores import Scorer
 from tunesmith.errors import RecipeError, RunError
@@ -55,6 +60,7 @@ class Trainer(transformers.Trainer):
         args: transformers.TrainingArguments,
         rows: PackedRows | StreamedRows,
         held_out: PackedRows | None,
+        reference: Reference | None,
         callbacks: Sequence[transformers.TrainerCallback],
         metrics: Mapping[str, Metric],
         tokenizer: transformers.PreTrainedTokenizerBase,
@@ -63,6 +69,8 @@ class Trainer(transformers.Trainer):
         if taken:
             raise RecipeError(f"metrics: {', '.join(taken)} is a name of the run's own lines: choose another")
         self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
+        self.reference = reference
+        self.shares: list[Share] = []  # of the step in hand, where its loss compares samples
         self.sums: dict[str, list[float]] = {}  # since the last line of metrics: name to sum and count
         self.tokens = self.trained_tokens = self.in_hand_tokens = 0
         self.seconds_before = 0.0  # of the runs that this one continues
@@ -90,7 +98,12 @@ class Trainer(transformers.Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         objective = self.recipe.objective
-        counts = [torch.as_tensor(objective.count(Batch(**one)), dtype=torch.float32) for one in batch_samples]
+        batches = [Batch(**one) for one in batch_samples]
+        self.shares = []
+        if objective.compares_samples() and (len(batches) > 1 or self.accelerator.num_processes > 1):
+            with torch.no_grad(), joint.same_chance(device):
+                self.shares = joint.shares(objective, *self._scored(self.model_wrapped, batches), self.accelerator)
+        counts = [torch.as_tensor(objective.count(one), dtype=torch.float32) for one in batches]
         return self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
 
     def compute_loss(
@@ -102,7 +115,10 @@ class Trainer(transformers.Trainer):
     ) -> Any:
         """The summed loss of a micro-batch over the units of the step; times the ranks, which average gradients."""
         batch = Batch(**inputs)
-        summed, scores = self.summed_loss(model, batch)
+        if self.shares:
+            summed, scores = self.shares.pop(0).loss(self.scores(model, batch))
+        else:
+            summed, scores = self.summed_loss(model, batch)
         self._remember("loss", summed.total.detach(), self.recipe.objective.count(batch))
         for name, (total, count) in summed.metrics.items():
             self._remember(name, total, count)
@@ -115,17 +131,44 @@ class Trainer(transformers.Trainer):
 
     def summed_loss(self, model: Any, batch: Batch) -> tuple[LossSum, Scores]:
         """The objective's sum on a batch, and the scores it was made from."""
+        scores = self.scores(model, batch)
+        with self.accelerator.autocast():
+            return self.recipe.objective.loss(scores, self.referred(model, batch)), scores
+
+    def scores(self, model: Any, batch: Batch) -> Scores:
+        """What the model in training says of a batch."""
         objective = self.recipe.objective
         self.in_hand_tokens = batch.input_ids.numel()
         with self.accelerator.autocast():
-            scores = self.scorer(
-                model, batch, likelihood=objective.is_likelihood(), entropy="entropy" in objective.needs
-            )
-            return objective.loss(scores, batch), scores
+            return self.scorer(model, batch, likelihood=objective.is_likelihood(), entropy="entropy" in objective.needs)
+
+    def referred(self, model: Any, batch: Batch) -> Batch:
+        """A batch with the reference's log-probabilities, where they are made in every step."""
+        if self.reference is None:
+            return batch
+        with self.accelerator.autocast():
+            logps = self.reference.logps(model, batch, self.accelerator.unwrap_model(model))
+        return replace(batch, reference=logps)
+
+    def _scored(self, model: Any, batches: Sequence[Batch]) -> tuple[list[Batch], list[torch.Tensor]]:
+        """Batches with what the reference says of them, and the log-probabilities of the model in training."""
+        logps = [self.scores(model, batch).logps for batch in batches]
+        return [self.referred(model, batch) for batch in batches], logps
 
     def _remember(self, name: str, total: Any, count: Any) -> None:
         old = self.sums.get(name, [0.0, 0.0])
         self.sums[name] = [old[0] + total, old[1] + count]
+
+    def _summed_each(self, model: Any, batches: Iterable[Batch]) -> Iterator[tuple[LossSum, Scores, Batch]]:
+        """The sum of each of some batches; where the loss compares samples, the whole one with the first of them."""
+        if not self.recipe.objective.compares_samples():
+            yield from ((*self.summed_loss(model, batch), batch) for batch in batches)
+            return
+        batches, logps = self._scored(model, list(batches))
+        for share, batch, one in zip(
+            joint.shares(self.recipe.objective, batches, logps, self.accelerator), batches, logps, strict=True
+        ):
+            yield *share.loss(Scores(one)), batch
 
     @torch.no_grad()
     def evaluate(
@@ -135,10 +178,9 @@ class Trainer(transformers.Trainer):
         sums: dict[str, list[Any]] = {}
         model: Any = self.model
         model.eval()
-        for inputs in self.get_eval_dataloader(eval_dataset):
-            prepared: dict[str, Any] = self._prepare_inputs(inputs)
-            batch = Batch(**prepared)
-            summed, scores = self.summed_loss(model, batch)
+        loader = self.get_eval_dataloader(eval_dataset)
+        prepared: Iterator[dict[str, Any]] = map(self._prepare_inputs, loader)
+        for summed, scores, batch in self._summed_each(model, (Batch(**one) for one in prepared)):
             found: dict[str, tuple[Any, Any]] = {"loss": (summed.total, self.recipe.objective.count(batch))}
             found |= summed.metrics
             found |= {name: metric(scores, batch) for name, metric in self.metrics.items()}

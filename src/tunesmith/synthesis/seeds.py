@@ -6,7 +6,7 @@ from typing import Any
 from tunesmith.data import source
 from tunesmith.errors import DataError
 from tunesmith.formats._fields import Fields
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 from tunesmith.synthesis.options import Synthesis
 from tunesmith.synthesis.prompts import Instance, Task
 

@@ -8,7 +8,7 @@ import pytest
 from tunesmith.compat import dataset_info
 from tunesmith.data import registry, render, source
 from tunesmith.errors import DataError
-from tunesmith.recipe import Data, Source
+from tunesmith.recipe_data import Data, Source
 from tunesmith.types import Message, Sample
 
 TURNS = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]

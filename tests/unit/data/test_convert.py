@@ -9,7 +9,7 @@ from tunesmith.data import source
 from tunesmith.data.convert import Conversion, convert
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.formats.auto import choose
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 
 TALK = [
     {"role": "system", "content": "Be brief."},

@@ -18,7 +18,7 @@ import pytest
 from tunesmith.data import hubs, source
 from tunesmith.data.hubs import Address
 from tunesmith.errors import DataError, MissingExtra
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 
 
 @pytest.fixture

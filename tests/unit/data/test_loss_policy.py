@@ -11,7 +11,7 @@ from tunesmith.data import loss
 from tunesmith.data.loss import NO_MATCH, NO_TURN, ONLY_BLANKS, ONLY_CALLS, ONLY_REASONING
 from tunesmith.data.place import weigh
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Loss
+from tunesmith.recipe_data import Loss
 from tunesmith.templates.family import Family, facts, names
 from tunesmith.templates.jinja import Jinja
 from tunesmith.types import Message

@@ -21,7 +21,7 @@ from tunesmith.data.prepare import cache_folder, cache_key, prepare, prepare_row
 from tunesmith.data.render import Renderer
 from tunesmith.data.store import ARRAYS
 from tunesmith.errors import DataError, TemplateError
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 
 ROWS = [chat(f"question {n}", f"answer {n}") for n in range(5)]
 EMPTY = chat("question", "")

@@ -15,7 +15,8 @@ from tunesmith.errors import DataError
 from tunesmith.folder import look_for_files
 from tunesmith.formats.alpaca import Alpaca
 from tunesmith.formats.auto import Auto
-from tunesmith.recipe import Data, Model, Recipe, Source
+from tunesmith.recipe import Model, Recipe
+from tunesmith.recipe_data import Data, Source
 
 ROWS = [{"q": f"What is {n}?", "a": f"It is {n}."} for n in range(6)]
 YAML = """

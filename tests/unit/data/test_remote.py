@@ -15,7 +15,7 @@ import pytest
 
 from tunesmith.data import files, remote, source
 from tunesmith.errors import DataError, MissingExtra
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 
 LINES = b'{"text": "one"}\n{"text": "two"}\n'
 ROWS = [{"text": "one"}, {"text": "two"}]

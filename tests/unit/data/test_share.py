@@ -14,7 +14,7 @@ import pytest
 
 from tunesmith.data import source
 from tunesmith.errors import DataError
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 
 
 def write(path: Path, rows: list[dict]) -> Path:

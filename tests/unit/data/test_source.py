@@ -15,7 +15,7 @@ from tunesmith.data import source
 from tunesmith.errors import DataError
 from tunesmith.formats.alpaca import Alpaca
 from tunesmith.formats.text import Text
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 
 
 def write(path: Path, *rows: dict) -> Path:

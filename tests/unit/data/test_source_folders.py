@@ -10,7 +10,7 @@ import pytest
 from tunesmith.data import source
 from tunesmith.data.source import Registered
 from tunesmith.errors import DataError
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 
 
 @pytest.fixture

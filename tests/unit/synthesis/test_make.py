@@ -13,7 +13,7 @@ from fixtures_authors import SEEDS, Script, write_seeds
 from tunesmith.data import source
 from tunesmith.errors import DataError, RunError
 from tunesmith.formats.auto import choose
-from tunesmith.recipe import Source
+from tunesmith.recipe_data import Source
 from tunesmith.synthesis import make, seeds, stages
 from tunesmith.synthesis.author import Reply
 from tunesmith.synthesis.options import Synthesis

@@ -1,0 +1,122 @@
+"""The frozen model that preferences are measured from: the trained one without its adapter, a copy, or another one.
+
+Its log-probabilities are made once before training and kept with the rendered rows, or in every step.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunesmith.data.batch import PackedRows, WholeSet, join, lay, pack
+from tunesmith.data.prepare import cache_folder
+from tunesmith.data.reference import FOLDER, Referenced, missing, open_file, places
+from tunesmith.engine.model import is_adapted
+from tunesmith.engine.scores import Scorer
+from tunesmith.recipe import Recipe
+from tunesmith.types import Batch
+
+FLUSH_SECONDS = 30  # between two times that what was made goes to the disk
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A frozen model, and how its log-probabilities are computed.
+
+    `model` is None where it is the trained model with its adapter switched off.
+    """
+
+    model: Any
+    scorer: Scorer
+    identity: str | None  # tells its weights from others; None: they are not known, and nothing is kept
+
+    @torch.no_grad()
+    def logps(self, trained: Any, batch: Batch, unwrapped: Any | None = None) -> torch.Tensor:
+        """The log-probability of each asked target: [1, T] float32.
+
+        `trained` is the model in training, perhaps wrapped for distribution around `unwrapped`.
+        """
+        model = trained if self.model is None else self.model
+        inner = (trained if unwrapped is None else unwrapped) if self.model is None else self.model
+        with frozen(inner):
+            return self.scorer(model, batch).logps
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """The model as it was before training: without adapter and dropout."""
+    was_training = model.training
+    model.eval()
+    try:
+        with model.disable_adapter() if is_adapted(model) else nullcontext():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def stored(
+    recipe: Recipe,
+    reference: Reference,
+    trained: Any,
+    rows: PackedRows,
+    say: Callable[[str], None],
+) -> PackedRows:
+    """The rows with the reference's log-probabilities of their tokens, made where no earlier run made them.
+
+    Raises:
+        DataError: they cannot be kept.
+    """
+    samples = rows.store
+    wanted = np.unique(rows.plan.pieces[:, 0])
+    if reference.identity is None:
+        values = np.full(int(samples.tokens().sum()), np.nan, np.float32)
+    else:
+        key = {"samples": samples.digest, "model": reference.identity, "recipe": _decisive(recipe)}
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        values = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, samples)
+    needed = missing(samples, wanted, values)
+    if len(needed):
+        started = monotonic()
+        tokens = _fill(recipe, reference, trained, samples, needed, values)
+        said = f"{len(needed):,} samples, {tokens:,} tokens, in {monotonic() - started:,.1f} s"
+        say(f"reference: its log-probabilities were made once: {said}")
+    else:
+        say(f"reference: the log-probabilities of {len(wanted):,} samples were made by an earlier run")
+    return replace(rows, store=Referenced(samples, values))
+
+
+def _decisive(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe changes the numbers of a model whose weights are known."""
+    model = recipe.model
+    return {"dtype": model.dtype, "frozen_dtype": model.frozen_dtype, "bf16": recipe.train.bf16}
+
+
+def _fill(
+    recipe: Recipe, reference: Reference, trained: Any, samples: WholeSet, needed: np.ndarray, values: np.ndarray
+) -> int:
+    """Write the reference's log-probabilities of some samples to their places; the tokens that it worked on."""
+    placed, device = places(samples), next(trained.parameters()).device
+    plan = pack(recipe, samples.lengths(), needed, seed=None)
+    tokens, flushed = 0, monotonic()
+    for number in range(len(plan)):
+        row = join([lay(placed, plan.row(number))])
+        place = row.pop("reference")[0]  # [T] int64
+        batch = Batch(**{name: _on(value, device) for name, value in row.items()})
+        found = reference.logps(trained, batch)[0].cpu()
+        asked = row["asked"]
+        values[place[asked].numpy()] = found[asked].numpy()
+        tokens += batch.input_ids.numel()
+        if isinstance(values.base, np.memmap) and monotonic() - flushed > FLUSH_SECONDS:
+            values.base.flush()
+            flushed = monotonic()
+    return tokens
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
