@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.adapted import Adapted, adapt, precision
@@ -58,6 +59,7 @@ class Loaded:
     kernels: "Kernels"
     fingerprint: str | None  # of the weights that training starts from
     reference: "Reference | None" = None  # of an objective that has one, made in every step
+    reference_seconds: float = 0.0  # that making its log-probabilities once took
 
 
 def speaker() -> Callable[[str], None]:
@@ -68,7 +70,14 @@ def speaker() -> Callable[[str], None]:
     return lambda line: console.print(line, markup=False, soft_wrap=True)
 
 
-def fitted(job: Job) -> tuple[Job, Adapted | None]:
+def _adapted(job: Job, until_the_end: contextlib.ExitStack) -> Adapted:
+    """The adapted model, whose layers and attention are its own again at the end, whatever ends it."""
+    adapted = adapt(job.resolved.recipe, job.device.type, job.given.model)
+    until_the_end.callback(adapted.kernels.restore, adapted.model)
+    return adapted
+
+
+def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted | None]:
     """The job with the number of `train.row_tokens: auto`, which a run that goes on finds in its record.
 
     Rows are packed to fit beside the model, so where they are, it comes first.
@@ -78,7 +87,7 @@ def fitted(job: Job) -> tuple[Job, Adapted | None]:
     recipe, derived = job.resolved.recipe, job.resolved.derived
     if recipe.train.row_tokens != "auto":
         return job, None
-    adapted = adapt(recipe, job.device.type, job.given.model)
+    adapted = _adapted(job, until_the_end)
     with precision(recipe, job.device.type):
         chosen = {"train.row_tokens": memory.choose_row(adapted.model, adapted.kernels.scorer, recipe)}
     return replace(job, resolved=Resolved(with_values(recipe, chosen), derived | chosen)), adapted
@@ -100,7 +109,7 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     rows = until_the_end.enter_context(contextlib.closing(load_rows(recipe, tokenizer, job.given.rows, point)))
     for line in rows.lines:
         say(line)
-    adapted = adapted or adapt(recipe, job.device.type, job.given.model)
+    adapted = adapted or _adapted(job, until_the_end)
     model = adapted.model
     if not adapted.kernels.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
         name = type(base_of(model)).__name__
@@ -120,9 +129,12 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
         f"device: {job.device.type} ({job.device.name})",
     ):
         say(line)
-    if reference is not None and is_once(recipe):
-        rows, reference = with_logps(recipe, reference, model, rows, job.device.type, say), None
-    return Loaded(model, tokenizer, rows, adapted.kernels, adapted.fingerprint, reference)
+    loaded = Loaded(model, tokenizer, rows, adapted.kernels, adapted.fingerprint, reference)
+    if reference is None or not is_once(recipe):
+        return loaded
+    started = monotonic()
+    rows = with_logps(recipe, reference, model, rows, job.device.type, say)
+    return replace(loaded, rows=rows, reference=None, reference_seconds=monotonic() - started)
 
 
 def make_trainer(

@@ -121,8 +121,8 @@ def _run(job: Job) -> Run:
     start, problems = checkpoint.newest(job.folder) if job.folder else (None, [])
     for problem in problems:
         job.say(f"passed over: {problem}")
-    job, adapted = fitted(job)
     with contextlib.ExitStack() as until_the_end:
+        job, adapted = fitted(job, until_the_end)
         loaded = load(job, start, adapted, until_the_end)
         folder = _go_on(job, loaded, start) if job.folder else _begin(job, loaded)
         return _train(job, start, loaded, folder)
