@@ -62,7 +62,8 @@ def sums_of_pairs(values: "torch.Tensor", batch: Batch, sides: "torch.Tensor", a
     pair = torch.repeat_interleave(torch.arange(len(size), device=size.device), size)  # [X]: the tokens of every side
     token = torch.arange(len(pair), device=size.device) + (first - size.cumsum(0) + size)[pair]
     common = learned[sides].amin(0).repeat(2)  # [2P]
-    weight = batch.weight[0, token] * torch.where(place[token] > common[pair], alpha, 1.0)
+    weight = batch.weight[0, token]
+    weight = torch.where(place[token] > common[pair], alpha * weight, weight)
     return values.new_zeros(len(size)).index_add(0, pair, values[0, token] * weight).view_as(sides)
 
 
