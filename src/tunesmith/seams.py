@@ -21,6 +21,7 @@ class Format(Component):
     seam: ClassVar[str] = "formats"
     default: ClassVar[str] = "auto"
     required: ClassVar[tuple[str, ...]] = ()  # columns without which a row is not of this format
+    judges: ClassVar[bool] = False  # the label of a sample says whether its answer is good (1) or bad (0)
 
     @classmethod
     def fits(cls, row: Mapping[str, Any]) -> bool:
@@ -28,7 +29,10 @@ class Format(Component):
         return row.keys() >= set(cls.required)
 
     def branches(self) -> tuple[str, ...]:
-        """What the branches of every sample are, by the names that objectives use."""
+        """What the branches of every sample are, by the names that objectives use.
+
+        Where they are compared, a sample may have more, each worse than the one before.
+        """
         return ("answer",)
 
     def labels(self) -> bool:

@@ -61,6 +61,7 @@ class Sample:
     branches: tuple[tuple[Message, ...], ...]
     label: float | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    ties: int = 0  # answers of the row that are left out, since another one is as good
 
     @property
     def is_document(self) -> bool:

@@ -58,6 +58,7 @@ class Ledger:
     rows_refused: int = 0  # of the dropped ones: those that the format cannot read or the template cannot write
     repeated_tokens: int = 0  # that conversations of one row begin with in common, and that are computed again
     shared_tokens: int = 0  # that branches of one sample begin with in common, and that are computed once
+    tied_answers: int = 0  # that are left out of rows, since another one is as good
     joined_answers: int = 0  # whose beginning is part of their header's last token, which is not learned
     tokens_dropped: dict[str, int] = field(default_factory=dict)
     found: dict[str, dict[str, Any]] = field(default_factory=dict)  # by what: those of `FOUND`, dropped or not
@@ -102,6 +103,7 @@ class Ledger:
                 note(self.found, SPECIAL, part.where)
             self.repeated_tokens += part.repeated_tokens
             self.joined_answers += part.joined_answers
+            self.tied_answers += part.tied_answers
             bucket = lengths.bucket(own_tokens(part.branches))
             self.lengths[bucket] = self.lengths.get(bucket, 0) + 1
             self.shared_tokens += sum(tokens.shared for tokens in part.branches)
@@ -141,6 +143,8 @@ class Ledger:
             facts.append(f"{self.repeated_tokens:,} tokens are what conversations of one row begin with in common")
         if self.shared_tokens:
             facts.append(f"{self.shared_tokens:,} tokens are shared by sequences of one sample, and computed once")
+        if self.tied_answers:
+            facts.append(f"{self.tied_answers:,} answers are ranked the same as another one of their row, and left out")
         if self.joined_answers:
             facts.append(
                 f"{self.joined_answers:,} answers begin within the last token of their header, which is not learned"

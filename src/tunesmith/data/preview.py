@@ -172,9 +172,10 @@ def branches(one: Rendered, names: Sequence[str]) -> Iterator[tuple[str, Tokens]
     if len(one.branches) == 1:
         yield "", one.branches[0]
         return
-    divided = len(names) != len(one.branches)
+    named = len(names) == len(one.branches)
+    kind = "conversation" if len(names) == 1 else "answer"  # of a divided row, or one of several from the best on
     for number, tokens in enumerate(one.branches):
-        name = f"conversation {number + 1} of {len(one.branches)}" if divided else names[number]
+        name = names[number] if named else f"{kind} {number + 1} of {len(one.branches)}"
         shared = f", of which the first {tokens.shared:,} stand above" if tokens.shared else ""
         yield f"{name}: {len(tokens):,} tokens{shared}", tokens
 

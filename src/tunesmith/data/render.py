@@ -12,6 +12,7 @@ import numpy as np
 from tunesmith.component import name_of
 from tunesmith.data import loss, overlong, parity, refuse, registry, shared, source
 from tunesmith.data.loss import Learned
+from tunesmith.data.mismatched import answer_begins
 from tunesmith.data.place import weigh
 from tunesmith.errors import DataError, ModelError, RecipeError, Skipped, TemplateError
 from tunesmith.formats.auto import Auto, choose
@@ -30,6 +31,8 @@ CHUNK_ROWS = 512  # rows that are tokenised in one call
 EMPTY_ANSWER = "empty answer"
 EMPTY_TEXT = "empty text"
 OVERLONG = "longer than data.max_tokens"
+OVERLONG_PROMPT = "prompt alone longer than data.max_tokens"
+EQUAL_ANSWERS = "two of its answers are the same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Rendered:
     repeated_tokens: int = 0  # at its beginning, that the row's part before begins with too
     joined_answers: int = 0  # whose first characters are part of their header's last token, which is not learned
     special_said: bool = False  # whether the row's own text has a special token, which is read as one
+    tied_answers: int = 0  # of the row, that are left out, since another one is as good
 
 
 Part = tuple[Sample, tuple[Learned, ...]]  # one conversation of a row, or several to compare; no text of a document
@@ -113,6 +117,8 @@ class Renderer:
                 own += self._judge(where, sample, branches, sum(joined))
             if any(map(self._says_special, (sample for sample, _ in one))):
                 own = [replace(some, special_said=True) for some in own]
+            if one[0][0].ties:
+                own = [replace(some, tied_answers=one[0][0].ties) for some in own]
             found += self._in_samples(own) if len(one) == 1 else self._as_parts(own)
         assert all(tokens.trained for one in found for tokens in one.branches), "a kept sample asks something"
         return found
@@ -147,9 +153,9 @@ class Renderer:
                     "that compare answers must train one: give the others `train: false`"
                 )
             divided = [tuple(turns for (turns,) in divided)]
-            whole = [Sample(divided[0], sample.label, sample.tools)]
+            whole = [replace(sample, branches=divided[0])]
         else:
-            whole = [Sample((turns,), sample.label, sample.tools) for turns in divided[0]]
+            whole = [replace(sample, branches=(turns,)) for turns in divided[0]]
         return [(one, tuple(self._write(turns, one) for turns in one.branches)) for one in whole]
 
     @cached_property
@@ -216,6 +222,8 @@ class Renderer:
                 return _losing(shorten(where, sample, branches[0]), len(branches[0]))
             except TemplateError as error:
                 return [_refused(where, error)]
+        if reason == OVERLONG and max(map(answer_begins, branches)) > self.data.max_tokens:
+            reason = OVERLONG_PROMPT
         return [Rendered(where, (), sample.label, reason, lost_tokens=sum(map(len, branches)))]
 
     def _in_samples(self, found: list[Rendered]) -> list[Rendered]:
@@ -245,6 +253,8 @@ class Renderer:
             return None
         if any(turn.weight and _is_empty(turn) for branch in sample.branches for turn in branch):
             return EMPTY_ANSWER
+        if len({tokens.ids.tobytes() for tokens in branches}) < len(branches):
+            return EQUAL_ANSWERS
         return OVERLONG if max(map(len, branches)) > self.data.max_tokens else None
 
     def _shortened_document(self, where: str, sample: Sample, tokens: Tokens) -> list[Rendered]:
