@@ -11,6 +11,7 @@ from tunesmith.defaults import Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.referenced import is_once, reference_of, with_logps
+from tunesmith.taught import with_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tunesmith.data.load import Rows
     from tunesmith.engine.kernels import Kernels
     from tunesmith.engine.reference import Reference
+    from tunesmith.engine.scores import Scorer
     from tunesmith.engine.trainer import Metric, Trainer
 
 
@@ -56,6 +58,7 @@ class Loaded:
     tokenizer: "PreTrainedTokenizerBase"  # as the template prepared it
     rows: "Rows"
     kernels: "Kernels"
+    scorer: "Scorer"  # the kernels', beside a teacher where the objective has one
     fingerprint: str | None  # of the weights that training starts from
     reference: "Reference | None" = None  # of an objective that has one, made in every step
 
@@ -122,7 +125,8 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
         say(line)
     if reference is not None and is_once(recipe):
         rows, reference = with_logps(recipe, reference, model, rows, job.device.type, say), None
-    return Loaded(model, tokenizer, rows, adapted.kernels, adapted.fingerprint, reference)
+    rows, scorer = with_teacher(recipe, adapted, rows, tokenizer, job.device.type, say)
+    return Loaded(model, tokenizer, rows, adapted.kernels, scorer, adapted.fingerprint, reference)
 
 
 def make_trainer(
@@ -161,7 +165,7 @@ def make_trainer(
         return (kind or Trainer)(
             recipe,
             loaded.model,
-            loaded.kernels.scorer,
+            loaded.scorer,
             args,
             rows.train,
             rows.held_out,
