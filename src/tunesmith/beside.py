@@ -24,7 +24,9 @@ class Frozen:
 
 
 def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenizer: "PreTrainedTokenizerBase") -> Frozen:
-    """The model that a section's `model` says: a hub id, a model's or an adapter's folder, or a run.
+    """The model that a section's `model` says, in the trained one's dtype.
+
+    It is a hub id, a model's or an adapter's folder, or a run.
 
     Raises:
         RecipeError: it has other tokens than the trained model.
@@ -35,7 +37,7 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
     from tunesmith.engine.model import is_adapted, load_model, load_tokenizer
     from tunesmith.generate.load import is_adapter, load, locate
 
-    dtype = recipe.model.dtype if said.dtype == "auto" else said.dtype
+    dtype = recipe.model.dtype
     place = locate(said.path)
     model: Any
     if is_adapter(place):
@@ -45,7 +47,8 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
     else:
         plain = said.model_copy(update={"dtype": dtype, "path": place})
         model, own = load_model(plain, device), load_tokenizer(plain)
-    _refuse_other_tokens(section, said, recipe, own.get_vocab(), tokenizer.get_vocab())
+    if said.path != recipe.model.path:
+        _refuse_other_tokens(section, said, recipe, own.get_vocab(), tokenizer.get_vocab())
     model.requires_grad_(False).eval()
     identity = record.model_fingerprint(model) + f" {dtype} {said.frozen_dtype}"
     ops, notes = kernels.elementwise(model, recipe.train.compile)
@@ -68,5 +71,5 @@ def _refuse_other_tokens(
     here, there = (f"{known[word]}" if word in known else "not a token" for known in (ours, theirs))
     raise RecipeError(
         f"{section}.model: {said.path} has other tokens than {recipe.model.path} ({word!r} is {there} there and {here} "
-        f"here), so it cannot be one: say a model of the same family"
+        "here): name another one"
     )

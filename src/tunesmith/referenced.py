@@ -35,7 +35,8 @@ def reference_of(
         return Reference(found.model, found.scorer, found.identity), found.notes
 
     if recipe.reference.model is not None:
-        return loaded(recipe.reference.model)
+        said = {"path": recipe.reference.model, "frozen_dtype": recipe.reference.frozen_dtype}
+        return loaded(Model(**said))
     if is_adapted(adapted.model):
         return Reference(None, adapted.kernels.scorer, adapted.fingerprint), []
     if is_once(recipe):  # the model as it is now, before training

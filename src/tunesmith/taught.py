@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tunesmith.adapted import Adapted, precision
 from tunesmith.beside import load_frozen
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Model, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,8 @@ def with_teacher(
     from tunesmith.engine.teacher import Teacher, stored
 
     assert recipe.teacher.model is not None, "the recipe refuses to be without"
-    found = load_frozen("teacher", recipe.teacher.model, recipe, device, tokenizer)
+    said = Model(path=recipe.teacher.model, frozen_dtype=recipe.teacher.frozen_dtype)
+    found = load_frozen("teacher", said, recipe, device, tokenizer)
     for line in found.notes:
         say(line)
     scorers = {"model": adapted.kernels.scorer, "teacher.model": found.scorer}
