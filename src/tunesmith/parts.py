@@ -62,6 +62,11 @@ class Loaded:
     fingerprint: str | None  # of the weights that training starts from
     reference: "Reference | None" = None  # of an objective that has one, made in every step
 
+    @property
+    def teacher(self) -> str | None:
+        """What tells the teacher's weights from others, where the objective has one."""
+        return None if self.scorer.teacher is None else self.scorer.teacher.identity
+
 
 def speaker() -> Callable[[str], None]:
     """What says lines to people: on stderr, so that stdout is left to what a program reads."""

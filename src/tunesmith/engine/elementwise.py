@@ -147,16 +147,18 @@ def apart(student: torch.Tensor, teacher: torch.Tensor, kind: str, weight: float
     KL(teacher | student), `reverse_kl` KL(student | teacher), and `jsd` with m = weight * teacher + (1 - weight) *
     student is weight * KL(teacher | m) + (1 - weight) * KL(student | m) (arXiv 2306.13649, section 2).
     """
+    own = student.exp()
     if kind == "forward_kl":
         share = teacher.exp()
-        return share * (teacher - student), -share
-    own = student.exp()
+        return share * (teacher - student), own - share  # 0 where both are equal, to the last bit
     if kind == "reverse_kl":
         terms = own * (student - teacher)
         return terms, terms
-    mixed = torch.logaddexp(teacher + math.log(weight), student + math.log1p(-weight))
-    slopes = (1 - weight) * own * (student - mixed)
-    return weight * teacher.exp() * (teacher - mixed) + slopes, slopes
+    lead = teacher - student
+    part = torch.where(lead > 0, 1 - weight, weight)  # of the smaller one in m
+    above = torch.log1p(part * torch.expm1(-lead.abs()))  # log m - the larger one: 0 where both are equal
+    slopes = -(1 - weight) * own * (above + lead.clamp_min(0))
+    return slopes - weight * teacher.exp() * (above + (-lead).clamp_min(0)), slopes
 
 
 def compare(
