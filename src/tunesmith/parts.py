@@ -12,6 +12,7 @@ from tunesmith.defaults import Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.referenced import is_once, reference_of, with_logps
+from tunesmith.taught import with_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tunesmith.data.load import Rows
     from tunesmith.engine.kernels import Kernels
     from tunesmith.engine.reference import Reference
+    from tunesmith.engine.scores import Scorer
     from tunesmith.engine.trainer import Metric, Trainer
 
 
@@ -57,9 +59,15 @@ class Loaded:
     tokenizer: "PreTrainedTokenizerBase"  # as the template prepared it
     rows: "Rows"
     kernels: "Kernels"
+    scorer: "Scorer"  # the kernels', beside a teacher where the objective has one
     fingerprint: str | None  # of the weights that training starts from
     reference: "Reference | None" = None  # of an objective that has one, made in every step
-    reference_seconds: float = 0.0  # that making its log-probabilities once took
+    reference_seconds: float = 0.0  # that making log-probabilities of frozen models once took
+
+    @property
+    def teacher(self) -> str | None:
+        """What tells the teacher's weights from others, where the objective has one."""
+        return None if self.scorer.teacher is None else self.scorer.teacher.identity
 
 
 def speaker() -> Callable[[str], None]:
@@ -129,12 +137,12 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
         f"device: {job.device.type} ({job.device.name})",
     ):
         say(line)
-    loaded = Loaded(model, tokenizer, rows, adapted.kernels, adapted.fingerprint, reference)
-    if reference is None or not is_once(recipe):
-        return loaded
     started = monotonic()
-    rows = with_logps(recipe, reference, model, rows, job.device.type, say)
-    return replace(loaded, rows=rows, reference=None, reference_seconds=monotonic() - started)
+    if reference is not None and is_once(recipe):
+        rows, reference = with_logps(recipe, reference, model, rows, job.device.type, say), None
+    rows, scorer = with_teacher(recipe, adapted, rows, tokenizer, job.device.type, say)
+    seconds = monotonic() - started
+    return Loaded(model, tokenizer, rows, adapted.kernels, scorer, adapted.fingerprint, reference, seconds)
 
 
 def make_trainer(
@@ -173,7 +181,7 @@ def make_trainer(
         return (kind or Trainer)(
             recipe,
             loaded.model,
-            loaded.kernels.scorer,
+            loaded.scorer,
             args,
             rows.train,
             rows.held_out,

@@ -169,6 +169,18 @@ class Reference(Section):
         return self
 
 
+class Teacher(Section):
+    """The frozen model that an objective learns from, where it does (distill)."""
+
+    model: str | None = None
+    """Folder or hub id of a model with the same tokens, of an adapter, or a run's folder."""
+    frozen_dtype: Literal["int8", "float8"] | None = None
+    """What the linear layers of that model, but its head, are held in. None: model.dtype."""
+    compute: Literal["auto", "once", "step"] = "auto"
+    """When its words are made. once: before the first step, and kept with the rendered rows for later runs; needs
+    objective.top_k. step: in every step. auto: once with top_k, but in a stream."""
+
+
 class Recipe(Section):
     """Everything a run is made from. Only `model` and `data` are required."""
 
@@ -179,6 +191,7 @@ class Recipe(Section):
     objective: Objective = default(Objective)
     """What is minimised."""
     reference: Reference = Reference()
+    teacher: Teacher = Teacher()
     adapter: Adapter = default(Adapter)
     """Which weights are trained."""
     optimizer: Optimizer = default(Optimizer)
@@ -208,6 +221,32 @@ class Recipe(Section):
             what = "draws answers over the whole set" if kind.mismatched else "with reference.compute=once looks ahead"
             raise ValueError(f"the objective {kind.__name__.lower()} {what}, and data.streaming never holds it")
         return self
+
+    @model_validator(mode="after")
+    def _has_its_teacher(self) -> "Recipe":
+        how, name = self.objective.teaching(), type(self.objective).__name__.lower()
+        if how is None:
+            if self.teacher != Teacher():
+                raise ValueError(f"the objective {name} has no teacher: leave `teacher` out, or say objective=distill")
+            return self
+        if self.teacher.model is None:
+            raise ValueError(f"the objective {name} learns from a teacher: say teacher.model=PATH")
+        if self.teacher.compute == "once" and how.top_k is None:
+            raise ValueError("teacher.compute=once keeps a teacher's likeliest words: say how many in objective.top_k")
+        if self.teacher.compute == "once" and self.data.streaming:
+            raise ValueError("teacher.compute=once looks ahead, and data.streaming never holds the whole set")
+        if self.train.row_tokens == "auto" and not self.teaches_once():
+            raise ValueError(
+                "train.row_tokens=auto measures a model without a teacher beside it: say a number, or "
+                "teacher.compute=once"
+            )
+        return self
+
+    def teaches_once(self) -> bool:
+        """Whether a teacher's words are made before the first step, and it is not needed afterwards."""
+        how, choice = self.objective.teaching(), self.teacher.compute
+        kept = how is not None and how.top_k is not None and not self.data.streaming
+        return kept if choice == "auto" else choice == "once"
 
     @model_validator(mode="after")
     def _streams_to_an_end(self) -> "Recipe":

@@ -187,6 +187,7 @@ def _begin(job: Job, loaded: Loaded) -> Path:
     said = job.recipe.model_dump(mode="json", exclude_unset=True)
     data = {"fingerprint": loaded.rows.fingerprint, "ledger": loaded.rows.ledger}
     begun = record.begin(job.resolved, job.device, data, loaded.fingerprint, job.given.names())
+    begun |= {"teacher": loaded.teacher}
     folder = new_folder(
         job.resolved.recipe,
         {
@@ -211,6 +212,7 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
     for what, before, now in (
         ("data", past["data"]["fingerprint"], loaded.rows.fingerprint),
         ("model", past["model"], loaded.fingerprint),
+        ("teacher", past.get("teacher"), loaded.teacher),
     ):
         if before != now:
             raise RunError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunesmith.component import Component, name_of
 from tunesmith.errors import DataError
-from tunesmith.types import Batch, LossSum, Message, Sample, Scores
+from tunesmith.types import Batch, Divergence, LossSum, Message, Sample, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +119,10 @@ class Objective(Component):
         It is then given those of a whole optimizer step together, however the step is cut into micro-batches and ranks.
         """
         return False
+
+    def teaching(self) -> Divergence | None:
+        """How `scores.divergence` measures the words from those of a teacher (the recipe's `teacher`); None: none."""
+        return None
 
     def is_likelihood(self) -> bool:
         """Whether `likelihood` was said of this very loss, and not of one that it replaces."""

@@ -6,7 +6,7 @@ D hidden size.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -81,6 +81,7 @@ class Tokens:
     weight: np.ndarray  # [T] float32
     shared: int = 0
     reference: np.ndarray | None = None  # [T] float32: log-probability of each token under a frozen model
+    teacher: np.ndarray | None = None  # a teacher's likeliest words (data/taught.py) for each learned token, in order
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -116,6 +117,24 @@ class Batch:
     lengths: Sequence[int] | None = None  # [S]: of the sequences, on the host, so that nobody waits for offsets
     branch: "torch.Tensor | None" = None  # [S] int64: which sequence of its sample, from 0; None: each is a sample
     reference: "torch.Tensor | None" = None  # [1, T] float32: log-probabilities of the targets under a frozen model
+    teacher_words: "torch.Tensor | None" = None  # [N, K] int64: a teacher's likeliest words at asked positions
+    teacher_logps: "torch.Tensor | None" = None  # [N, K+1] float32: of each, and of all other words together
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """How far a student's words are measured from a teacher's.
+
+    `weight` is that of the teacher in the mixture of `jsd`. The logits of both are divided by `temperature`. With
+    `top_k` what is compared are the teacher's k likeliest words, each for itself, and all others as if they were one.
+    `likelihood` says whether the loss weighs log-probabilities too; where not, `Scores.logps` have no gradient.
+    """
+
+    kind: Literal["forward_kl", "reverse_kl", "jsd"]
+    weight: float = 0.5
+    temperature: float = 1.0
+    top_k: int | None = None
+    likelihood: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +143,16 @@ class Scores:
 
     `logps[t]` is the log-probability of `target[t]`, float32, and 0 where nothing is asked. `entropy[t]` is that of the
     words that could stand there, and `values[s]` what a head of its own says of sequence s, where an objective asks for
-    it (`Objective.needs`). `extra` holds the model's own auxiliary sums (a router's balance loss), by name.
+    it (`Objective.needs`). `divergence[t]` is how far the words that could stand there are from a teacher's, where an
+    objective has one (`Objective.teaching`). `extra` holds the model's own auxiliary sums (a router's balance loss), by
+    name.
     """
 
     logps: "torch.Tensor"  # [1, T] float32
     entropy: "torch.Tensor | None" = None  # [1, T] float32
     values: "torch.Tensor | None" = None  # [S, labels] float32
     extra: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
+    divergence: "torch.Tensor | None" = None  # [1, T] float32
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ def test_a_likelihood_weighs_every_log_probability_as_the_batch_says(name):
     batch = packed_batch((7, 5), 50)
     batch = replace(batch, branch=torch.tensor([0, 1]), label=torch.tensor([1.0, 0.0]), reference=-batch.weight)
     logps = torch.randn(batch.weight.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    (gradient,) = torch.autograd.grad(objective.loss(Scores(logps), batch).total, logps)
+    (gradient,) = torch.autograd.grad(objective.loss(Scores(logps, divergence=batch.weight), batch).total, logps)
     assert objective.is_likelihood() == torch.equal(gradient, -batch.weight)
 
 

@@ -17,7 +17,7 @@ LAYERS = (
     {"compat", "formats", "templates", "data"},
     {"objectives", "adapters", "optimizers", "engine"},
     {"generate"},
-    {"run", "parts", "adapted", "referenced", "record", "folder", "health", "ending"},
+    {"run", "parts", "adapted", "beside", "referenced", "taught", "record", "folder", "health", "ending"},
     {"exports", "synthesis", "bench", "against"},
     {"cli", "__main__"},
 )

@@ -81,11 +81,15 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
             columns["weight"].append(np.pad(tokens.weight[ahead], missing))
             if tokens.reference is not None:
                 columns.setdefault("reference", []).append(np.pad(tokens.reference[ahead], missing))
+            if tokens.teacher is not None:
+                learned = np.flatnonzero(tokens.weight[1:])  # the positions that are asked for a learned token
+                columns.setdefault("teacher", []).append(tokens.teacher[(learned >= start) & (learned < end)])
             prefix.append((len(lengths) - 1 if tokens.shared else 0, tokens.shared))
             lengths.append(end - start)
             labels.append(store.label[sample])
             numbers.append(number)
-    return {
+    beside = {name: np.concatenate(columns[name]) for name in ("reference", "teacher") if name in columns}
+    return beside | {
         "input_ids": np.concatenate(columns["input_ids"]).astype(np.int64),
         "target": np.concatenate(columns["target"]).astype(np.int64),
         "weight": np.concatenate(columns["weight"]),
@@ -93,7 +97,7 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
         "prefix": np.asarray(prefix, np.int64),
         "label": np.asarray(labels, np.float32),
         "branch": np.asarray(numbers, np.int64),
-    } | ({"reference": np.concatenate(columns["reference"])} if "reference" in columns else {})
+    }
 
 
 def join(rows: list[PackedRow]) -> dict[str, Any]:
@@ -108,6 +112,9 @@ def join(rows: list[PackedRow]) -> dict[str, Any]:
     for name in ("weight", "reference"):
         if name in rows[0]:
             flat[name] = np.concatenate([row[name] for row in rows])[None]
+    if "teacher" in rows[0]:
+        told = np.concatenate([row["teacher"] for row in rows])  # [N]
+        flat |= {"teacher_words": told["words"].astype(np.int64), "teacher_logps": told["logps"]}
     prefix = np.concatenate([row["prefix"] for row in rows])  # [S, 2]
     counts = zip(prefix[:, 1], lengths, strict=True)
     flat["position_ids"] = np.concatenate([np.arange(shared, shared + length) for shared, length in counts])[None]

@@ -18,7 +18,7 @@ from tunesmith.data.batch import PackedRows, WholeSet, join, lay, pack
 from tunesmith.data.prepare import cache_folder
 from tunesmith.data.reference import FOLDER, Referenced, missing, open_file, places
 from tunesmith.engine.model import is_adapted
-from tunesmith.engine.scores import Scorer
+from tunesmith.engine.scores import Scorer, asked_of
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch
 
@@ -83,7 +83,12 @@ def stored(
     needed = missing(samples, wanted, values)
     if len(needed):
         started = monotonic()
-        tokens = _fill(recipe, reference, trained, samples, needed, values)
+        device = next(trained.parameters()).device
+
+        def made(batch: Batch) -> np.ndarray:
+            return reference.logps(trained, batch)[0, asked_of(batch)].cpu().numpy()
+
+        tokens = fill(recipe, places(samples), needed, values, made, device)
         said = f"{len(needed):,} samples, {tokens:,} tokens, in {monotonic() - started:,.1f} s"
         say(f"reference: its log-probabilities were made once: {said}")
     else:
@@ -97,20 +102,26 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
     return {"dtype": model.dtype, "frozen_dtype": model.frozen_dtype, "bf16": recipe.train.bf16}
 
 
-def _fill(
-    recipe: Recipe, reference: Reference, trained: Any, samples: WholeSet, needed: np.ndarray, values: np.ndarray
+def fill(
+    recipe: Recipe,
+    placed: WholeSet,
+    needed: np.ndarray,
+    values: np.ndarray,
+    made: Callable[[Batch], np.ndarray],
+    device: torch.device,
 ) -> int:
-    """Write the reference's log-probabilities of some samples to their places; the tokens that it worked on."""
-    placed, device = places(samples), next(trained.parameters()).device
-    plan = pack(recipe, samples.lengths(), needed, seed=None)
+    """Write what is made of some samples to their places in a file; the tokens that were worked on.
+
+    `made` gives a value for each asked token of a batch; in `placed`, their place is what they have for that value.
+    """
+    plan = pack(recipe, placed.lengths(), needed, seed=None)
     tokens, flushed = 0, monotonic()
     for number in range(len(plan)):
-        row = join([lay(placed, plan.row(number))])
-        place = row.pop("reference")[0]  # [T] int64
-        batch = Batch(**{name: _on(value, device) for name, value in row.items()})
-        found = reference.logps(trained, batch)[0].cpu()
-        asked = row["asked"]
-        values[place[asked].numpy()] = found[asked].numpy()
+        row = lay(placed, plan.row(number))
+        place = row.pop("teacher") if "teacher" in row else row.pop("reference")[row["weight"].nonzero()[0]]  # [N]
+        fields = join([row])
+        batch = Batch(**{name: _on(value, device) for name, value in fields.items()})
+        values[place] = made(batch)
         tokens += batch.input_ids.numel()
         if isinstance(values.base, np.memmap) and monotonic() - flushed > FLUSH_SECONDS:
             values.base.flush()
