@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.data import registry
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
+from tunesmith.types import Head
 
 if TYPE_CHECKING:
     import torch
@@ -33,10 +35,16 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     from tunesmith import record
     from tunesmith.engine import frozen, kernels
     from tunesmith.engine.activations import checkpoint_activations
-    from tunesmith.engine.model import load_model
+    from tunesmith.engine.model import head_modules, load_model, load_tokenizer
 
+    head = head_of(recipe)
+    pad = None if head is None else load_tokenizer(recipe.model).pad_token_id
     transformers.set_seed(recipe.train.seed)
-    model: Any = load_model(recipe.model, device) if given is None else given.to(device)
+    model: Any = load_model(recipe.model, device, head=head, pad=pad) if given is None else given.to(device)
+    if head is not None:
+        _refuse_another(model, head)
+        for module in head_modules(model):
+            module.float()  # a new head is trained in float32, also behind a body of half precision
     fingerprint = record.model_fingerprint(model) if given is None else None
     model = recipe.adapter.apply(model)
     recipe.optimizer.build(model)  # once, for nothing: what it lacks would come out after the run folder is made
@@ -49,6 +57,33 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     with precision(recipe, device):
         chosen = kernels.choose(model, ops)
     return Adapted(model, chosen, fingerprint, (*notes, *chosen.notes))
+
+
+def head_of(recipe: Recipe) -> Head | None:
+    """The head that a recipe's objective needs, for the classes that its data name; None where it needs words.
+
+    Raises:
+        RecipeError: the sources name other classes, or their number is not clear.
+    """
+    named = {}
+    for one in registry.applied(recipe).data.train:
+        if one.format.class_names():
+            named[one.format.class_names()] = one.path
+    if len(named) > 1:
+        (first, path), (second, other) = list(named.items())[:2]
+        raise RecipeError(f"data.train: {path} has the classes {', '.join(first)}, and {other} {', '.join(second)}")
+    return recipe.objective.head(next(iter(named), ()))
+
+
+def _refuse_another(model: Any, head: Head) -> None:
+    """Raise RecipeError when a model that a script brought has another head."""
+    from tunesmith.engine.model import has_words
+
+    if has_words(model) or model.config.num_labels != len(head.names):
+        raise RecipeError(
+            f"the objective needs a model with a head of {len(head.names)} values, and {type(model).__name__} was "
+            f"brought: load it by AutoModelForSequenceClassification with num_labels={len(head.names)}"
+        )
 
 
 def precision(recipe: Recipe, device: str) -> "torch.autocast":

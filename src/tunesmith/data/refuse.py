@@ -65,8 +65,20 @@ def unlearnable(format_: Format, objective: Objective) -> str | None:
     rows, wanted = format_.branches(), type(objective).branches
     name, kind = name_of(format_), name_of(objective)
     labels = format_.labels() and not type(objective).labels
-    if rows == wanted and not labels:
+    lacks = "label" in type(objective).needs and not format_.labels()
+    if rows == wanted and not labels and not lacks:
         return None
+    if rows == wanted and lacks:
+        fitting = [one for one, found in all_of(Format).items() if issubclass(found, Format) and _labels(found, wanted)]
+        return (
+            f"the objective {kind} learns from labels, and rows of the format {name} have none: say the format of rows "
+            f"that have ({', '.join(fitting)}), or another objective"
+        )
+    if rows == wanted and len(rows) > 1:
+        return (
+            f"rows of the format {name} hold margins, which the objective {kind} does not learn from: leave "
+            "format.margin out, or say objective=reward"
+        )
     if rows != wanted and len(rows) == 1:
         return (
             f"the objective {kind} learns from {' and '.join(wanted)} conversations, and a row of the format {name} "
@@ -76,13 +88,23 @@ def unlearnable(format_: Format, objective: Objective) -> str | None:
     learning = [
         other
         for other, found in all_of(Objective).items()
-        if issubclass(found, Objective) and found.branches == rows and found.labels == format_.labels()
+        if issubclass(found, Objective) and found.branches == rows and _learns(found, format_)
     ]
     only = f"format: {{type: {name}, only: {'good' if rows == wanted else rows[0]}}}, to learn from those alone"
     ways = [only] if "only" in type(format_).model_fields else []
     ways += [f"objective={' or '.join(learning)}"] if learning else []
     instead = ", or ".join(ways) or "another format, which leaves them out"
     return f"rows of the format {name} hold {held}, which the objective {kind} does not learn from: say {instead}"
+
+
+def _labels(kind: type[Format], branches: tuple[str, ...]) -> bool:
+    """Whether a format, as it is without options, gives labelled samples of these branches."""
+    return kind().labels() and kind().branches() == branches
+
+
+def _learns(kind: type[Objective], format_: Format) -> bool:
+    """Whether an objective learns from the labels of a format, or from their absence."""
+    return kind.labels if format_.labels() else "label" not in kind.needs
 
 
 class Watched(dict[str, Any]):
