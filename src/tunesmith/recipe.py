@@ -153,16 +153,20 @@ class Eval(Section):
 class Reference(Section):
     """The frozen model that an objective measures from, where it does (dpo, kto)."""
 
-    model: Model | None = None
-    """Another model with the same tokens. None: the one that training starts from, without its adapter."""
+    model: str | None = None
+    """Folder or hub id of another model with the same tokens. None: the one that training starts from, without its
+    adapter."""
+    frozen_dtype: Literal["int8", "float8"] | None = None
+    """What the linear layers of that model, but its head, are held in. None: model.dtype."""
     compute: Literal["auto", "once", "step"] = "auto"
     """When its log-probabilities are made. once: before the first step, and kept with the rendered rows for later runs.
     step: in every step. auto: once, but in a stream."""
 
-    @field_validator("model", mode="before")
-    @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
+    @model_validator(mode="after")
+    def _holds_a_model_of_its_own(self) -> "Reference":
+        if self.frozen_dtype is not None and self.model is None:
+            raise ValueError("frozen_dtype is for a model of its own: name it in reference.model, or leave it out")
+        return self
 
 
 class Recipe(Section):

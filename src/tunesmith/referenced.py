@@ -30,7 +30,8 @@ def reference_of(
     from tunesmith.engine.reference import Reference
 
     if recipe.reference.model is not None:
-        return _loaded(recipe, recipe.reference.model, device, tokenizer)
+        said = {"path": recipe.reference.model, "frozen_dtype": recipe.reference.frozen_dtype}
+        return _loaded(recipe, Model(**said, dtype=recipe.model.dtype), device, tokenizer)
     if is_adapted(adapted.model):
         return Reference(None, adapted.kernels.scorer, adapted.fingerprint), []
     if is_once(recipe):  # the model as it is now, before training
@@ -58,12 +59,8 @@ def _loaded(
     from tunesmith.engine.model import load_model, load_tokenizer
     from tunesmith.engine.reference import Reference
 
-    dtype = recipe.model.dtype if said.dtype == "auto" else said.dtype
-    said = said.model_copy(update={"dtype": dtype})
     if said.path != recipe.model.path and load_tokenizer(said).get_vocab() != tokenizer.get_vocab():
-        raise RecipeError(
-            f"reference.model: {said.path} has other tokens than {recipe.model.path}, so it cannot be one"
-        )
+        raise RecipeError(f"reference.model: {said.path} has other tokens than {recipe.model.path}: name another one")
     model: Any = load_model(said, device).requires_grad_(False).eval()
     identity = record.model_fingerprint(model) + f" {said.dtype} {said.frozen_dtype}"
     ops, notes = kernels.elementwise(model, recipe.train.compile)

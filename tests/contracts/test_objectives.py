@@ -1,5 +1,7 @@
 """What every objective says of itself is so."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from tunesmith.types import LossSum, Scores
 def test_a_likelihood_weighs_every_log_probability_as_the_batch_says(name):
     objective = all_of(Objective)[name]()
     batch = packed_batch((7, 5), 50)
+    batch = replace(batch, branch=torch.tensor([0, 1]), label=torch.tensor([1.0, 0.0]), reference=-batch.weight)
     logps = torch.randn(batch.weight.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
     (gradient,) = torch.autograd.grad(objective.loss(Scores(logps), batch).total, logps)
     assert objective.is_likelihood() == torch.equal(gradient, -batch.weight)

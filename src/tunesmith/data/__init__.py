@@ -27,6 +27,8 @@ Samples that are kept
     choose      which are trained on, held out, or left out
     mix         the samples of each epoch, in order
     pack        which samples stand together in a row
+    mismatched  samples with the answer of another one beside their own
+    reference   samples with the log-probabilities of a frozen model
     batch       packed rows as a dataset, and rows joined to a micro-batch
 
 Samples that stream

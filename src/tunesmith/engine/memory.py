@@ -191,6 +191,7 @@ def random_batch(model: Any, longest: int, tokens: int) -> Batch:
         "lengths": np.asarray(lengths),
         "prefix": np.zeros((len(lengths), 2), np.int64),
         "label": np.full(len(lengths), np.nan, np.float32),
+        "branch": np.zeros(len(lengths), np.int64),
     }
     device = next(model.parameters()).device
     fields = join([row])

@@ -70,6 +70,7 @@ class Trainer(transformers.Trainer):
             raise RecipeError(f"metrics: {', '.join(taken)} is a name of the run's own lines: choose another")
         self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
         self.reference = reference
+        self.compares = recipe.objective.compares_samples()
         self.shares: list[Share] = []  # of the step in hand, where its loss compares samples
         self.sums: dict[str, list[float]] = {}  # since the last line of metrics: name to sum and count
         self.tokens = self.trained_tokens = self.in_hand_tokens = 0
@@ -98,12 +99,11 @@ class Trainer(transformers.Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         objective = self.recipe.objective
-        batches = [Batch(**one) for one in batch_samples]
         self.shares = []
-        if objective.compares_samples() and (len(batches) > 1 or self.accelerator.num_processes > 1):
+        if self.compares and (len(batch_samples) > 1 or self.accelerator.num_processes > 1):
             with torch.no_grad(), joint.same_chance(device):
-                self.shares = joint.shares(objective, *self._scored(self.model_wrapped, batches), self.accelerator)
-        counts = [torch.as_tensor(objective.count(one), dtype=torch.float32) for one in batches]
+                self.shares = self._shares_of([Batch(**one) for one in batch_samples], self.model_wrapped)
+        counts = [torch.as_tensor(objective.count(Batch(**one)), dtype=torch.float32) for one in batch_samples]
         return self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
 
     def compute_loss(
@@ -115,10 +115,7 @@ class Trainer(transformers.Trainer):
     ) -> Any:
         """The summed loss of a micro-batch over the units of the step; times the ranks, which average gradients."""
         batch = Batch(**inputs)
-        if self.shares:
-            summed, scores = self.shares.pop(0).loss(self.scores(model, batch))
-        else:
-            summed, scores = self.summed_loss(model, batch)
+        summed, scores = self.summed_loss(model, batch, self.shares.pop(0) if self.shares else None)
         self._remember("loss", summed.total.detach(), self.recipe.objective.count(batch))
         for name, (total, count) in summed.metrics.items():
             self._remember(name, total, count)
@@ -129,46 +126,45 @@ class Trainer(transformers.Trainer):
         loss = summed.total / num_items_in_batch * self.accelerator.num_processes
         return (loss, scores) if return_outputs else loss
 
-    def summed_loss(self, model: Any, batch: Batch) -> tuple[LossSum, Scores]:
-        """The objective's sum on a batch, and the scores it was made from."""
-        scores = self.scores(model, batch)
-        with self.accelerator.autocast():
-            return self.recipe.objective.loss(scores, self.referred(model, batch)), scores
-
-    def scores(self, model: Any, batch: Batch) -> Scores:
-        """What the model in training says of a batch."""
+    def summed_loss(self, model: Any, batch: Batch, share: Share | None = None) -> tuple[LossSum, Scores]:
+        """The objective's sum on a batch, or its share in that of its step; and the scores that it was made from."""
         objective = self.recipe.objective
         self.in_hand_tokens = batch.input_ids.numel()
         with self.accelerator.autocast():
-            return self.scorer(model, batch, likelihood=objective.is_likelihood(), entropy="entropy" in objective.needs)
+            scores = self.scorer(
+                model, batch, likelihood=objective.is_likelihood(), entropy="entropy" in objective.needs
+            )
+            if share is not None:
+                return share.loss(scores), scores
+            if self.reference is not None:
+                batch = self._referred(model, batch)
+            return objective.loss(scores, batch), scores
 
-    def referred(self, model: Any, batch: Batch) -> Batch:
+    def _referred(self, model: Any, batch: Batch) -> Batch:
         """A batch with the reference's log-probabilities, where they are made in every step."""
         if self.reference is None:
             return batch
-        with self.accelerator.autocast():
-            logps = self.reference.logps(model, batch, self.accelerator.unwrap_model(model))
-        return replace(batch, reference=logps)
+        return replace(batch, reference=self.reference.logps(model, batch, self.accelerator.unwrap_model(model)))
 
-    def _scored(self, model: Any, batches: Sequence[Batch]) -> tuple[list[Batch], list[torch.Tensor]]:
-        """Batches with what the reference says of them, and the log-probabilities of the model in training."""
-        logps = [self.scores(model, batch).logps for batch in batches]
-        return [self.referred(model, batch) for batch in batches], logps
+    def _shares_of(self, batches: Sequence[Batch], model: Any) -> list[Share]:
+        """What each of some batches has of the loss of all of them."""
+        with self.accelerator.autocast():
+            logps = [self.scorer(model, batch).logps for batch in batches]
+            batches = [self._referred(model, batch) for batch in batches]
+        return joint.shares(self.recipe.objective, batches, logps, self.accelerator)
 
     def _remember(self, name: str, total: Any, count: Any) -> None:
         old = self.sums.get(name, [0.0, 0.0])
         self.sums[name] = [old[0] + total, old[1] + count]
 
     def _summed_each(self, model: Any, batches: Iterable[Batch]) -> Iterator[tuple[LossSum, Scores, Batch]]:
-        """The sum of each of some batches; where the loss compares samples, the whole one with the first of them."""
-        if not self.recipe.objective.compares_samples():
+        """The sum of each of some batches and its scores; where the loss compares samples, its share in that of all."""
+        if self.compares:
+            batches = list(batches)
+            shares = self._shares_of(batches, model)
+            yield from ((*self.summed_loss(model, *pair), pair[0]) for pair in zip(batches, shares, strict=True))
+        else:
             yield from ((*self.summed_loss(model, batch), batch) for batch in batches)
-            return
-        batches, logps = self._scored(model, list(batches))
-        for share, batch, one in zip(
-            joint.shares(self.recipe.objective, batches, logps, self.accelerator), batches, logps, strict=True
-        ):
-            yield *share.loss(Scores(one)), batch
 
     @torch.no_grad()
     def evaluate(
