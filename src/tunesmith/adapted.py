@@ -35,7 +35,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     from tunesmith import record
     from tunesmith.engine import frozen, kernels
     from tunesmith.engine.activations import checkpoint_activations
-    from tunesmith.engine.model import head_modules, load_model, load_tokenizer
+    from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer
 
     head = head_of(recipe)
     pad = None if head is None else load_tokenizer(recipe.model).pad_token_id
@@ -43,8 +43,8 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     model: Any = load_model(recipe.model, device, head=head, pad=pad) if given is None else given.to(device)
     if head is not None:
         _refuse_another(model, head)
-        for module in head_modules(model):
-            module.float()  # a new head is trained in float32, also behind a body of half precision
+        if given is None:
+            keep_heads_exact(model)
     fingerprint = record.model_fingerprint(model) if given is None else None
     model = recipe.adapter.apply(model)
     recipe.optimizer.build(model)  # once, for nothing: what it lacks would come out after the run folder is made

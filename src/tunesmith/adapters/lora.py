@@ -9,6 +9,8 @@ from tunesmith.seams import Adapter
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PEFTS_HEADS = ("classifier", "score")  # which peft trains whole itself where values are learned
+
 
 class LoRA(Adapter):
     """peft's LoRA. The options have peft's names and meaning."""
@@ -44,7 +46,7 @@ class LoRA(Adapter):
             lora_dropout=self.lora_dropout,
             target_modules=self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules),
             exclude_modules=rf"(.*\.)?({'|'.join(whole)})(\..*)?" if whole else None,
-            modules_to_save=[*self.modules_to_save, *whole] or None,
+            modules_to_save=[*self.modules_to_save, *(name for name in whole if name not in PEFTS_HEADS)] or None,
             task_type="SEQ_CLS" if whole else "CAUSAL_LM",
         )
         try:

@@ -22,7 +22,7 @@ from tunesmith.types import Batch, Scores
 LENGTHS = (11, 5, 17)  # tokens of the probe's sequences
 SHARED = 7  # of the first one's, by which the last one goes on when sharing is tried
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # of log-probabilities around -10
-SIZE = 10.0  # which the tolerance is for: of values, whose size is anything, it is that part
+OF_VALUES = 0.5  # the part of that tolerance, times the largest of them, that values may differ by
 OTHER = {"sdpa": "eager", "eager": "sdpa"}  # the same attention, rounded in other places
 
 
@@ -75,7 +75,7 @@ class _Trial:
         batch = _probe_batch(model)
         kind = compute_dtype(next(model.parameters()))
         reference = _alone(model, batch)
-        size = 1.0 if has_words(model) else reference.abs().max().item() / SIZE
+        size = 1.0 if has_words(model) else OF_VALUES * reference.abs().max().item()
         allowed = [TOLERANCE.get(kind, 0.2) * size] * 2
         base = base_of(model)
         own = attention_of(base)

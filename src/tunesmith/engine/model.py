@@ -139,6 +139,16 @@ def heads_of(model: Any) -> tuple[str, ...]:
     return (*poolers, *outside)
 
 
+def keep_heads_exact(model: Any) -> None:
+    """Have a new head in float32, also behind a body of half precision: what is trained whole needs its small steps."""
+    for name in heads_of(model):
+        base_of(model).get_submodule(name).float().register_forward_pre_hook(_as_float)
+
+
+def _as_float(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].float(), *args[1:])
+
+
 def head_modules(model: Any) -> set[Any]:
     """The modules of a model's head: those that make words, or values."""
     base = base_of(model)

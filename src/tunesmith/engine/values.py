@@ -8,23 +8,26 @@ Letters: T tokens, S sequences, B sequences of a batch, L tokens of its longest 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from tunesmith.data.batch import PackedRows
 from tunesmith.engine.attention import Layout
 from tunesmith.engine.elementwise import PLAIN, Elementwise
 from tunesmith.engine.model import base_of, heads_of
 from tunesmith.types import Batch, Scores
 
 
+LOOK_ROWS = 200  # of which the fill is counted
+
+
 @dataclass(frozen=True)
 class ValueScorer:
     """How the values of a model's sequences are computed."""
 
-    heads: tuple[Any, ...]  # the modules that make them, in their order
+    head: torch.nn.Module  # the module that makes them, the last of what stands behind the model's body
     pad: int | None  # the token that fills a batch; None: the model knows none
     packed: bool  # the model's attention is tunesmith's
     ops: Elementwise = field(default=PLAIN, repr=False)
@@ -34,18 +37,17 @@ class ValueScorer:
         """The scorer of a loaded (and perhaps adapted) model with a head of its own."""
         base = base_of(model)
         pad = getattr(base.config.get_text_config(), "pad_token_id", None)
-        return cls(tuple(base.get_submodule(name) for name in heads_of(model)), pad, packed, ops)
+        return cls(base.get_submodule(heads_of(model)[-1]), pad, packed, ops)
 
     def __call__(self, model: torch.nn.Module, batch: Batch, likelihood: bool = False, entropy: bool = False) -> Scores:
         """The values of each sequence under `model`, which may be wrapped for distribution. No word is scored."""
-        with _fed_in_their_precision(self.heads):
-            values = self._packed(model, batch) if self.packed else self._filled(model, batch)
+        values = self._packed(model, batch) if self.packed else self._filled(model, batch)
         return Scores(torch.zeros_like(batch.weight), values=values.float())
 
     def _packed(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """[S, labels], from one pass over the row."""
         caught: list[torch.Tensor] = []
-        handle = self.heads[-1].register_forward_hook(lambda module, args, output: caught.append(output))
+        handle = self.head.register_forward_hook(lambda module, args, output: caught.append(output))
         try:
             model(
                 input_ids=batch.input_ids,
@@ -93,16 +95,13 @@ def groups(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield [number for number, own in enumerate(sizes) if own == size]
 
 
-@contextmanager
-def _fed_in_their_precision(heads: Sequence[Any]) -> Iterator[None]:
-    """A new head is trained in float32, also behind a body of half precision."""
-
-    def cast(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0].to(next(module.parameters()).dtype), *args[1:])
-
-    handles = [head.register_forward_pre_hook(cast) for head in heads]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def account(scorer: Any, rows: Any) -> dict[str, float]:
+    """The share of tokens in the places that a scorer fills up in the first packed rows; {} where it fills none."""
+    if not isinstance(scorer, ValueScorer) or scorer.packed or not isinstance(rows, PackedRows):
+        return {}
+    tokens = places = 0
+    for number in range(min(len(rows), LOOK_ROWS)):
+        lengths = rows[number]["lengths"].tolist()
+        tokens += sum(lengths)
+        places += sum(len(one) * max(lengths[number] for number in one) for one in groups(lengths))
+    return {"filled_up": round(tokens / places, 4)}
