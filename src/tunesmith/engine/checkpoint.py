@@ -196,6 +196,7 @@ def save_weights(model: Any, folder: Path) -> None:
         if is_adapted(model):
             model.save_pretrained(folder, save_embedding_layers=False)
             if not has_words(model):
+                base.config.architectures = [type(base).__name__]
                 base.config.save_pretrained(folder)  # how many values its head has, and their names
         else:
             with without_progress_bar():

@@ -74,18 +74,22 @@ class ValueScorer:
         """[S, labels], from a pass over each batch of like length."""
         assert batch.prefix is None, "run.py refuses shared beginnings without packed attention"
         lengths = batch.offsets.diff().tolist() if batch.lengths is None else batch.lengths
-        sequences = batch.input_ids[0].split(list(lengths))
-        order: list[int] = []
-        found: list[torch.Tensor] = []
-        for numbers in groups(lengths):
-            chosen = [sequences[number] for number in numbers]
-            ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=self.pad or 0)  # [B, L]
-            sizes = torch.tensor([len(one) for one in chosen], device=ids.device)
-            mask = (torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]).long()
-            found.append(model(input_ids=ids, attention_mask=mask).logits)
-            order += numbers
-        place = torch.tensor(order, device=batch.input_ids.device).argsort()
-        return torch.cat(found)[place]
+        return filled(model, batch.input_ids[0].split(list(lengths)), self.pad)
+
+
+def filled(model: Any, sequences: Sequence[torch.Tensor], pad: int | None) -> torch.Tensor:
+    """What a model's own forward pass says of sequences of tokens, in batches of like length: [S, labels]."""
+    lengths = [len(one) for one in sequences]
+    order: list[int] = []
+    found: list[torch.Tensor] = []
+    for numbers in groups(lengths) if pad is not None else ([number] for number in range(len(lengths))):
+        chosen = [sequences[number] for number in numbers]
+        ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=pad or 0)  # [B, L]
+        sizes = torch.tensor([len(one) for one in chosen], device=ids.device)
+        mask = (torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]).long()
+        found.append(model(input_ids=ids, attention_mask=mask).logits)
+        order += numbers
+    return torch.cat(found)[torch.tensor(order).argsort().to(sequences[0].device)]
 
 
 def groups(lengths: Sequence[int]) -> Iterator[list[int]]:
