@@ -1,5 +1,6 @@
 """A model that is ready to be trained: loaded, adapted, and with the kernels that gave its own numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     import torch
 
     from tunesmith.engine.kernels import Kernels
+
+
+SHOWN = 8  # names of classes that a line has
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     from tunesmith import record
     from tunesmith.engine import frozen, kernels
     from tunesmith.engine.activations import checkpoint_activations
-    from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer
+    from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer
 
     head = head_of(recipe)
     pad = None if head is None else load_tokenizer(recipe.model).pad_token_id
@@ -50,6 +54,9 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     recipe.optimizer.build(model)  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     ops, notes = kernels.elementwise(model, recipe.train.compile)
+    if head is not None:
+        new = type(base_of(model)).__name__ not in (base_of(model).config.architectures or ())
+        notes.append(f"head: {'a new one' if new else 'as stored'} for {shown(head.names)}")
     if recipe.model.frozen_dtype is not None and given is not None:
         raise RecipeError(f"model.frozen_dtype: {recipe.model.frozen_dtype} would change the model that was given")
     if recipe.model.frozen_dtype is not None:
@@ -71,8 +78,13 @@ def head_of(recipe: Recipe) -> Head | None:
             named[one.format.class_names()] = one.path
     if len(named) > 1:
         (first, path), (second, other) = list(named.items())[:2]
-        raise RecipeError(f"data.train: {path} has the classes {', '.join(first)}, and {other} {', '.join(second)}")
+        raise RecipeError(f"data.train: {path} has the classes {shown(first)}, and {other} {shown(second)}")
     return recipe.objective.head(next(iter(named), ()))
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first names, and how many there are where there are more."""
+    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)})" if len(names) > SHOWN else "")
 
 
 def _refuse_another(model: Any, head: Head) -> None:

@@ -21,7 +21,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Score every row."""
     if (arguments.sample is None) != (arguments.model is None):
-        raise UsageError("--sample N and --model MODEL_OR_RUN go together: how many answers, and whose")
+        missing = "--model MODEL_OR_RUN" if arguments.model is None else "--sample N"
+        raise UsageError(f"--sample and --model go together: say {missing} too")
     from tunesmith.generate import judge
     from tunesmith.generate.engine import Generator
 

@@ -94,9 +94,7 @@ class Store:
             branch_offsets=np.concatenate([[0], np.cumsum(arrays["sample_branches"])]),
             key=arrays["key"].reshape(-1, 2),
             label=_by_sample(arrays["label"], len(arrays["row"])),
-            **{
-                name: arrays[name] for name in ("shared", "row", "source", "file", "line", "trained", "equals")
-            },
+            **{name: arrays[name] for name in ("shared", "row", "source", "file", "line", "trained", "equals")},
             files=tuple(meta["files"]),
             sources=tuple(meta["sources"]),
             ledger=Ledger.from_dict(meta["ledger"]),

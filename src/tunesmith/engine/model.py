@@ -85,7 +85,7 @@ def load_model(
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
     kind: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     options: dict[str, Any] = {"attn_implementation": attention}
-    with _explained(place), without_progress_bar():
+    with _explained(place), without_progress_bar(), contextlib.nullcontext() if head is None else _without_report():
         if head is not None or model.from_scratch:
             options["config"] = AutoConfig.from_pretrained(place, revision=model.revision)
         if head is not None:
@@ -181,6 +181,19 @@ def _explained(place: str) -> Iterator[None]:
         raise ModelError(
             f"{place} is neither a folder here (in {Path.cwd()}) nor can it be loaded from the hub: {first}"
         ) from error
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from telling of a head that is new or left out, which is meant."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ from tunesmith.engine.elementwise import PLAIN, Elementwise
 from tunesmith.engine.model import base_of, heads_of
 from tunesmith.types import Batch, Scores
 
-
 LOOK_ROWS = 200  # of which the fill is counted
 
 

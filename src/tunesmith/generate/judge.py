@@ -177,16 +177,14 @@ def best_of(
     return sorted(zip(rewards, answers, strict=True), key=lambda pair: -pair[0])
 
 
-def sampled(
-    judge: Judge, generator: "Generator", path: str, number: int, **options: Any
-) -> Iterator[dict[str, Any]]:
+def sampled(judge: Judge, generator: "Generator", path: str, number: int, **options: Any) -> Iterator[dict[str, Any]]:
     """The best of so many answers of a model to each prompt of a file, a JSON object each, as `score` gives them.
 
     Raises:
         DataError: the file or a row of it cannot be read, or a row has no prompt.
     """
     if len(judge.names) > 1:
-        raise RunError("answers are ranked by a reward model, and this one says classes")
+        raise RunError(f"answers are ranked by a reward model, and this one says {len(judge.names)} classes")
     format_: Format | None = None
     for where, row in source.read(Source(path=path)):
         format_ = format_ or format_of(row, judge.names)

@@ -30,13 +30,13 @@ class Classify(Objective):
     """Share of the target that is spread evenly over all classes."""
 
     def head(self, classes: tuple[str, ...]) -> Head:
-        """A logit for each class, by name or as LABEL_0 and so on. Raises RecipeError when their number is not clear."""
+        """A logit for each class, by name or as LABEL_0 and so on. Raises RecipeError when it is not clear how many."""
         numbers = {"num_labels": self.num_labels, "class_weights": len(self.class_weights) or None}
         number = self.num_labels or len(classes) or None
         if number is None:
             raise RecipeError(
-                "objective.num_labels: how many classes there are is not known: say it, or name them "
-                "(format: {type: classes, classes: [NAME, ...]})"
+                f"objective.num_labels is {self.num_labels}, and the data name no classes: say how many there are, or "
+                "name them (format: {type: classes, classes: [NAME, ...]})"
             )
         for option, said in numbers.items():
             if said is not None and said != (len(classes) or number):
@@ -81,9 +81,7 @@ class Classify(Objective):
             counts = _confusion.by_class(values > 0, label.bool())
         else:
             label = batch.label.long()
-            total = cross_entropy(
-                values, label, weights, label_smoothing=self.label_smoothing, reduction="sum"
-            )
+            total = cross_entropy(values, label, weights, label_smoothing=self.label_smoothing, reduction="sum")
             found = values.argmax(1)
             right = found == label
             counts = _confusion.matrix(found, label, values.shape[1])

@@ -20,7 +20,7 @@ class Reward(Objective):
     needs: ClassVar[tuple[str, ...]] = ("values",)
 
     center_rewards_coefficient: Annotated[float, Field(ge=0)] = 0.0
-    """How much rewards are pulled towards a sum of 0 for the two answers of a pair (arXiv 2312.09244); 0.01 is usual."""
+    """How much the rewards of a pair are pulled towards a sum of 0 (arXiv 2312.09244); 0.01 is usual."""
 
     def head(self, classes: tuple[str, ...]) -> Head:
         """One number."""
