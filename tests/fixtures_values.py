@@ -48,6 +48,10 @@ def save_encoder(folder, arch="distilbert"):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(arch, pad_token_id=0, **sizes))
+        with torch.no_grad():
+            for parameter in dict.fromkeys(model.parameters()):
+                if parameter.dim() > 1:
+                    parameter.normal_(0.0, 0.2)
     model.save_pretrained(folder)
     encoder_tokenizer().save_pretrained(folder)
     return folder

@@ -181,6 +181,7 @@ class Report:
     largest_logit_difference: float
     tolerance: float
     partings: tuple[float, ...] = ()  # where greedy tokens part on a prompt: the lead of the run's own token
+    compared: str = "greedy tokens"  # or "values", of a reward model or classifier, which has no tokens
 
     @property
     def passed(self) -> bool:

@@ -37,9 +37,7 @@ def test_a_pair_by_hand():
     assert Reward().count(batch) == 2
     assert found.total.item() == pytest.approx(log1p_exp(-3.0) + log1p_exp(0.75 + 0.5))
     means = {name: float(total) / count for name, (total, count) in found.metrics.items()}
-    assert means == pytest.approx(
-        {"rewards_chosen": 1.125, "rewards_rejected": 0.0, "margins": 1.125, "accuracy": 0.5}
-    )
+    assert means == pytest.approx({"rewards_chosen": 1.125, "rewards_rejected": 0.0, "margins": 1.125, "accuracy": 0.5})
 
 
 def test_centring_by_hand():
