@@ -7,7 +7,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.adapted import Adapted, adapt, precision
+from tunesmith.adapted import Adapted, adapt, head_of, precision
 from tunesmith.defaults import Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tunesmith.engine.reference import Reference
     from tunesmith.engine.scores import Scorer
     from tunesmith.engine.trainer import Metric, Trainer
+    from tunesmith.engine.values import ValueScorer
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Loaded:
     tokenizer: "PreTrainedTokenizerBase"  # as the template prepared it
     rows: "Rows"
     kernels: "Kernels"
-    scorer: "Scorer"  # the kernels', beside a teacher where the objective has one
+    scorer: "Scorer | ValueScorer"  # the kernels', beside a teacher where the objective has one
     fingerprint: str | None  # of the weights that training starts from
     reference: "Reference | None" = None  # of an objective that has one, made in every step
     reference_seconds: float = 0.0  # that making log-probabilities of frozen models once took
@@ -67,7 +68,8 @@ class Loaded:
     @property
     def teacher(self) -> str | None:
         """What tells the teacher's weights from others, where the objective has one."""
-        return None if self.scorer.teacher is None else self.scorer.teacher.identity
+        teacher = self.scorer.teacher
+        return None if teacher is None else teacher.identity
 
 
 def speaker() -> Callable[[str], None]:
@@ -104,11 +106,12 @@ def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted 
 def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: contextlib.ExitStack) -> Loaded:
     """The rows and the adapted model, each said; rows that are streamed, from a checkpoint on."""
     from tunesmith.data.load import context_problem, load_rows
-    from tunesmith.engine import checkpoint
+    from tunesmith.engine import checkpoint, values
     from tunesmith.engine.arguments import look_for_trackers
     from tunesmith.engine.model import base_of, load_tokenizer
 
     recipe, say = job.resolved.recipe, job.say
+    head_of(recipe)  # what it refuses is refused before rows are read
     for option, value in job.resolved.derived.items():
         say(f"derived: {option} = {value}")
     look_for_trackers(recipe.train.report_to)
@@ -128,10 +131,15 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     problem = context_problem(rows.ledger, base_of(model).config)
+    filled = values.account(adapted.kernels.scorer, rows.train)
+    if problem and filled:
+        raise RecipeError(problem)  # positions of encoders are learned one by one: there are no more
+    rows.ledger["train"] |= filled
     reference, said = reference_of(recipe, job.device.type, adapted, tokenizer)
     for line in (
         *adapted.notes,
         *said,
+        *(f"filled up: {share:.1%} of the places in batches are tokens" for share in filled.values()),
         *([problem] if problem else []),
         f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})",
         f"device: {job.device.type} ({job.device.name})",

@@ -233,6 +233,7 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
 def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:
     """Write `final/`: plain weights, tokenizer, template, and the tokens that end an answer."""
     from tunesmith.engine import checkpoint
+    from tunesmith.engine.model import has_words
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     best = trainer.state.best_global_step
@@ -245,4 +246,5 @@ def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:
     with checkpoint.atomic_folder(folder / FINAL) as final:
         checkpoint.save_weights(model, final)
         loaded.tokenizer.save_pretrained(final)
-        checkpoint.save_ends(model, final, {loaded.tokenizer.eos_token_id, *loaded.rows.end_tokens})
+        if has_words(model):
+            checkpoint.save_ends(model, final, {loaded.tokenizer.eos_token_id, *loaded.rows.end_tokens})

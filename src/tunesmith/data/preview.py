@@ -20,7 +20,7 @@ from tunesmith.data.refuse import unlearnable
 from tunesmith.data.render import Rendered, format_notes, rendered
 from tunesmith.data.shared import own_tokens
 from tunesmith.data.store import whole_key
-from tunesmith.types import Tokens
+from tunesmith.types import Label, Tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -185,7 +185,7 @@ def headline(one: Rendered) -> str:
     if one.dropped is not None:
         return f"dropped: {one.dropped}"
     number, trained = sum(map(len, one.branches)), trained_tokens(one)
-    label = "" if one.label is None else f", label {one.label:g}"
+    label = "" if one.label is None else f", label {_label(one.label)}"
     cut = ", truncated" if one.truncated else f", part {one.part + 1}" if one.part else ""
     return f"{number:,} tokens, {trained:,} trained ({trained / number:.0%}){label}{cut}"
 
@@ -233,6 +233,13 @@ def show(preview: Preview, console: "Console | None" = None) -> None:
     console.print()
     for size, bar, number in lengths.bars(preview.ledger.as_dict()["lengths"], blocks=colour):
         console.print(Text.assemble("  ", (size, "dim"), "  ", (bar, "#22a559"), f" {number}"), soft_wrap=True)
+
+
+def _label(label: Label) -> str:
+    """A number, or the numbers of the classes that hold."""
+    if isinstance(label, tuple):
+        return "[" + ", ".join(str(number) for number, holds in enumerate(label) if holds) + "]"
+    return f"{label:g}"
 
 
 def _legend(colour: bool) -> "Text":

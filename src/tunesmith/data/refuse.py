@@ -82,6 +82,11 @@ def unlearnable(format_: Format, objective: Objective) -> str | None:
         for other, found in all_of(Format).items()
         if issubclass(found, Format) and other != Format.default and fits(found(), type(objective))
     )
+    if rows == wanted and len(rows) > 1:
+        return (
+            f"rows of the format {name} hold margins, which the objective {kind} does not learn from: leave "
+            "format.margin out, or say objective=reward"
+        )
     if rows != wanted and len(rows) == 1:
         return (
             f"the objective {kind} learns from {' and '.join(wanted)} conversations, and a row of the format {name} "

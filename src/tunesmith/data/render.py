@@ -19,7 +19,7 @@ from tunesmith.formats.auto import Auto, choose
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_data import Data, Loss, Source
 from tunesmith.seams import Format, Objective, Template
-from tunesmith.types import Message, Sample, Tokens
+from tunesmith.types import Label, Message, Sample, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +41,7 @@ class Rendered:
 
     where: str
     branches: tuple[Tokens, ...]  # empty when dropped
-    label: float | None = None
+    label: Label | None = None
     dropped: str | None = None  # the reason
     part: int = 0
     truncated: bool = False
@@ -127,6 +127,8 @@ class Renderer:
         """The conversations of a row as text, or why it is left out. One that must be read is an error then."""
         try:
             sample = format_.read(row)
+            if not self.to_look and (problem := self.objective.problem(sample.label)):
+                raise RecipeError(f"{where}: {problem}")
             reason = refuse.media(where, sample)
             return self._parts(sample) if reason is None else Rendered(where, (), dropped=reason)
         except Skipped as skipped:
@@ -140,7 +142,7 @@ class Renderer:
         """What a sample is trained as: itself, or the conversations that the template divides it into."""
         if sample.is_document:
             return [(sample, ())]
-        if type(self.objective).documents:  # all of it is learned, so nothing is asked of single turns
+        if self._reads_all:  # all of it is learned, so nothing is asked of single turns
             return [(sample, tuple(self._write(_untrained(turns), sample) for turns in sample.branches))]
         branches = sample.branches
         if self._chooses or any(turn.spans is not None for turns in branches for turn in turns):
@@ -157,6 +159,12 @@ class Renderer:
         else:
             whole = [replace(sample, branches=(turns,)) for turns in divided[0]]
         return [(one, tuple(self._write(turns, one) for turns in one.branches)) for one in whole]
+
+    @cached_property
+    def _reads_all(self) -> bool:
+        """Whether a conversation is learned from as a whole, with no regard to who says what."""
+        kind = type(self.objective)
+        return kind.documents or "label" in kind.needs
 
     @cached_property
     def _chooses(self) -> bool:
@@ -211,8 +219,8 @@ class Renderer:
 
     def _judge(self, where: str, sample: Sample, branches: tuple[Tokens, ...], joined: int = 0) -> list[Rendered]:
         """Keep, shorten, split or drop a sample."""
-        if type(self.objective).documents and not sample.is_document:
-            branches = tuple(Tokens(one.ids, np.ones(len(one), np.float32)) for one in branches)
+        if self._reads_all and not sample.is_document:
+            branches = tuple(map(_all_learned, branches))
         reason = self._reason(sample, branches)
         if reason is None:
             return [Rendered(where, branches, sample.label, joined_answers=joined)]
@@ -280,6 +288,7 @@ class Renderer:
                 found.append(Rendered(where, (), sample.label, OVERLONG, part=number))
                 continue
             tokens, joined = self._encode([self._write(part, sample)])[0]
+            tokens = _all_learned(tokens) if self._reads_all else tokens
             reason = self._reason(Sample((part,), sample.label, sample.tools), (tokens,))
             if reason is not None:
                 found.append(Rendered(where, (), sample.label, reason, part=number))
@@ -296,6 +305,10 @@ def _losing(found: list[Rendered], tokens: int) -> list[Rendered]:
     lost = max(0, tokens - sum(len(branch) for one in found for branch in one.branches))
     at = next((index for index, one in enumerate(found) if one.truncated or one.dropped), None)
     return found if at is None else [*found[:at], replace(found[at], lost_tokens=lost), *found[at + 1 :]]
+
+
+def _all_learned(tokens: Tokens) -> Tokens:
+    return Tokens(tokens.ids, np.ones(len(tokens), np.float32))
 
 
 def _untrained(turns: tuple[Message, ...]) -> tuple[Message, ...]:

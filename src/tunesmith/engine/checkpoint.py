@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith import atomic
-from tunesmith.engine.model import base_of, is_adapted, without_progress_bar
+from tunesmith.engine.model import base_of, has_words, is_adapted, without_progress_bar
 from tunesmith.errors import RunError
 
 FOLDER = "checkpoints"
@@ -195,6 +195,9 @@ def save_weights(model: Any, folder: Path) -> None:
     try:
         if is_adapted(model):
             model.save_pretrained(folder, save_embedding_layers=False)
+            if not has_words(model):
+                base.config.architectures = [type(base).__name__]
+                base.config.save_pretrained(folder)  # how many values its head has, and their names
         else:
             with without_progress_bar():
                 model.save_pretrained(folder)

@@ -19,6 +19,7 @@ from tunesmith.data.prepare import cache_folder
 from tunesmith.data.reference import FOLDER, Referenced, missing, open_file, places
 from tunesmith.engine.model import is_adapted
 from tunesmith.engine.scores import Scorer, asked_of
+from tunesmith.engine.values import ValueScorer
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch
 
@@ -33,7 +34,7 @@ class Reference:
     """
 
     model: Any
-    scorer: Scorer
+    scorer: Scorer | ValueScorer
     identity: str | None  # tells its weights from others; None: they are not known, and nothing is kept
 
     @torch.no_grad()

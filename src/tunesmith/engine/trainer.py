@@ -7,7 +7,7 @@ transformers' Trainer has the loop, devices, mixed precision and distribution. W
 - `_get_num_items_in_batch`: units (tokens, pairs) of the whole optimizer step, over micro-batches and ranks; and what
   each micro-batch has of a loss that compares samples.
 - `compute_loss`: the objective's sum over those units.
-- `evaluate`: a sum divided once, so that it does not depend on the batch size.
+- `evaluate`: a sum divided once, so that it does not depend on the batch size; and numbers made of counts.
 - `log`: the loss over all units since the last line, token counts, and a stop when it is not finite.
 - `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_rng_state`, `_load_scaler`:
   checkpoints that are atomic, verified and free of pickle.
@@ -34,6 +34,7 @@ from tunesmith.engine.metrics import MetricsFile
 from tunesmith.engine.reference import Reference
 from tunesmith.engine.release import ReleasedGradients
 from tunesmith.engine.scores import Scorer
+from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch, LossSum, Scores
@@ -56,7 +57,7 @@ class Trainer(transformers.Trainer):
         self,
         recipe: Recipe,
         model: Any,
-        scorer: Scorer,
+        scorer: Scorer | ValueScorer,
         args: transformers.TrainingArguments,
         rows: PackedRows | StreamedRows,
         held_out: PackedRows | None,
@@ -172,20 +173,28 @@ class Trainer(transformers.Trainer):
     ) -> dict[str, float]:
         """The loss and the metrics over the whole held-out set."""
         sums: dict[str, list[Any]] = {}
+        counts: dict[str, torch.Tensor] = {}
         model: Any = self.model
         model.eval()
         loader = self.get_eval_dataloader(eval_dataset)
         prepared: Iterator[dict[str, Any]] = map(self._prepare_inputs, loader)
         for summed, scores, batch in self._summed_each(model, (Batch(**one) for one in prepared)):
-            found: dict[str, tuple[Any, Any]] = {"loss": (summed.total, self.recipe.objective.count(batch))}
-            found |= summed.metrics
-            found |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
-            for name, pair in found.items():
+            pairs: dict[str, tuple[Any, Any]] = {"loss": (summed.total, self.recipe.objective.count(batch))}
+            pairs |= summed.metrics
+            pairs |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
+            for name, pair in pairs.items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 for place in (0, 1):
                     old[place] = old[place] + torch.as_tensor(pair[place], dtype=torch.float64, device=self.args.device)
+            for name, one in summed.counts.items():
+                counts[name] = counts.get(name, 0) + one
         model.train()
-        metrics = {f"{metric_key_prefix}_{name}": self._ratio(*pair) for name, pair in sums.items()}
+        found = {name: self._ratio(*pair) for name, pair in sums.items()}
+        if counts:
+            found |= self.recipe.objective.measures(
+                {name: self.accelerator.reduce(one, "sum") for name, one in counts.items()}
+            )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -216,6 +225,7 @@ class Trainer(transformers.Trainer):
             self._refuse_infinite("eval_loss", logs["eval_loss"])
         if self.is_world_process_zero():
             self.metrics_file.append({"step": step, **logs})
+        logs = {name: value for name, value in logs.items() if not isinstance(value, list)}  # a table is for the file
         if "loss" in logs:
             logs |= {"memory_gb": peak_memory_bytes(self.args.device.type) / 1e9}
         super().log(logs, start_time)
