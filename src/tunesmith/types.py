@@ -115,6 +115,7 @@ class Batch:
     lengths: Sequence[int] | None = None  # [S]: of the sequences, on the host, so that nobody waits for offsets
     branch: "torch.Tensor | None" = None  # [S] int64: which sequence of its sample, from 0; None: each is a sample
     reference: "torch.Tensor | None" = None  # [1, T] float32: log-probabilities of the targets under a frozen model
+    blank: bool = False  # goes through the model and counts for nothing: other ranks have a row, and this one has none
 
 
 @dataclass(frozen=True, slots=True)

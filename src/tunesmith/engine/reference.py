@@ -17,6 +17,7 @@ import torch
 from tunesmith.data.batch import PackedRows, WholeSet, join, lay, pack
 from tunesmith.data.prepare import cache_folder
 from tunesmith.data.reference import FOLDER, Referenced, missing, open_file, places
+from tunesmith.engine import ranks
 from tunesmith.engine.model import is_adapted
 from tunesmith.engine.scores import Scorer
 from tunesmith.recipe import Recipe
@@ -79,11 +80,12 @@ def stored(
     else:
         key = {"samples": samples.digest, "model": reference.identity, "recipe": _decisive(recipe)}
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        values = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, samples)
+        with ranks.first():
+            values = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, samples)
     needed = missing(samples, wanted, values)
-    if len(needed):
+    if any(ranks.everyones(len(needed))):
         started = monotonic()
-        tokens = _fill(recipe, reference, trained, samples, needed, values)
+        tokens = _filled(recipe, reference, trained, samples, needed, values)
         said = f"{len(needed):,} samples, {tokens:,} tokens, in {monotonic() - started:,.1f} s"
         say(f"reference: its log-probabilities were made once: {said}")
     else:
@@ -97,10 +99,28 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
     return {"dtype": model.dtype, "frozen_dtype": model.frozen_dtype, "bf16": recipe.train.bf16}
 
 
+def _filled(
+    recipe: Recipe, reference: Reference, trained: Any, samples: WholeSet, needed: np.ndarray, values: np.ndarray
+) -> int:
+    """Write the reference's log-probabilities of some samples, a share by each rank; the tokens worked on.
+
+    What a rank then does not find (values that are not kept, or on another machine's disk) it makes itself.
+    """
+    tokens = sum(ranks.everyones(_fill(recipe, reference, trained, samples, _share(needed), values)))
+    rest = missing(samples, needed, values) if ranks.number() > 1 else needed[:0]
+    return tokens + _fill(recipe, reference, trained, samples, rest, values)
+
+
+def _share(samples: np.ndarray) -> np.ndarray:
+    return samples[ranks.own() :: ranks.number()]
+
+
 def _fill(
     recipe: Recipe, reference: Reference, trained: Any, samples: WholeSet, needed: np.ndarray, values: np.ndarray
 ) -> int:
     """Write the reference's log-probabilities of some samples to their places; the tokens that it worked on."""
+    if not len(needed):
+        return 0
     placed, device = places(samples), next(trained.parameters()).device
     plan = pack(recipe, samples.lengths(), needed, seed=None)
     tokens, flushed = 0, monotonic()
