@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith import atomic
+from tunesmith.engine import multi_adapter
 from tunesmith.engine.model import base_of, is_adapted, without_progress_bar
 from tunesmith.errors import RunError
 
@@ -193,12 +194,12 @@ def random_state() -> dict[str, Any]:
 
 
 def save_weights(model: Any, folder: Path) -> None:
-    """Write the trained weights: a plain peft adapter, or a plain transformers model."""
+    """Write the trained weights: the active adapter as a plain peft one, or a plain transformers model."""
     base = base_of(model)
     base.config.use_cache = True  # the trainer turned it off for training
     try:
         if is_adapted(model):
-            model.save_pretrained(folder, save_embedding_layers=False)
+            multi_adapter.save(model, multi_adapter.active(model), folder)
         else:
             with without_progress_bar():
                 model.save_pretrained(folder)
@@ -211,7 +212,9 @@ def load_weights(model: Any, folder: Path) -> None:
     if is_adapted(model):
         from peft import set_peft_model_state_dict
 
-        result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        result = set_peft_model_state_dict(
+            model, load_file(folder / "adapter_model.safetensors"), adapter_name=multi_adapter.active(model)
+        )
         assert not result.unexpected_keys, result.unexpected_keys
         return
     with without_progress_bar():

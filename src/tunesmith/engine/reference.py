@@ -17,7 +17,7 @@ import torch
 from tunesmith.data.batch import PackedRows, WholeSet, join, lay, pack
 from tunesmith.data.prepare import cache_folder
 from tunesmith.data.reference import FOLDER, Referenced, missing, open_file, places
-from tunesmith.engine import ranks
+from tunesmith.engine import multi_adapter, ranks
 from tunesmith.engine.model import is_adapted
 from tunesmith.engine.scores import Scorer
 from tunesmith.recipe import Recipe
@@ -30,12 +30,13 @@ FLUSH_SECONDS = 30  # between two times that what was made goes to the disk
 class Reference:
     """A frozen model, and how its log-probabilities are computed.
 
-    `model` is None where it is the trained model with its adapter switched off.
+    `model` is None where it is the trained model with its adapter switched off, or with another one (`adapter`) on.
     """
 
     model: Any
     scorer: Scorer
     identity: str | None  # tells its weights from others; None: they are not known, and nothing is kept
+    adapter: str | None = None  # the name of an adapter on the trained model
 
     @torch.no_grad()
     def logps(self, trained: Any, batch: Batch, unwrapped: Any | None = None) -> torch.Tensor:
@@ -45,17 +46,17 @@ class Reference:
         """
         model = trained if self.model is None else self.model
         inner = (trained if unwrapped is None else unwrapped) if self.model is None else self.model
-        with frozen(inner):
+        with frozen(inner, self.adapter):
             return self.scorer(model, batch).logps
 
 
 @contextmanager
-def frozen(model: Any) -> Iterator[None]:
-    """The model as it was before training: without adapter and dropout."""
+def frozen(model: Any, adapter: str | None = None) -> Iterator[None]:
+    """The model without dropout, and as it was before training: without its adapter, or with a named one."""
     was_training = model.training
     model.eval()
     try:
-        with model.disable_adapter() if is_adapted(model) else nullcontext():
+        with multi_adapter.using(model, adapter) if is_adapted(model) else nullcontext():
             yield
     finally:
         model.train(was_training)
