@@ -43,11 +43,13 @@ def measure(recipe: Recipe, steps: int, warmup: int, say: Callable[[str], None])
         RecipeError, DataError, TemplateError, ModelError: as training does.
     """
     use_large_pages()
-    from tunesmith.engine import peaks
+    from tunesmith.engine import peaks, ranks
     from tunesmith.engine.device import choose, peak_memory_bytes
     from tunesmith.engine.flops import Cost
     from tunesmith.engine.stopwatch import WatchedTrainer
 
+    if ranks.number() > 1:
+        raise RecipeError(f"bench measures one process, and this is one of {ranks.number()}: start one")
     device = choose(recipe.train.device)
     length = {"train.max_steps": warmup + steps} if steps else {}
     short = with_values(recipe, length | {"train.report_to": ()})

@@ -73,9 +73,16 @@ class Loaded:
 
 
 def speaker() -> Callable[[str], None]:
-    """What says lines to people: on stderr, so that stdout is left to what a program reads."""
+    """What says lines to people: on stderr, so that stdout is left to what a program reads.
+
+    Of several processes that train together, one does.
+    """
     from rich.console import Console
 
+    from tunesmith.engine import ranks
+
+    if ranks.own() > 0:
+        return lambda line: None
     console = Console(stderr=True, highlight=False)
     return lambda line: console.print(line, markup=False, soft_wrap=True)
 
@@ -92,21 +99,22 @@ def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted 
 
     Rows are packed to fit beside the model, so where they are, it comes first.
     """
-    from tunesmith.engine import memory
+    from tunesmith.engine import memory, ranks
 
     recipe, derived = job.resolved.recipe, job.resolved.derived
     if recipe.train.row_tokens != "auto":
         return job, None
     adapted = _adapted(job, until_the_end)
     with precision(recipe, job.device.type):
-        chosen = {"train.row_tokens": memory.choose_row(adapted.model, adapted.kernels.scorer, recipe)}
+        fitting = memory.choose_row(adapted.model, adapted.kernels.scorer, recipe)
+    chosen = {"train.row_tokens": min(ranks.everyones(fitting))}
     return replace(job, resolved=Resolved(with_values(recipe, chosen), derived | chosen)), adapted
 
 
 def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: contextlib.ExitStack) -> Loaded:
     """The rows and the adapted model, each said; rows that are streamed, from a checkpoint on."""
     from tunesmith.data.load import context_problem, load_rows
-    from tunesmith.engine import checkpoint, values
+    from tunesmith.engine import checkpoint, ranks, values
     from tunesmith.engine.arguments import look_for_trackers
     from tunesmith.engine.model import base_of, load_tokenizer
 
@@ -117,7 +125,9 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     look_for_trackers(recipe.train.report_to)
     tokenizer = recipe.data.template.prepare(job.given.tokenizer or load_tokenizer(recipe.model))
     point = checkpoint.read_state(start)["counters"]["stream"] if start and recipe.data.streaming else None
-    rows = until_the_end.enter_context(contextlib.closing(load_rows(recipe, tokenizer, job.given.rows, point)))
+    with ranks.first():
+        rows = load_rows(recipe, tokenizer, job.given.rows, point, ranks.number())
+    until_the_end.enter_context(contextlib.closing(rows))
     for line in rows.lines:
         say(line)
     adapted = adapted or _adapted(job, until_the_end)
@@ -165,6 +175,7 @@ def make_trainer(
     Raises:
         RecipeError: transformers refuses a value.
     """
+    from tunesmith.engine import ranks
     from tunesmith.engine.arguments import arguments
     from tunesmith.engine.callbacks import AnswerQuestions, KeepBest, LastLine
     from tunesmith.engine.trainer import Trainer
@@ -183,7 +194,9 @@ def make_trainer(
     if recipe.eval.load_best_model_at_end or recipe.eval.early_stopping_patience:
         callbacks.append(KeepBest(recipe.eval.early_stopping_patience, job.say))
     per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
-    max_steps = -(-len(rows.train) // per_step)
+    if ranks.number() > 1:
+        rows = rows.shared_by(ranks.number(), recipe)
+    max_steps = -(-len(rows.train) // (per_step * ranks.number()))
     args = arguments(recipe, folder, max_steps, rows.held_out is not None)
     try:
         return (kind or Trainer)(

@@ -124,6 +124,7 @@ class Batch:
     reference: "torch.Tensor | None" = None  # [1, T] float32: log-probabilities of the targets under a frozen model
     teacher_words: "torch.Tensor | None" = None  # [N, K] int64: a teacher's likeliest words at asked positions
     teacher_logps: "torch.Tensor | None" = None  # [N, K+1] float32: of each, and of all other words together
+    blank: bool = False  # goes through the model and counts for nothing: other ranks have a row, and this one has none
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Packed rows as a dataset, and rows joined to a micro-batch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,14 +49,21 @@ class PackedRows:
     store: WholeSet
     plan: Plan
     fill: float  # tokens over room, in the first epoch
+    blanks: int = 0  # rows at the end that count for nothing
 
     def __len__(self) -> int:
         """The number of rows."""
-        return len(self.plan)
+        return len(self.plan) + self.blanks
 
     def __getitem__(self, index: int) -> PackedRow:
         """The arrays of one row."""
+        if index >= len(self.plan):
+            return lay(self.store, self.plan.row(0)) | {"blank": np.ones(0)}
         return lay(self.store, self.plan.row(index))
+
+    def shared_by(self, ranks: int, batch: int) -> "PackedRows":
+        """The rows that ranks take micro-batches of in turn, with blank ones so that each has as many of them."""
+        return replace(self, blanks=-len(self.plan) % (ranks * batch)) if ranks > 1 else self
 
 
 def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
@@ -101,12 +108,13 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
 
 
 def join(rows: list[PackedRow]) -> dict[str, Any]:
-    """One micro-batch from some packed rows: the fields of `types.Batch`.
+    """One micro-batch from some packed rows: the fields of `types.Batch`. It is blank where all of them are.
 
     What decides shapes (`asked`, `lengths`) is found here, on the CPU: found on a device, each step would wait for it.
     """
     import torch
 
+    rows = [row for row in rows if "blank" not in row] or rows[:1]
     lengths = np.concatenate([row["lengths"] for row in rows])  # [S]
     flat: dict[str, Any] = {name: np.concatenate([row[name] for row in rows])[None] for name in ("input_ids", "target")}
     for name in ("weight", "reference"):
@@ -127,18 +135,20 @@ def join(rows: list[PackedRow]) -> dict[str, Any]:
         flat["prefix"] = prefix
     flat["offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     flat["asked"] = flat["weight"][0].nonzero()[0]
-    host = {"longest": int(lengths.max()), "lengths": lengths.tolist()}
+    host = {"longest": int(lengths.max()), "lengths": lengths.tolist(), "blank": "blank" in rows[0]}
     return {name: torch.from_numpy(values) for name, values in flat.items()} | host
 
 
-def training_rows(recipe: Recipe, store: WholeSet, orders: Iterator[np.ndarray]) -> PackedRows:
+def training_rows(recipe: Recipe, store: WholeSet, orders: Iterator[np.ndarray], ranks: int = 1) -> PackedRows:
     """The rows of the whole run, from the epochs' samples in order (see `mix.epochs`): `max_steps` or the epochs.
+
+    Those of a step are shared by so many `ranks`.
 
     Raises:
         RecipeError: as `pack`.
     """
     train = recipe.train
-    per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * ranks
     wanted = train.max_steps * per_step if train.max_steps is not None else None
     lengths = store.lengths()
     plans: list[Plan] = []

@@ -16,6 +16,7 @@ import torch
 from tunesmith.data.batch import PackedRows
 from tunesmith.data.prepare import cache_folder
 from tunesmith.data.taught import FOLDER, Taught, firsts_of, missing, open_file, record
+from tunesmith.engine import ranks
 from tunesmith.engine.divergence import AllWords, TopWords, divergences, first_words
 from tunesmith.engine.head import Means, Pairs
 from tunesmith.engine.reference import fill
@@ -75,9 +76,10 @@ def stored(
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     firsts = firsts_of(samples)
-    values = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, int(firsts[-1]), k)
+    with ranks.first():
+        values = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, int(firsts[-1]), k)
     needed = missing(firsts, wanted, values)
-    if len(needed):
+    if any(ranks.everyones(len(needed))):
         started = monotonic()
 
         def made(batch: Batch) -> np.ndarray:
@@ -88,7 +90,7 @@ def stored(
             return found
 
         placed = Taught(samples, np.arange(firsts[-1]), firsts)
-        tokens = fill(recipe, placed, needed, values, made, device)
+        tokens = fill(recipe, placed, needed, values, made, device, lambda: missing(firsts, wanted, values))
         said = f"{len(needed):,} samples, {tokens:,} tokens, in {monotonic() - started:,.1f} s"
         say(f"teacher: its {k} likeliest words were made once: {said}; {values.nbytes / 1e6:,.1f} MB are kept")
     else:

@@ -26,7 +26,7 @@ import transformers
 from tunesmith.data.batch import PackedRows, join
 from tunesmith.data.stream import StreamedRows, write_account
 from tunesmith.engine import checkpoint as checkpoints
-from tunesmith.engine import joint
+from tunesmith.engine import joint, ranks
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
 from tunesmith.engine.joint import Share
@@ -104,7 +104,8 @@ class Trainer(transformers.Trainer):
         if self.compares and (len(batch_samples) > 1 or self.accelerator.num_processes > 1):
             with torch.no_grad(), joint.same_chance(device):
                 self.shares = self._shares_of([Batch(**one) for one in batch_samples], self.model_wrapped)
-        counts = [torch.as_tensor(objective.count(Batch(**one)), dtype=torch.float32) for one in batch_samples]
+        batches = (Batch(**one) for one in batch_samples)
+        counts = [torch.as_tensor(0 if one.blank else objective.count(one), dtype=torch.float32) for one in batches]
         return self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
 
     def compute_loss(
@@ -117,15 +118,22 @@ class Trainer(transformers.Trainer):
         """The summed loss of a micro-batch over the units of the step; times the ranks, which average gradients."""
         batch = Batch(**inputs)
         summed, scores = self.summed_loss(model, batch, self.shares.pop(0) if self.shares else None)
-        self._remember("loss", summed.total.detach(), self.recipe.objective.count(batch))
-        for name, (total, count) in summed.metrics.items():
-            self._remember(name, total, count)
-        for name, metric in self.metrics.items():
-            self._remember(name, *metric(scores, batch))
-        self._remember("tokens", batch.input_ids.numel(), 1)
-        self._remember("trained_tokens", (batch.weight != 0).sum(), 1)
-        loss = summed.total / num_items_in_batch * self.accelerator.num_processes
+        for name, pair in self._measured(summed, scores, batch).items():
+            self._remember(name, *pair)
+        if not batch.blank:
+            self._remember("tokens", batch.input_ids.numel(), 1)
+            self._remember("trained_tokens", (batch.weight != 0).sum(), 1)
+        units = num_items_in_batch / self.accelerator.num_processes
+        loss = summed.total * 0 if batch.blank else summed.total / units
         return (loss, scores) if return_outputs else loss
+
+    def _measured(self, summed: LossSum, scores: Scores, batch: Batch) -> dict[str, tuple[Any, Any]]:
+        """The loss and the metrics of a batch, as sums and counts."""
+        if batch.blank:
+            return {"loss": (0.0, 0.0)}
+        found: dict[str, tuple[Any, Any]] = {"loss": (summed.total, self.recipe.objective.count(batch))}
+        found |= dict(summed.metrics) | {name: metric(scores, batch) for name, metric in self.metrics.items()}
+        return {name: (_detached(total), _detached(count)) for name, (total, count) in found.items()}
 
     def summed_loss(self, model: Any, batch: Batch, share: Share | None = None) -> tuple[LossSum, Scores]:
         """The objective's sum on a batch, or its share in that of its step; and the scores that it was made from."""
@@ -179,30 +187,19 @@ class Trainer(transformers.Trainer):
         loader = self.get_eval_dataloader(eval_dataset)
         prepared: Iterator[dict[str, Any]] = map(self._prepare_inputs, loader)
         for summed, scores, batch in self._summed_each(model, (Batch(**one) for one in prepared)):
-            pairs: dict[str, tuple[Any, Any]] = {"loss": (summed.total, self.recipe.objective.count(batch))}
-            pairs |= summed.metrics
-            pairs |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
-            for name, pair in pairs.items():
+            for name, pair in self._measured(summed, scores, batch).items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 for place in (0, 1):
                     old[place] = old[place] + torch.as_tensor(pair[place], dtype=torch.float64, device=self.args.device)
-            for name, one in summed.counts.items():
-                counts[name] = counts.get(name, 0) + one
+            for name, one in ({} if batch.blank else summed.counts).items():
+                counts[name] = counts.get(name, 0) + one.cpu()
         model.train()
-        found = {name: self._ratio(*pair) for name, pair in sums.items()}
-        if counts:
-            found |= self.recipe.objective.measures(
-                {name: self.accelerator.reduce(one, "sum") for name, one in counts.items()}
-            )
+        found: dict[str, Any] = {name: _ratio(*pair) for name, pair in ranks.added(sums).items()}
+        found |= self.recipe.objective.measures(ranks.counted(counts))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _ratio(self, total: Any, count: Any) -> float:
-        pair = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in (total, count)])
-        total, count = self.accelerator.reduce(pair.to(self.args.device), "sum").tolist()
-        return total / count if count else 0.0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write a line of metrics, and hand it to the callbacks.
@@ -254,12 +251,11 @@ class Trainer(transformers.Trainer):
 
     def _drained(self) -> dict[str, float]:
         """The means since the last line; the token counts join the totals."""
-        sums, self.sums = self.sums, {}
+        sums, self.sums = ranks.added(self.sums), {}
         for name in ("tokens", "trained_tokens"):
             total, _ = sums.pop(name)
-            total = self.accelerator.reduce(torch.as_tensor(total, device=self.args.device), "sum")
             setattr(self, name, getattr(self, name) + int(total))
-        return {name: self._ratio(*pair) for name, pair in sums.items()}
+        return {name: _ratio(*pair) for name, pair in sums.items()}
 
     def interrupted(self) -> bool:
         """Whether a signal asked for the end."""
@@ -276,16 +272,17 @@ class Trainer(transformers.Trainer):
         return self.seconds_before + time.monotonic() - self.started
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        sums, random = ranks.added(self.sums), ranks.everyones(checkpoints.random_state())
+        self._refuse_infinite("loss", sums["loss"][0] if "loss" in sums else 0.0)
         if not self.args.should_save:
             return
         run = Path(str(self.args.output_dir))
-        self._refuse_infinite("loss", float(self.sums["loss"][0]) if "loss" in self.sums else 0.0)
         counters = {
             "over": self.control.should_training_stop and not self.interrupted(),
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "seconds": self.seconds(),
-            "sums": {name: [float(part) for part in pair] for name, pair in self.sums.items()},
+            "sums": sums,
             "stream": self._place_in_stream(run),
         }
         assert self.optimizer is not None, "made before the first step"
@@ -293,7 +290,7 @@ class Trainer(transformers.Trainer):
         with checkpoints.atomic_folder(final) as folder:
             checkpoints.save_weights(self.accelerator.unwrap_model(model), folder)
             self.tokenizer.save_pretrained(folder)
-            checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters)
+            checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters, random)
             self.state.save_to_json(str(folder / "trainer_state.json"))
         checkpoints.prune(run, self.recipe.train.save_total_limit, self.state.best_global_step)
 
@@ -316,7 +313,7 @@ class Trainer(transformers.Trainer):
         counters = checkpoints.read_state(folder)["counters"]
         self.tokens, self.trained_tokens = counters["tokens"], counters["trained_tokens"]
         self.seconds_before, self.started = counters["seconds"], time.monotonic()
-        self.sums = counters["sums"]
+        self.sums = counters["sums"] if ranks.own() == 0 else {}  # of all ranks
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -325,8 +322,16 @@ class Trainer(transformers.Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            checkpoints.load_random(Path(checkpoint))
+            checkpoints.load_random(Path(checkpoint), ranks.own())
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoints.read_state(Path(checkpoint))["scaler"])
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+def _ratio(total: float, count: float) -> float:
+    return total / count if count else 0.0

@@ -116,7 +116,11 @@ def test_objectives_of_pairs_learn_from_pairs_and_ranked_rows(objective):
         ),
         ("classes", "kto", "which the format classes does not say: say format: labelled"),
         ("pairs", "kto", "which the objective kto does not learn from: say format: labelled, or objective=cpo or dpo"),
-        ("labelled", "sft", "say format: {type: labelled, only: good}, to learn from those alone, or objective=classify or kto"),
+        (
+            "labelled",
+            "sft",
+            "only: good}, to learn from those alone, or objective=classify or kto",
+        ),
         ("ranked", "sft", "say format: {type: ranked, only: chosen}, to learn from those alone, or objective=cpo or"),
     ],
 )
