@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch, LossSum, Scores
 
+Pairs = dict[str, tuple[Any, Any]]  # a sum and a count by name
 Metric = Callable[[Scores, Batch], tuple[Any, Any]]  # what a user's own metric gives: a sum and a count
 
 TRAINED = ("loss", "learning_rate", "grad_norm")  # of transformers' own logs
@@ -72,6 +74,7 @@ class Trainer(transformers.Trainer):
         self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
         self.reference = reference
         self.compares = recipe.objective.compares_samples()
+        self.likelihood = recipe.objective.is_likelihood()
         self.shares: list[Share] = []  # of the step in hand, where its loss compares samples
         self.sums: dict[str, list[float]] = {}  # since the last line of metrics: name to sum and count
         self.tokens = self.trained_tokens = self.in_hand_tokens = 0
@@ -117,37 +120,31 @@ class Trainer(transformers.Trainer):
     ) -> Any:
         """The summed loss of a micro-batch over the units of the step; times the ranks, which average gradients."""
         batch = Batch(**inputs)
-        summed, scores = self.summed_loss(model, batch, self.shares.pop(0) if self.shares else None)
-        for name, pair in self._measured(summed, scores, batch).items():
-            self._remember(name, *pair)
+        summed, pairs, scores = self.measured(model, batch, self.shares.pop(0) if self.shares else None)
         if not batch.blank:
-            self._remember("tokens", batch.input_ids.numel(), 1)
-            self._remember("trained_tokens", (batch.weight != 0).sum(), 1)
+            pairs |= {"tokens": (batch.input_ids.numel(), 1), "trained_tokens": ((batch.weight != 0).sum(), 1)}
+        for name, (total, count) in pairs.items():
+            before = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = [before[0] + total, before[1] + count]
         units = num_items_in_batch / self.accelerator.num_processes
         loss = summed.total * 0 if batch.blank else summed.total / units
         return (loss, scores) if return_outputs else loss
 
-    def _measured(self, summed: LossSum, scores: Scores, batch: Batch) -> dict[str, tuple[Any, Any]]:
-        """The loss and the metrics of a batch, as sums and counts."""
-        if batch.blank:
-            return {"loss": (0.0, 0.0)}
-        found: dict[str, tuple[Any, Any]] = {"loss": (summed.total, self.recipe.objective.count(batch))}
-        found |= dict(summed.metrics) | {name: metric(scores, batch) for name, metric in self.metrics.items()}
-        return {name: (_detached(total), _detached(count)) for name, (total, count) in found.items()}
-
-    def summed_loss(self, model: Any, batch: Batch, share: Share | None = None) -> tuple[LossSum, Scores]:
-        """The objective's sum on a batch, or its share in that of its step; and the scores that it was made from."""
+    def measured(self, model: Any, batch: Batch, share: Share | None = None) -> tuple[LossSum, Pairs, Scores]:
+        """The objective's sum on a batch, or its share in that of its step; the loss and metrics; and the scores."""
         objective = self.recipe.objective
         self.in_hand_tokens = batch.input_ids.numel()
         with self.accelerator.autocast():
-            scores = self.scorer(
-                model, batch, likelihood=objective.is_likelihood(), entropy="entropy" in objective.needs
-            )
-            if share is not None:
-                return share.loss(scores), scores
-            if self.reference is not None:
+            scores = self.scorer(model, batch, likelihood=self.likelihood, entropy="entropy" in objective.needs)
+            if share is None and self.reference is not None:
                 batch = self._referred(model, batch)
-            return objective.loss(scores, batch), scores
+            summed = objective.loss(scores, batch) if share is None else share.loss(scores)
+        if batch.blank:
+            return summed, {"loss": (0.0, 0.0)}, scores
+        pairs: Pairs = {"loss": (summed.total, objective.count(batch)), **summed.metrics}
+        pairs |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
+        tensors = {name: map(torch.as_tensor, pair) for name, pair in pairs.items()}
+        return summed, {name: (total.detach(), count.detach()) for name, (total, count) in tensors.items()}, scores
 
     def _referred(self, model: Any, batch: Batch) -> Batch:
         """A batch with the reference's log-probabilities, where they are made in every step."""
@@ -162,18 +159,15 @@ class Trainer(transformers.Trainer):
             batches = [self._referred(model, batch) for batch in batches]
         return joint.shares(self.recipe.objective, batches, logps, self.accelerator)
 
-    def _remember(self, name: str, total: Any, count: Any) -> None:
-        old = self.sums.get(name, [0.0, 0.0])
-        self.sums[name] = [old[0] + total, old[1] + count]
-
-    def _summed_each(self, model: Any, batches: Iterable[Batch]) -> Iterator[tuple[LossSum, Scores, Batch]]:
-        """The sum of each of some batches and its scores; where the loss compares samples, its share in that of all."""
+    def _measured_each(self, model: Any, batches: Iterable[Batch]) -> Iterator[tuple[LossSum, Pairs]]:
+        """The sum and the metrics of each of some batches; where the loss compares samples, its share in all."""
         if self.compares:
             batches = list(batches)
-            shares = self._shares_of(batches, model)
-            yield from ((*self.summed_loss(model, *pair), pair[0]) for pair in zip(batches, shares, strict=True))
+            shares: Iterable[Share | None] = self._shares_of(batches, model)
         else:
-            yield from ((*self.summed_loss(model, batch), batch) for batch in batches)
+            shares = repeat(None)
+        for batch, share in zip(batches, shares, strict=False):
+            yield self.measured(model, batch, share)[:2]
 
     @torch.no_grad()
     def evaluate(
@@ -186,12 +180,12 @@ class Trainer(transformers.Trainer):
         model.eval()
         loader = self.get_eval_dataloader(eval_dataset)
         prepared: Iterator[dict[str, Any]] = map(self._prepare_inputs, loader)
-        for summed, scores, batch in self._summed_each(model, (Batch(**one) for one in prepared)):
-            for name, pair in self._measured(summed, scores, batch).items():
+        for summed, pairs in self._measured_each(model, (Batch(**one) for one in prepared)):
+            for name, pair in pairs.items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 for place in (0, 1):
                     old[place] = old[place] + torch.as_tensor(pair[place], dtype=torch.float64, device=self.args.device)
-            for name, one in ({} if batch.blank else summed.counts).items():
+            for name, one in summed.counts.items():
                 counts[name] = counts.get(name, 0) + one.cpu()
         model.train()
         found: dict[str, Any] = {name: _ratio(*pair) for name, pair in ranks.added(sums).items()}
@@ -327,10 +321,6 @@ class Trainer(transformers.Trainer):
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoints.read_state(Path(checkpoint))["scaler"])
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def _ratio(total: float, count: float) -> float:
