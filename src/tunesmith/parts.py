@@ -69,13 +69,18 @@ def speaker() -> Callable[[str], None]:
 
 
 def fitted(job: Job) -> tuple[Job, Adapted | None]:
-    """The job with the number of `train.row_tokens: auto`, which a run that goes on finds in its record.
+    """The job with what the model decides: what starts an answer of a decoder, and `train.row_tokens: auto`.
+
+    A run that goes on finds them in its record.
 
     Rows are packed to fit beside the model, so where they are, it comes first.
     """
-    from tunesmith.engine import memory
+    from tunesmith.engine import encoder_decoder, memory
 
     recipe, derived = job.resolved.recipe, job.resolved.derived
+    found = encoder_decoder.derived(recipe, job.given.model)
+    recipe, derived = with_values(recipe, found), derived | found
+    job = replace(job, resolved=Resolved(recipe, derived))
     if recipe.train.row_tokens != "auto":
         return job, None
     adapted = adapt(recipe, job.device.type, job.given.model)
@@ -86,6 +91,7 @@ def fitted(job: Job) -> tuple[Job, Adapted | None]:
 
 def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: contextlib.ExitStack) -> Loaded:
     """The rows and the adapted model, each said; rows that are streamed, from a checkpoint on."""
+    from tunesmith.data import sides
     from tunesmith.data.load import context_problem, load_rows
     from tunesmith.engine import checkpoint
     from tunesmith.engine.arguments import look_for_trackers
@@ -95,7 +101,8 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     for option, value in job.resolved.derived.items():
         say(f"derived: {option} = {value}")
     look_for_trackers(recipe.train.report_to)
-    tokenizer = recipe.data.template.prepare(job.given.tokenizer or load_tokenizer(recipe.model))
+    tokenizer = job.given.tokenizer or load_tokenizer(recipe.model)
+    tokenizer = sides.prepared(recipe.data.template, recipe.objective, tokenizer)
     point = checkpoint.read_state(start)["counters"]["stream"] if start and recipe.data.streaming else None
     rows = until_the_end.enter_context(contextlib.closing(load_rows(recipe, tokenizer, job.given.rows, point)))
     for line in rows.lines:
@@ -111,6 +118,8 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     problem = context_problem(rows.ledger, base_of(model).config)
+    if problem and type(recipe.objective).encodes:  # whose positions are learned: there is no place for more
+        raise RecipeError(problem)
     reference, said = reference_of(recipe, job.device.type, adapted, tokenizer)
     for line in (
         *adapted.notes,

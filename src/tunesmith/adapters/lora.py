@@ -40,7 +40,7 @@ class LoRA(Adapter):
             lora_dropout=self.lora_dropout,
             target_modules=self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules),
             modules_to_save=list(self.modules_to_save) or None,
-            task_type="CAUSAL_LM",
+            task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         )
         try:
             with peft_warnings():

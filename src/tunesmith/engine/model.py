@@ -65,23 +65,32 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def load_config(model: Model) -> Any:
+    """The config of a model. Raises ModelError."""
+    from transformers import AutoConfig
+
+    place = resolve_path(model.path)
+    with _explained(place):
+        return AutoConfig.from_pretrained(place, revision=model.revision)
+
+
 def load_model(model: Model, device: str, attention: str | None = None) -> "PreTrainedModel":
-    """The causal language model on a device, in `model.dtype` (auto is as stored).
+    """The language model on a device (a decoder, or an encoder and a decoder, as its config says), in `model.dtype` (auto is as stored).
 
     `attention` names an attention implementation; None leaves the choice to transformers. Raises ModelError.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    place = resolve_path(model.path)
+    place, config = resolve_path(model.path), load_config(model)
+    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
     with _explained(place), without_progress_bar():
         if model.from_scratch:
-            config = AutoConfig.from_pretrained(place, revision=model.revision)
             float_type = torch.float32 if dtype == "auto" else dtype
-            made = AutoModelForCausalLM.from_config(config, dtype=float_type, attn_implementation=attention)
+            made = kind.from_config(config, dtype=float_type, attn_implementation=attention)
             return made.to(device)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             place, revision=model.revision, dtype=dtype, attn_implementation=attention
         )
         return loaded.to(device)

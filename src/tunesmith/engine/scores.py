@@ -66,7 +66,7 @@ class Scorer:
             hidden = head_input(model, self.head, inputs)  # [1, N or T, D]
             hidden = hidden[0] if self.selects else hidden[0, asked]
             known = batch.weight[0, asked] if likelihood else None
-            logps, entropies = self._from_hidden(hidden, target, known, entropy)
+            logps, entropies = self.from_hidden(hidden, target, known, entropy)
         else:
             logits = model(**inputs).logits[0]
             logits = (logits if self.selects else logits[asked]).float()  # [N, V]
@@ -78,9 +78,10 @@ class Scorer:
             entropy=None if entropies is None else torch.zeros_like(batch.weight).index_put(places, entropies),
         )
 
-    def _from_hidden(
+    def from_hidden(
         self, hidden: torch.Tensor, target: torch.Tensor, known: torch.Tensor | None, entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities of `target` [N], and entropies where asked for, from what enters the head [N, D]."""
         plain = plain_linear(self.head)
         assert plain is not None, "fused heads are"
         dtype = compute_dtype(plain.weight)

@@ -1,0 +1,16 @@
+"""Supervised fine-tuning of encoder-decoder models: likelihood of the answer, given the prompt as the encoder reads it."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from tunesmith.objectives.sft import SFT
+
+
+class Seq2Seq(SFT):
+    """Minimise -sum(weight * log p(token | the encoded prompt, the answer before it)), counted in weight."""
+
+    encodes: ClassVar[bool] = True
+
+    decoder_start_token_id: Annotated[int, Field(ge=0)] | None = None
+    """Token that stands before every answer. None: the model's own."""
