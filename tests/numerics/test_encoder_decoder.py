@@ -117,15 +117,26 @@ def test_a_model_whose_answers_see_padding_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("arch", ["t5", "bart"])
-def test_half_precision_and_checkpointed_activations_train(arch):
-    model = tiny_seq2seq(arch).bfloat16()
-    chosen = encoder_decoder.choose(model)
-    assert chosen.scorer.fused, chosen.notes
+def test_checkpointed_activations_change_gradients_by_rounding_alone(arch):
+    model = tiny_seq2seq(arch)
+    scorer = encoder_decoder.choose(model).scorer
     model.train()
     batch = batch_of(samples(model))
-    chosen.scorer(model, batch).logps.sum().backward()
+    scorer(model, batch).logps.sum().backward()
     plain = gradients(model)
     model.zero_grad()
     model.activation_checkpointing_enable({"use_reentrant": False})
-    chosen.scorer(model, batch).logps.sum().backward()
-    torch.testing.assert_close(gradients(model), plain, rtol=0, atol=0)
+    scorer(model, batch).logps.sum().backward()
+    torch.testing.assert_close(gradients(model), plain, rtol=1e-5, atol=1e-5)  # T5's bias sums over layers
+
+
+@pytest.mark.parametrize("arch", ["t5", "bart"])
+def test_half_precision_is_scored_as_the_model_scores_it(arch):
+    model = tiny_seq2seq(arch)
+    sequences = samples(model)
+    wanted = expected(model, sequences)
+    model = model.bfloat16()
+    chosen = encoder_decoder.choose(model)
+    assert chosen.scorer.fused, chosen.notes
+    found = -chosen.scorer(model, batch_of(sequences)).logps.sum()
+    torch.testing.assert_close(found, wanted, rtol=0.02, atol=0)

@@ -93,19 +93,19 @@ def plan_padded(
 
 
 def _alike(sides: np.ndarray, row_tokens: int) -> list[np.ndarray]:
-    """Samples in rows: the longest prompts first, and of about equal ones the longest answers."""
-    octave = np.floor(4 * np.log2(sides[:, 0]))  # prompts of a quarter of an octave are about equal
+    """Samples in rows: by the octave of their shorter side, and within one by the longer side, where padding is dear."""
+    shorter, longer = np.argsort(sides.sum(axis=0), kind="stable")
+    octave = np.floor(np.log2(sides[:, shorter]))
     found: list[np.ndarray] = []
     row: list[int] = []
-    source = answer = 0
-    for item in np.lexsort((-sides[:, 1], -octave)).tolist():
-        own_source, own_answer = sides[item].tolist()
-        longest = max(source, own_source), max(answer, own_answer)
-        if row and (len(row) + 1) * sum(longest) > row_tokens:
+    longest = np.zeros(2, np.int64)
+    for item in np.lexsort((-sides[:, longer], -octave)).tolist():
+        together = np.maximum(longest, sides[item])
+        if row and (len(row) + 1) * together.sum() > row_tokens:
             found.append(np.asarray(row))
-            row, longest = [], (own_source, own_answer)
+            row, together = [], sides[item]
         row.append(item)
-        source, answer = longest
+        longest = together
     return [*found, np.asarray(row)] if row else found
 
 

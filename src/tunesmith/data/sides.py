@@ -8,6 +8,7 @@ The answer begins with the token that starts a decoder. It is no word of the ans
 here as everywhere a position is asked for the token after it, and the encoder's sequence is asked for nothing.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from tunesmith.data import loss
 from tunesmith.data.loss import Learned
 from tunesmith.data.place import weigh
 from tunesmith.data.prompt import prompt_ids
-from tunesmith.errors import RecipeError, Skipped
+from tunesmith.errors import RecipeError, Skipped, near
 from tunesmith.recipe_data import Data, Loss
 from tunesmith.seams import Objective, Template
 from tunesmith.templates._apply import apply
@@ -42,13 +43,35 @@ LONG_ANSWER = "its answer is longer than data.max_tokens"
 def prepared(
     template: Template, objective: Objective, tokenizer: "PreTrainedTokenizerBase"
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer as a template prepares it; as it is where it has no chat template, none is named and none is needed.
+    """The tokenizer as a template prepares it; an objective that encodes needs no template where none is named.
 
     Raises:
         TemplateError: as `Template.prepare`.
+        RecipeError: the tokenizer does not know a language of the objective.
     """
+    if not type(objective).encodes:
+        return template.prepare(tokenizer)
     bare = type(template) is Jinja and template.file is None and tokenizer.chat_template is None
-    return tokenizer if type(objective).encodes and bare else template.prepare(tokenizer)
+    return _speaking(objective, tokenizer if bare else template.prepare(tokenizer))
+
+
+def _speaking(objective: Any, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """The tokenizer with the objective's languages, where it names some."""
+    wanted = {name: getattr(objective, name) for name in ("src_lang", "tgt_lang") if getattr(objective, name)}
+    for name, language in wanted.items():
+        if name not in tokenizer.init_kwargs:
+            raise RecipeError(
+                f"objective.{name}: the tokenizer of {tokenizer.name_or_path} marks no language (it was "
+                f"{language!r}): leave it out"
+            )
+        if language not in tokenizer.get_vocab():
+            known = [token for token in tokenizer.all_special_tokens if "_" in token]
+            raise RecipeError(f"objective.{name}: there is no language {language!r}. {near(language, known)}")
+    if wanted:
+        tokenizer = copy.deepcopy(tokenizer)
+        for name, language in wanted.items():
+            setattr(tokenizer, name, language)
+    return tokenizer
 
 
 def refuse(data: Data, objective: Objective, tokenizer: "PreTrainedTokenizerBase") -> None:

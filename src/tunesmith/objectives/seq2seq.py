@@ -14,3 +14,7 @@ class Seq2Seq(SFT):
 
     decoder_start_token_id: Annotated[int, Field(ge=0)] | None = None
     """Token that stands before every answer. None: the model's own."""
+    src_lang: str | None = None
+    """Language of the prompts, for tokenizers that mark one (mBART, NLLB): en_XX. None: the tokenizer's own."""
+    tgt_lang: str | None = None
+    """Language of the answers, for the same ones: ro_RO. None: the tokenizer's own."""
