@@ -32,9 +32,11 @@ def expected(model, sequences):
     total = 0
     for prompt, answer in zip(sequences[0::2], sequences[1::2], strict=True):
         given, labels = torch.tensor([prompt]), torch.tensor([answer[1:]])
-        total = total + len(answer[1:]) * model(
-            input_ids=given, decoder_input_ids=torch.tensor([answer[:-1]]), labels=labels, use_cache=False
-        ).loss
+        total = (
+            total
+            + len(answer[1:])
+            * model(input_ids=given, decoder_input_ids=torch.tensor([answer[:-1]]), labels=labels, use_cache=False).loss
+        )
     return total
 
 
@@ -69,7 +71,9 @@ def test_a_sample_scores_the_same_in_any_company(arch):
     turned = scorer(model, batch_of(sequences[4:] + sequences[:4])).logps
     torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=1e-5, atol=2e-5)
     first = sum(map(len, sequences[:4]))
-    torch.testing.assert_close(together, torch.cat([turned[:, -first:], turned[:, :-first]], dim=1), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(
+        together, torch.cat([turned[:, -first:], turned[:, :-first]], dim=1), rtol=1e-5, atol=2e-5
+    )
 
 
 def test_a_tied_head_of_t5_is_scaled_and_the_newer_one_is_not():

@@ -93,7 +93,7 @@ def plan_padded(
 
 
 def _alike(sides: np.ndarray, row_tokens: int) -> list[np.ndarray]:
-    """Samples in rows: by the octave of their shorter side, and within one by the longer side, where padding is dear."""
+    """Samples in rows: by the octave of their shorter side, then by their longer one, where padding is dear."""
     shorter, longer = np.argsort(sides.sum(axis=0), kind="stable")
     octave = np.floor(np.log2(sides[:, shorter]))
     found: list[np.ndarray] = []

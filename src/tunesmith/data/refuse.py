@@ -76,7 +76,9 @@ def unlearnable(format_: Format, objective: Objective) -> str | None:
     learning = [
         other
         for other, found in all_of(Objective).items()
-        if issubclass(found, Objective) and found.branches == rows and found.labels == format_.labels()
+        if issubclass(found, Objective)
+        and found.branches == rows
+        and found.labels == format_.labels()
         and found.encodes == type(objective).encodes
     ]
     only = f"format: {{type: {name}, only: {'good' if rows == wanted else rows[0]}}}, to learn from those alone"

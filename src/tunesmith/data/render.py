@@ -221,7 +221,9 @@ class Renderer:
         """Keep, shorten, split or drop a sample."""
         if type(self.objective).documents and not sample.is_document:
             branches = tuple(Tokens(one.ids, np.ones(len(one), np.float32)) for one in branches)
-        reason = sides.reason(sample, branches, self.data.max_tokens) if self._encodes else self._reason(sample, branches)
+        reason = (
+            sides.reason(sample, branches, self.data.max_tokens) if self._encodes else self._reason(sample, branches)
+        )
         if reason == sides.LONG_SOURCE and self.data.overlong == "truncate":
             cut = sides.shortened(sample, branches, self.data.max_tokens, self.tokenizer)
             lost = len(branches[0]) - len(cut[0])

@@ -88,7 +88,9 @@ def refuse(data: Data, objective: Objective, tokenizer: "PreTrainedTokenizerBase
         )
 
 
-def parts(template: Template, sample: Sample, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[Sample, tuple[Learned, ...]]]:
+def parts(
+    template: Template, sample: Sample, tokenizer: "PreTrainedTokenizerBase"
+) -> list[tuple[Sample, tuple[Learned, ...]]]:
     """What a sample is trained as: the texts of source and answer of each conversation it is divided into.
 
     Raises:
@@ -224,7 +226,9 @@ def reason(sample: Sample, branches: Sequence[Tokens], limit: int) -> str | None
     return LONG_SOURCE if len(source) > limit else None
 
 
-def shortened(sample: Sample, branches: Sequence[Tokens], limit: int, tokenizer: "PreTrainedTokenizerBase") -> tuple[Tokens, ...]:
+def shortened(
+    sample: Sample, branches: Sequence[Tokens], limit: int, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[Tokens, ...]:
     """The two sequences with as much of the beginning of the prompt as there is room for."""
     before, _ = _divided(sample)
     text = plain_text([turn.content for turn in before])

@@ -51,8 +51,8 @@ def derived(recipe: Recipe, given: Any | None = None) -> dict[str, Any]:
         )
     if config.is_encoder_decoder and not encodes and "values" not in type(objective).needs:
         raise RecipeError(
-            f"{recipe.model.path} ({config.model_type}) is a model of an encoder and a decoder, and the objective {name} "
-            "is for a decoder alone: say objective=seq2seq"
+            f"{recipe.model.path} ({config.model_type}) is a model of an encoder and a decoder, and the objective "
+            f"{name} is for a decoder alone: say objective=seq2seq"
         )
     if not encodes or objective.decoder_start_token_id is not None:
         return {}

@@ -75,7 +75,7 @@ def load_config(model: Model) -> Any:
 
 
 def load_model(model: Model, device: str, attention: str | None = None) -> "PreTrainedModel":
-    """The language model on a device (a decoder, or an encoder and a decoder, as its config says), in `model.dtype` (auto is as stored).
+    """The language model on a device, in `model.dtype` (auto is as stored): a decoder, or an encoder and a decoder.
 
     `attention` names an attention implementation; None leaves the choice to transformers. Raises ModelError.
     """
@@ -90,9 +90,7 @@ def load_model(model: Model, device: str, attention: str | None = None) -> "PreT
             float_type = torch.float32 if dtype == "auto" else dtype
             made = kind.from_config(config, dtype=float_type, attn_implementation=attention)
             return made.to(device)
-        loaded: Any = kind.from_pretrained(
-            place, revision=model.revision, dtype=dtype, attn_implementation=attention
-        )
+        loaded: Any = kind.from_pretrained(place, revision=model.revision, dtype=dtype, attn_implementation=attention)
         return loaded.to(device)
 
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of encoder-decoder models: likelihood of the answer, given the prompt as the encoder reads it."""
+"""Supervised fine-tuning of encoder-decoder models: weighted likelihood of the answers to what the encoder reads."""
 
 from typing import Annotated, ClassVar
 

@@ -42,8 +42,10 @@ def test_a_row_is_a_prompt_and_an_answer_behind_the_start_token(tmp_path):
     tokenizer = tiny_seq2seq_tokenizer()
     (one,) = render(tmp_path, ROW)
     source, answer = one.branches
-    assert source.ids.tolist() == tokenizer(ROW["instruction"])["input_ids"] == sides.source_ids(
-        tokenizer, [{"role": "user", "content": ROW["instruction"]}]
+    assert (
+        source.ids.tolist()
+        == tokenizer(ROW["instruction"])["input_ids"]
+        == sides.source_ids(tokenizer, [{"role": "user", "content": ROW["instruction"]}])
     )
     assert not source.weight.any()
     assert answer.ids.tolist() == [START, *tokenizer(ROW["output"])["input_ids"]]
