@@ -11,7 +11,7 @@ from tunesmith import Recipe, resume, train
 from tunesmith.cli import main as cli
 from tunesmith.engine import checkpoint
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.generate.engine import Generator
+from tunesmith.generate.engine import Generator, continue_ids, logits_of
 from unit.test_resume import cut_back
 
 ROWS = [
@@ -95,7 +95,10 @@ def test_an_adapter_is_plain_peft_and_answers_as_transformers_does(lora, place):
     given = torch.tensor([generator.tokenizer("What is 4 and 3?")["input_ids"]])
     theirs = plain.generate(input_ids=given, max_new_tokens=12, do_sample=False)[0, 1:].tolist()
     assert ours == [token for token in theirs if token != generator.tokenizer.eos_token_id]
-    assert ours == Generator.open(str(lora), "cpu", "float32").complete_ids(question, max_new_tokens=12)
+    prompt = generator.prompt(question, 12).ids
+    assert list(prompt) == given[0].tolist()
+    drawn = list(continue_ids(generator.model, prompt, 12))
+    assert logits_of(generator.model, prompt, drawn).argmax(-1).tolist() == drawn
 
 
 @pytest.mark.parametrize("kind", ["merged", "adapter"])
@@ -124,6 +127,20 @@ def test_micro_batches_change_nothing(place):
         assert a == pytest.approx(b, abs=1e-5)
     for name, tensor in tensors(one).items():
         torch.testing.assert_close(tensor, tensors(other)[name], rtol=1e-4, atol=2e-5)
+
+
+def test_the_size_of_rows_changes_nothing(place):
+    """One step over all samples: in a single padded row, or in many that are padded less."""
+    words = ["model.dtype=float32", "eval={}", "adapter.lora_dropout=0", "data.eval=0", "train.max_steps=null"]
+    words += ["train.num_train_epochs=1", "train.gradient_accumulation_steps=1000", "train.warmup_steps=0"]
+    few, many = run(place, "few", *words, "train.row_tokens=4000"), run(place, "many", *words)
+    rows = [json.loads((one / "ledger.json").read_text())["train"]["packed_rows"] for one in (few, many)]
+    assert rows[0] == 1 < rows[1]
+    one, other = (metrics(folder, "loss", "grad_norm", "learning_rate") for folder in (few, many))
+    assert len(one) == 1 and one[0]["learning_rate"] > 0
+    assert one[0] == pytest.approx(other[0], rel=1e-5)
+    for name, tensor in tensors(few).items():
+        torch.testing.assert_close(tensor, tensors(many)[name], rtol=1e-4, atol=2e-5)
 
 
 def test_full_training_and_checkpointed_activations(place):
@@ -174,6 +191,24 @@ def test_a_model_that_does_not_say_what_starts_an_answer(tmp_path, place):
     found = train(Recipe.load(str(place / "recipe.yaml"), [*words, "objective.decoder_start_token_id=5"]))
     ends = json.loads((found.folder / "final" / "generation_config.json").read_text())
     assert ends["decoder_start_token_id"] == 5
+
+
+def test_a_prompt_beyond_learned_positions_is_refused_and_one_beyond_none_is_not(place, arch, tmp_path):
+    rows = [*ROWS, {"instruction": "Hello " * 90, "output": "I am fine"}]  # 360 tokens, and BART has 256 places
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = [f"data.train={tmp_path}/rows.jsonl", "data.max_tokens=512", "train.row_tokens=1024", "data.eval=0"]
+    words += ["train.max_steps=1", "eval={}", f"train.output_dir={tmp_path}/run"]
+    recipe = Recipe.load(str(place / "recipe.yaml"), words)
+    if arch == "t5":
+        train(recipe)
+        return
+    with pytest.raises(RecipeError, match="has 361 tokens, and the model was made for 256 .*data.max_tokens=256"):
+        train(recipe)
+
+
+def test_what_counts_or_chooses_by_decoders_is_refused(place):
+    for command, words in (("bench", ["--steps", "1"]), ("train", ["train.row_tokens=auto"])):
+        assert cli.main([command, str(place / "recipe.yaml"), *words]) != 0
 
 
 def test_preview_shows_both_sides(place, capsys):

@@ -190,6 +190,14 @@ def test_rows_hold_pairs_of_sequences_and_the_account_says_their_padding(tmp_pat
     assert found.end_tokens == (tiny_seq2seq_tokenizer().eos_token_id,)
 
 
+def test_a_source_and_an_answer_that_begin_alike_share_nothing(tmp_path):
+    row = {"instruction": "Two and three", "output": "and three is five"}
+    start = tiny_seq2seq_tokenizer()("Two")["input_ids"][0]
+    (one,) = render(tmp_path, row, objective={"decoder_start_token_id": start})
+    assert (one.branches[0].ids[:3] == one.branches[1].ids[:3]).all()
+    assert [tokens.shared for tokens in one.branches] == [0, 0]
+
+
 def test_samples_of_like_length_stand_together():
     sizes = np.random.default_rng(0).integers(4, 200, (400, 2))
     order = np.random.default_rng(1).permutation(400)
