@@ -37,7 +37,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     import transformers
 
     from tunesmith import record
-    from tunesmith.engine import frozen, kernels
+    from tunesmith.engine import encoder_decoder, frozen, kernels
     from tunesmith.engine.activations import checkpoint_activations
     from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer
 
@@ -50,6 +50,8 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
         if given is None:
             keep_heads_exact(model)
     fingerprint = record.model_fingerprint(model) if given is None else None
+    if type(recipe.objective).encodes:
+        encoder_decoder.begin_answers(model, recipe.objective)
     model = recipe.adapter.apply(model)
     recipe.optimizer.build(model)  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
@@ -62,7 +64,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     if recipe.model.frozen_dtype is not None:
         notes.append(frozen.hold(model, recipe.model.frozen_dtype, ops))
     with precision(recipe, device):
-        chosen = kernels.choose(model, ops)
+        chosen = (encoder_decoder if type(recipe.objective).encodes else kernels).choose(model, ops)
     return Adapted(model, chosen, fingerprint, (*notes, *chosen.notes))
 
 

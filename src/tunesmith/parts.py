@@ -95,13 +95,17 @@ def _adapted(job: Job, until_the_end: contextlib.ExitStack) -> Adapted:
 
 
 def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted | None]:
-    """The job with the number of `train.row_tokens: auto`, which a run that goes on finds in its record.
+    """The job with what the model decides: what starts an answer of a decoder, and `train.row_tokens: auto`.
 
-    Rows are packed to fit beside the model, so where they are, it comes first.
+    A run that goes on finds them in its record. Rows are packed to fit beside the model, so where they are, it comes
+    first.
     """
-    from tunesmith.engine import memory, ranks
+    from tunesmith.engine import encoder_decoder, memory, ranks
 
     recipe, derived = job.resolved.recipe, job.resolved.derived
+    found = encoder_decoder.derived(recipe, job.given.model)
+    recipe, derived = with_values(recipe, found), derived | found
+    job = replace(job, resolved=Resolved(recipe, derived))
     if recipe.train.row_tokens != "auto":
         return job, None
     adapted = _adapted(job, until_the_end)
@@ -113,6 +117,7 @@ def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted 
 
 def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: contextlib.ExitStack) -> Loaded:
     """The rows and the adapted model, each said; rows that are streamed, from a checkpoint on."""
+    from tunesmith.data import sides
     from tunesmith.data.load import context_problem, load_rows
     from tunesmith.engine import checkpoint, ranks, values
     from tunesmith.engine.arguments import look_for_trackers
@@ -123,7 +128,8 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     for option, value in job.resolved.derived.items():
         say(f"derived: {option} = {value}")
     look_for_trackers(recipe.train.report_to)
-    tokenizer = recipe.data.template.prepare(job.given.tokenizer or load_tokenizer(recipe.model))
+    tokenizer = job.given.tokenizer or load_tokenizer(recipe.model)
+    tokenizer = sides.prepared(recipe.data.template, recipe.objective, tokenizer)
     point = checkpoint.read_state(start)["counters"]["stream"] if start and recipe.data.streaming else None
     with ranks.first():
         rows = load_rows(recipe, tokenizer, job.given.rows, point, ranks.number())
@@ -142,7 +148,7 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     total = sum(p.numel() for p in model.parameters())
     problem = context_problem(rows.ledger, base_of(model).config)
     filled = values.account(adapted.kernels.scorer, rows.train)
-    if problem and filled:
+    if problem and (filled or type(recipe.objective).encodes):
         raise RecipeError(problem)  # positions of encoders are learned one by one: there are no more
     rows.ledger["train"] |= filled
     reference, said = reference_of(recipe, job.device.type, adapted, tokenizer)

@@ -111,6 +111,7 @@ class Objective(Component):
     documents: ClassVar[bool] = False  # trains on every token, and may split a long sample over rows
     likelihood: ClassVar[bool] = False  # `loss` is -sum(weight * logps): its gradient is known before the scores are
     needs: ClassVar[tuple[str, ...]] = ()  # what `loss` reads besides logps: "entropy", "values"; "reference", "label"
+    encodes: ClassVar[bool] = False  # a sample is two sequences: the prompt, for an encoder, and a decoder's answer
     mismatched: ClassVar[bool] = False  # each sample's second sequence is its prompt with the answer of another sample
 
     @abstractmethod

@@ -47,10 +47,17 @@ class LoRA(Adapter):
             target_modules=self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules),
             exclude_modules=rf"(.*\.)?({'|'.join(whole)})(\..*)?" if whole else None,
             modules_to_save=[*self.modules_to_save, *(name for name in whole if name not in PEFTS_HEADS)] or None,
-            task_type="SEQ_CLS" if whole else "CAUSAL_LM",
+            task_type=_task(model, bool(whole)),
         )
         try:
             with peft_warnings():
                 return get_peft_model(model, config)
         except ValueError as error:
             raise RecipeError(f"adapter.target_modules: {str(error).splitlines()[0]}") from error
+
+
+def _task(model: Any, values: bool) -> str:
+    """What peft calls the task of a model."""
+    if values:
+        return "SEQ_CLS"
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"

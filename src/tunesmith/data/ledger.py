@@ -19,6 +19,7 @@ NEAR_DUPLICATE = "near duplicate of an earlier sample"
 LEAKED = "equals a held-out sample"
 NEARLY_LEAKED = "nearly equals a held-out sample"
 SPECIAL = "has a special token in its own text"
+EARLIER = "has earlier answers, which are read and not learned"
 CUT = "cut off by data.overlong=truncate"
 
 FOUND = {  # what is looked for in the samples: how it is said, and the option that changes it
@@ -29,6 +30,10 @@ FOUND = {  # what is looked for in the samples: how it is said, and the option t
     SPECIAL: (
         "have in their own text what is read as a special token, an end of a turn for one",
         "`replace` of a source changes it",
+    ),
+    EARLIER: (
+        "have earlier answers, which are read and not learned",
+        "data.template=per_turn, with a chat template, makes a sample of each",
     ),
 }
 
@@ -101,6 +106,8 @@ class Ledger:
         for part in kept:
             if part.special_said:
                 note(self.found, SPECIAL, part.where)
+            if part.earlier_read:
+                note(self.found, EARLIER, part.where)
             self.repeated_tokens += part.repeated_tokens
             self.joined_answers += part.joined_answers
             self.tied_answers += part.tied_answers

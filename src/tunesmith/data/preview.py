@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunesmith.data import lengths, registry
+from tunesmith.data import lengths, registry, sides
 from tunesmith.data.ledger import DUPLICATE, Ledger, note, source_names
 from tunesmith.data.prompt import notes
 from tunesmith.data.refuse import unlearnable
@@ -102,7 +102,7 @@ class Preview:
         self._begun.append(one)
         self.notes += registry.notes((one,))
         self.notes += format_notes(source_names(self._begun)[-1], one, format_)
-        self.branches = format_.branches()
+        self.branches = sides.NAMES if type(self.recipe.objective).encodes else format_.branches()
         if (problem := unlearnable(format_, self.recipe.objective)) is not None:
             self.notes.append(f"{one.path}: {problem}")
 

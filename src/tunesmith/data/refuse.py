@@ -97,7 +97,9 @@ def unlearnable(format_: Format, objective: Objective) -> str | None:
         return f"the objective {kind} learns {learned}, which the format {name} does not say: say format: {takes}"
     held = "labels for good and bad" if rows == wanted else f"{' and '.join(rows)} conversations"
     learning = [
-        other for other, found in all_of(Objective).items() if issubclass(found, Objective) and fits(format_, found)
+        other
+        for other, found in all_of(Objective).items()
+        if issubclass(found, Objective) and fits(format_, found) and found.encodes == type(objective).encodes
     ]
     only = f"format: {{type: {name}, only: {'good' if rows == wanted else rows[0]}}}, to learn from those alone"
     if type(objective).labels:

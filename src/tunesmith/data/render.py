@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.component import name_of
-from tunesmith.data import loss, overlong, parity, refuse, registry, shared, source
+from tunesmith.data import loss, overlong, parity, refuse, registry, shared, sides, source
 from tunesmith.data.loss import Learned
 from tunesmith.data.mismatched import answer_begins
 from tunesmith.data.place import weigh
@@ -52,6 +52,7 @@ class Rendered:
     joined_answers: int = 0  # whose first characters are part of their header's last token, which is not learned
     special_said: bool = False  # whether the row's own text has a special token, which is read as one
     tied_answers: int = 0  # of the row, that are left out, since another one is as good
+    earlier_read: bool = False  # whether it has earlier answers, which are read and not learned
 
 
 Part = tuple[Sample, tuple[Learned, ...]]  # one conversation of a row, or several to compare; no text of a document
@@ -75,6 +76,8 @@ class Renderer:
                 f"the tokenizer of {self.tokenizer.name_or_path} does not say where its tokens stand in a "
                 "text, and what is trained is found by that: use a fast one (with a tokenizer.json)"
             )
+        if type(self.objective).encodes:
+            sides.refuse(self.data, self.objective, self.tokenizer)
         if type(self.objective).documents and self.data.loss != Loss():
             raise RecipeError(f"data.loss: the objective {name_of(self.objective)} learns every token: leave it out")
         if self.data.loss.train_on_prompt and self.data.template.divides():
@@ -112,15 +115,18 @@ class Renderer:
                     own += self._judge(where, sample, tuple(islice(documents, 1)))
                     continue
                 branches, joined = zip(*islice(encoded, len(texts)), strict=True)
-                if number in looked_at:
+                if number in looked_at and not self._encodes:
                     parity.check(self.tokenizer, where, sample, texts, branches)
                 own += self._judge(where, sample, branches, sum(joined))
             if any(map(self._says_special, (sample for sample, _ in one))):
                 own = [replace(some, special_said=True) for some in own]
             if one[0][0].ties:
                 own = [replace(some, tied_answers=one[0][0].ties) for some in own]
+            if self._encodes and any(sides.learns_earlier(sample) for sample, _ in one):
+                own = [replace(some, earlier_read=True) for some in own]
             found += self._in_samples(own) if len(one) == 1 else self._as_parts(own)
-        assert all(tokens.trained for one in found for tokens in one.branches), "a kept sample asks something"
+        asking = (one.branches[self._encodes :] for one in found)  # what an encoder reads asks nothing
+        assert all(tokens.trained for branches in asking for tokens in branches), "a kept sample asks something"
         return found
 
     def _read(self, where: str, row: Mapping[str, Any], format_: Format, must: bool) -> list[Part] | Rendered:
@@ -140,6 +146,8 @@ class Renderer:
 
     def _parts(self, sample: Sample) -> list[Part]:
         """What a sample is trained as: itself, or the conversations that the template divides it into."""
+        if self._encodes:
+            return sides.parts(self.data.template, sample, self.tokenizer)
         if sample.is_document:
             return [(sample, ())]
         if self._reads_all:  # all of it is learned, so nothing is asked of single turns
@@ -169,6 +177,10 @@ class Renderer:
     @cached_property
     def _chooses(self) -> bool:
         return self.data.loss != Loss()
+
+    @cached_property
+    def _encodes(self) -> bool:
+        return type(self.objective).encodes
 
     def _documents(self, samples: Sequence[Sample]) -> list[Tokens]:
         """Documents with the tokens that the tokenizer puts around a text, each ended by EOS."""
@@ -202,6 +214,8 @@ class Renderer:
 
     def _encode(self, written: Sequence[Learned]) -> list[tuple[Tokens, int]]:
         """Tokenise each text once, and place what is learned on the tokens. The number is of `joined_answers`."""
+        if self._encodes:
+            return sides.encode(written, self.tokenizer, self.objective)
         if not written:
             return []
         encoded = self.tokenizer(
@@ -221,7 +235,13 @@ class Renderer:
         """Keep, shorten, split or drop a sample."""
         if self._reads_all and not sample.is_document:
             branches = tuple(map(_all_learned, branches))
-        reason = self._reason(sample, branches)
+        reason = (
+            sides.reason(sample, branches, self.data.max_tokens) if self._encodes else self._reason(sample, branches)
+        )
+        if reason == sides.LONG_SOURCE and self.data.overlong == "truncate":
+            cut = sides.shortened(sample, branches, self.data.max_tokens, self.tokenizer)
+            lost = len(branches[0]) - len(cut[0])
+            return [Rendered(where, cut, sample.label, truncated=True, lost_tokens=lost)]
         if reason is None:
             return [Rendered(where, branches, sample.label, joined_answers=joined)]
         if reason == OVERLONG and self.data.overlong != "drop" and len(branches) == 1:
@@ -236,7 +256,7 @@ class Renderer:
 
     def _in_samples(self, found: list[Rendered]) -> list[Rendered]:
         """Samples of several branches with what those have in common."""
-        if not self.data.shared_prefix:
+        if not self.data.shared_prefix or self._encodes:
             return found
         return [replace(one, branches=shared.branches(one.branches)) if len(one.branches) > 1 else one for one in found]
 
@@ -248,7 +268,8 @@ class Renderer:
             repeated = shared.common(before, one.branches[0].ids) if one.branches else 0
             numbered.append(replace(one, part=number, divided=True, repeated_tokens=repeated))
             before = one.branches[0].ids if one.branches else before
-        return shared.together(numbered, self.data.max_tokens) if self.data.shared_prefix else numbered
+        shares = self.data.shared_prefix and not self._encodes
+        return shared.together(numbered, self.data.max_tokens) if shares else numbered
 
     def _reason(self, sample: Sample, branches: tuple[Tokens, ...]) -> str | None:
         """Why a sample cannot be trained on as it is, if so."""
@@ -374,7 +395,8 @@ def rendered(
     """
     recipe = registry.applied(recipe)
     template: Template = recipe.data.template
-    renderer = Renderer(recipe.data, recipe.objective, template.prepare(tokenizer), to_look=opened is not None)
+    ready = sides.prepared(template, recipe.objective, tokenizer)
+    renderer = Renderer(recipe.data, recipe.objective, ready, to_look=opened is not None)
     for one in recipe.data.train:
         tolerance = refuse.Tolerance()
         for number, (rows, format_) in enumerate(chunks(one, source.read(one))):

@@ -123,6 +123,10 @@ class Store:
         shared = np.concatenate([[0], np.cumsum(self.shared)])
         return np.diff((self.token_offsets - shared)[self.branch_offsets])
 
+    def sides(self) -> np.ndarray:
+        """The tokens of the two sequences of each sample, where each has two and they share nothing: [M, 2]."""
+        return np.diff(self.token_offsets).reshape(-1, 2)
+
     def tokens(self) -> np.ndarray:
         """The tokens of each sample, all branches together and also what they share: [M]."""
         return np.diff(self.token_offsets[self.branch_offsets])

@@ -70,6 +70,15 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def load_config(model: Model) -> Any:
+    """The config of a model. Raises ModelError."""
+    from transformers import AutoConfig
+
+    place = resolve_path(model.path)
+    with _explained(place):
+        return AutoConfig.from_pretrained(place, revision=model.revision)
+
+
 def load_model(
     model: Model, device: str, attention: str | None = None, head: Head | None = None, pad: int | None = None
 ) -> "PreTrainedModel":
@@ -79,15 +88,16 @@ def load_model(
     lacks is new, by the random numbers of now; `pad` is the token that fills a batch for it. Raises ModelError.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-    place = resolve_path(model.path)
+    place, config = resolve_path(model.path), load_config(model)
+    words: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
-    kind: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
+    kind: Any = words if head is None else AutoModelForSequenceClassification
     options: dict[str, Any] = {"attn_implementation": attention}
     with _explained(place), without_progress_bar(), contextlib.nullcontext() if head is None else _without_report():
         if head is not None or model.from_scratch:
-            options["config"] = AutoConfig.from_pretrained(place, revision=model.revision)
+            options["config"] = config
         if head is not None:
             _put(head, pad, options["config"])
         if model.from_scratch:

@@ -45,7 +45,7 @@ class Teacher:
         if self.scorer is None:
             assert batch.teacher_words is not None and batch.teacher_logps is not None, "the rows have them"
             return TopWords(batch.teacher_words, batch.teacher_logps)
-        pairs, bias = self.scorer.entering(self.model, batch, asked_of(batch))
+        pairs, bias = self.scorer.entering(self.scorer.run(self.model, batch, asked_of(batch)))
         with torch.autocast(batch.weight.device.type, enabled=False):
             every = AllWords.of(pairs, bias, self.scorer.means, self.words, self.how.temperature)
             return every if self.how.top_k is None else every.top(self.how.top_k)
