@@ -7,7 +7,6 @@ up to rounding.
 Letters: T tokens, D features, S keys, V words of a block of the vocabulary.
 """
 
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
