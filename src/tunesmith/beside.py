@@ -35,6 +35,7 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
     from tunesmith import record
     from tunesmith.engine import frozen, kernels
     from tunesmith.engine.model import is_adapted, load_model, load_tokenizer
+    from tunesmith.engine.scores import Scorer
     from tunesmith.generate.load import is_adapter, load, locate
 
     dtype = recipe.model.dtype
@@ -57,6 +58,7 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
         notes.append(frozen.hold(model, said.frozen_dtype, ops))
     with precision(recipe, device):
         chosen = kernels.choose(model, ops)
+    assert isinstance(chosen.scorer, Scorer), "it says words"
     return Frozen(model, chosen.scorer, identity, [f"{section}: {line}" for line in (*notes, *chosen.notes)])
 
 

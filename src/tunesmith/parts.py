@@ -4,9 +4,10 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.adapted import Adapted, adapt, precision
+from tunesmith.adapted import Adapted, adapt, head_of, precision
 from tunesmith.defaults import Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tunesmith.engine.reference import Reference
     from tunesmith.engine.scores import Scorer
     from tunesmith.engine.trainer import Metric, Trainer
+    from tunesmith.engine.values import ValueScorer
 
 
 @dataclass(frozen=True)
@@ -58,57 +60,83 @@ class Loaded:
     tokenizer: "PreTrainedTokenizerBase"  # as the template prepared it
     rows: "Rows"
     kernels: "Kernels"
-    scorer: "Scorer"  # the kernels', beside a teacher where the objective has one
+    scorer: "Scorer | ValueScorer"  # the kernels', beside a teacher where the objective has one
     fingerprint: str | None  # of the weights that training starts from
     reference: "Reference | None" = None  # of an objective that has one, made in every step
+    reference_seconds: float = 0.0  # that making log-probabilities of frozen models once took
 
     @property
     def teacher(self) -> str | None:
         """What tells the teacher's weights from others, where the objective has one."""
-        return None if self.scorer.teacher is None else self.scorer.teacher.identity
+        teacher = self.scorer.teacher
+        return None if teacher is None else teacher.identity
 
 
 def speaker() -> Callable[[str], None]:
-    """What says lines to people: on stderr, so that stdout is left to what a program reads."""
+    """What says lines to people: on stderr, so that stdout is left to what a program reads.
+
+    Of several processes that train together, one does.
+    """
     from rich.console import Console
 
+    from tunesmith.engine import ranks
+
+    if ranks.own() > 0:
+        return lambda line: None
     console = Console(stderr=True, highlight=False)
     return lambda line: console.print(line, markup=False, soft_wrap=True)
 
 
-def fitted(job: Job) -> tuple[Job, Adapted | None]:
-    """The job with the number of `train.row_tokens: auto`, which a run that goes on finds in its record.
+def _adapted(job: Job, until_the_end: contextlib.ExitStack) -> Adapted:
+    """The adapted model, whose layers and attention are its own again at the end, whatever ends it."""
+    adapted = adapt(job.resolved.recipe, job.device.type, job.given.model)
+    until_the_end.callback(adapted.kernels.restore, adapted.model)
+    return adapted
 
-    Rows are packed to fit beside the model, so where they are, it comes first.
+
+def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted | None]:
+    """The job with what the model decides: what starts an answer of a decoder, and `train.row_tokens: auto`.
+
+    A run that goes on finds them in its record. Rows are packed to fit beside the model, so where they are, it comes
+    first.
     """
-    from tunesmith.engine import memory
+    from tunesmith.engine import encoder_decoder, memory, ranks
 
     recipe, derived = job.resolved.recipe, job.resolved.derived
+    found = encoder_decoder.derived(recipe, job.given.model)
+    recipe, derived = with_values(recipe, found), derived | found
+    job = replace(job, resolved=Resolved(recipe, derived))
     if recipe.train.row_tokens != "auto":
         return job, None
-    adapted = adapt(recipe, job.device.type, job.given.model)
+    adapted = _adapted(job, until_the_end)
     with precision(recipe, job.device.type):
-        chosen = {"train.row_tokens": memory.choose_row(adapted.model, adapted.kernels.scorer, recipe)}
+        fitting = memory.choose_row(adapted.model, adapted.kernels.scorer, recipe)
+    chosen = {"train.row_tokens": min(ranks.everyones(fitting))}
     return replace(job, resolved=Resolved(with_values(recipe, chosen), derived | chosen)), adapted
 
 
 def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: contextlib.ExitStack) -> Loaded:
     """The rows and the adapted model, each said; rows that are streamed, from a checkpoint on."""
+    from tunesmith.data import sides
     from tunesmith.data.load import context_problem, load_rows
-    from tunesmith.engine import checkpoint
+    from tunesmith.engine import checkpoint, ranks, values
     from tunesmith.engine.arguments import look_for_trackers
     from tunesmith.engine.model import base_of, load_tokenizer
 
     recipe, say = job.resolved.recipe, job.say
+    head_of(recipe)  # what it refuses is refused before rows are read
     for option, value in job.resolved.derived.items():
         say(f"derived: {option} = {value}")
     look_for_trackers(recipe.train.report_to)
-    tokenizer = recipe.data.template.prepare(job.given.tokenizer or load_tokenizer(recipe.model))
+    tokenizer = job.given.tokenizer or load_tokenizer(recipe.model)
+    tokenizer = sides.prepared(recipe.data.template, recipe.objective, tokenizer)
     point = checkpoint.read_state(start)["counters"]["stream"] if start and recipe.data.streaming else None
-    rows = until_the_end.enter_context(contextlib.closing(load_rows(recipe, tokenizer, job.given.rows, point)))
+    with ranks.first():
+        rows = load_rows(recipe, tokenizer, job.given.rows, point, ranks.number())
+    until_the_end.enter_context(contextlib.closing(rows))
     for line in rows.lines:
         say(line)
-    adapted = adapted or adapt(recipe, job.device.type, job.given.model)
+    adapted = adapted or _adapted(job, until_the_end)
     model = adapted.model
     if not adapted.kernels.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
         name = type(base_of(model)).__name__
@@ -119,19 +147,26 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     problem = context_problem(rows.ledger, base_of(model).config)
+    filled = values.account(adapted.kernels.scorer, rows.train)
+    if problem and (filled or type(recipe.objective).encodes):
+        raise RecipeError(problem)  # positions of encoders are learned one by one: there are no more
+    rows.ledger["train"] |= filled
     reference, said = reference_of(recipe, job.device.type, adapted, tokenizer)
     for line in (
         *adapted.notes,
         *said,
+        *(f"filled up: {share:.1%} of the places in batches are tokens" for share in filled.values()),
         *([problem] if problem else []),
         f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})",
         f"device: {job.device.type} ({job.device.name})",
     ):
         say(line)
+    started = monotonic()
     if reference is not None and is_once(recipe):
         rows, reference = with_logps(recipe, reference, model, rows, job.device.type, say), None
     rows, scorer = with_teacher(recipe, adapted, rows, tokenizer, job.device.type, say)
-    return Loaded(model, tokenizer, rows, adapted.kernels, scorer, adapted.fingerprint, reference)
+    seconds = monotonic() - started
+    return Loaded(model, tokenizer, rows, adapted.kernels, scorer, adapted.fingerprint, reference, seconds)
 
 
 def make_trainer(
@@ -146,6 +181,7 @@ def make_trainer(
     Raises:
         RecipeError: transformers refuses a value.
     """
+    from tunesmith.engine import ranks
     from tunesmith.engine.arguments import arguments
     from tunesmith.engine.callbacks import AnswerQuestions, KeepBest, LastLine
     from tunesmith.engine.trainer import Trainer
@@ -164,7 +200,9 @@ def make_trainer(
     if recipe.eval.load_best_model_at_end or recipe.eval.early_stopping_patience:
         callbacks.append(KeepBest(recipe.eval.early_stopping_patience, job.say))
     per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
-    max_steps = -(-len(rows.train) // per_step)
+    if ranks.number() > 1:
+        rows = rows.shared_by(ranks.number(), recipe)
+    max_steps = -(-len(rows.train) // (per_step * ranks.number()))
     args = arguments(recipe, folder, max_steps, rows.held_out is not None)
     try:
         return (kind or Trainer)(

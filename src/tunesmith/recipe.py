@@ -217,6 +217,13 @@ class Recipe(Section):
         kind = type(self.objective)
         if self.reference != Reference() and "reference" not in kind.needs:
             raise ValueError(f"the objective {kind.__name__.lower()} has no reference: leave `reference` out")
+        if "values" in kind.needs and self.eval.prompts:
+            raise ValueError(
+                f"eval.prompts are answered in words, and the objective {kind.__name__.lower()} trains a head that has "
+                "none: leave them out"
+            )
+        if "values" in kind.needs and self.objective.compares_samples():
+            raise ValueError(f"the objective {kind.__name__.lower()} compares samples by values, which cannot be yet")
         if self.data.streaming and (kind.mismatched or self.reference.compute == "once"):
             what = "draws answers over the whole set" if kind.mismatched else "with reference.compute=once looks ahead"
             raise ValueError(f"the objective {kind.__name__.lower()} {what}, and data.streaming never holds it")

@@ -12,6 +12,7 @@ from typing import Any
 
 from tunesmith import __version__, atomic
 from tunesmith.defaults import Device, Resolved
+from tunesmith.engine import ranks
 from tunesmith.errors import RunError
 
 FILE = "record.json"
@@ -31,6 +32,7 @@ def begin(
         "data": data,
         "model": model,
         "given": given,
+        "num_processes": ranks.number(),
         "device": {"type": device.type, "name": device.name},
         "versions": versions(),
         "git": git_state(),

@@ -56,9 +56,11 @@ def train(
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     look_for_files(recipe, with_train=rows is None)
     refuse_full(recipe.train.output_dir)
+    from tunesmith.engine import ranks
     from tunesmith.engine.device import choose
 
     device = choose(recipe.train.device)
+    ranks.meet(device.type)
     given = Given(model, tokenizer, rows, callbacks, metrics)
     return _run(Job(recipe, resolve(recipe, device), device, given, None, speaker()))
 
@@ -81,6 +83,7 @@ def resume(
     """
     use_large_pages()
     from tunesmith import ending, record
+    from tunesmith.engine import ranks
     from tunesmith.engine.device import choose
 
     folder, say = Path(folder).absolute(), speaker()
@@ -100,6 +103,7 @@ def resume(
         look_for_files(recipe, with_train=given.rows is None)
         resolved = Resolved(with_values(recipe, past["derived"]), past["derived"])
         device = choose(resolved.recipe.train.device)
+        ranks.meet(device.type)
         return _run(Job(recipe, resolved, device, given, folder, say))
 
 
@@ -116,22 +120,22 @@ def _working_folder(place: str, say: Callable[[str], None]) -> Any:
 
 def _run(job: Job) -> Run:
     """A run from its beginning, or from its newest checkpoint, to its end."""
-    from tunesmith.engine import checkpoint
+    from tunesmith.engine import checkpoint, ranks
 
     start, problems = checkpoint.newest(job.folder) if job.folder else (None, [])
     for problem in problems:
         job.say(f"passed over: {problem}")
-    job, adapted = fitted(job)
     with contextlib.ExitStack() as until_the_end:
+        job, adapted = fitted(job, until_the_end)
         loaded = load(job, start, adapted, until_the_end)
-        folder = _go_on(job, loaded, start) if job.folder else _begin(job, loaded)
+        folder = ranks.once(lambda: _go_on(job, loaded, start) if job.folder else _begin(job, loaded))
         return _train(job, start, loaded, folder)
 
 
 def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
     """What happens in the run folder."""
     from tunesmith import ending
-    from tunesmith.engine import memory
+    from tunesmith.engine import memory, ranks
     from tunesmith.engine.callbacks import StopOnSignal
     from tunesmith.engine.progress import Progress
 
@@ -139,7 +143,7 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
     try:
         trainer = make_trainer(job, folder, loaded, [progress, stop])
     except Exception:
-        if job.folder is None:  # nothing has happened in it
+        if job.folder is None and ranks.own() == 0:  # nothing has happened in it
             shutil.rmtree(folder)
         raise
     go_on = f"tunesmith train {shlex.quote(str(folder))}"
@@ -156,15 +160,16 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
             step = trainer.state.global_step
             if stop.received is not None:
                 job.say(f"stopped at step {step}. Go on with: {go_on}")
-                return Run(folder, ending.interrupted(folder, step, stop.received), 128 + stop.received)
+                number = stop.received
+                return Run(folder, ranks.once(lambda: ending.interrupted(folder, step, number)), 128 + number)
             trainer.log_the_rest()
-            _save_final(trainer, loaded, folder)
+            ranks.once(lambda: _save_final(trainer, loaded, folder))
         except KeyboardInterrupt:
             job.say(f"stopped at once. Go on with: {go_on}")
             raise
         finally:
             loaded.kernels.restore(trainer.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False))
-        return Run(folder, ending.finish(folder, job.say))
+        return Run(folder, ranks.once(lambda: ending.finish(folder, job.say)))
 
 
 def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
@@ -204,7 +209,7 @@ def _begin(job: Job, loaded: Loaded) -> Path:
 def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
     """Take up an old run where its checkpoint left it, and drop what came later."""
     from tunesmith import record
-    from tunesmith.engine import checkpoint
+    from tunesmith.engine import checkpoint, ranks
     from tunesmith.engine.metrics import MetricsFile
 
     assert job.folder is not None
@@ -219,6 +224,12 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
                 f"the {what} of {job.folder} is not what it was when the run began, so it cannot go on exactly. "
                 "Bring it back, or start a new run"
             )
+    began = past.get("num_processes", 1)  # before it was recorded, every run had one
+    if began != ranks.number():
+        raise RunError(
+            f"{job.folder} was begun by {began} processes, which share the rows of its steps, and this is "
+            f"{ranks.number()}: start as many"
+        )
     step = int(start.name.removeprefix("step-")) if start else -1
     checkpoint.forget_after(job.folder, step)
     with atomic.room(job.folder, RunError, "Make room, and say this again"):
@@ -233,6 +244,7 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
 def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:
     """Write `final/`: plain weights, tokenizer, template, and the tokens that end an answer."""
     from tunesmith.engine import checkpoint
+    from tunesmith.engine.model import has_words
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     best = trainer.state.best_global_step
@@ -245,4 +257,5 @@ def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:
     with checkpoint.atomic_folder(folder / FINAL) as final:
         checkpoint.save_weights(model, final)
         loaded.tokenizer.save_pretrained(final)
-        checkpoint.save_ends(model, final, {loaded.tokenizer.eos_token_id, *loaded.rows.end_tokens})
+        if has_words(model):
+            checkpoint.save_ends(model, final, {loaded.tokenizer.eos_token_id, *loaded.rows.end_tokens})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tunesmith.data.load import Rows
     from tunesmith.engine.scores import Scorer
+    from tunesmith.engine.values import ValueScorer
     from tunesmith.types import Divergence
 
 
@@ -24,7 +25,7 @@ def with_teacher(
     tokenizer: "PreTrainedTokenizerBase",
     device: str,
     say: Callable[[str], None],
-) -> "tuple[Rows, Scorer]":
+) -> "tuple[Rows, Scorer | ValueScorer]":
     """The rows and the scorer of a resolved recipe, with the teacher that its objective has, if any.
 
     Raises:
@@ -32,18 +33,20 @@ def with_teacher(
         ModelError, RunError: it cannot be loaded.
         DataError: its words cannot be kept.
     """
-    how = recipe.objective.teaching()
+    how, own = recipe.objective.teaching(), adapted.kernels.scorer
     if how is None:
-        return rows, adapted.kernels.scorer
+        return rows, own
     from tunesmith.data.batch import PackedRows
+    from tunesmith.engine.scores import Scorer
     from tunesmith.engine.teacher import Teacher, stored
 
     assert recipe.teacher.model is not None, "the recipe refuses to be without"
+    assert isinstance(own, Scorer), "its head says words"
     said = Model(path=recipe.teacher.model, frozen_dtype=recipe.teacher.frozen_dtype)
     found = load_frozen("teacher", said, recipe, device, tokenizer)
     for line in found.notes:
         say(line)
-    scorers = {"model": adapted.kernels.scorer, "teacher.model": found.scorer}
+    scorers = {"model": own, "teacher.model": found.scorer}
     words = _shared_words(scorers, how)
     teacher = Teacher(found.model, found.scorer, how, words, found.identity)
     if recipe.teaches_once():
@@ -54,7 +57,7 @@ def with_teacher(
             held_out = None if rows.held_out is None else stored(recipe, teacher, rows.held_out, place, say)
         rows = replace(rows, train=train, held_out=held_out)
         teacher = replace(teacher, model=None, scorer=None)
-    return rows, replace(adapted.kernels.scorer, teacher=teacher)
+    return rows, replace(own, teacher=teacher)
 
 
 def _shared_words(scorers: "dict[str, Scorer]", how: "Divergence") -> int:

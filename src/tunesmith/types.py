@@ -13,6 +13,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+Label = float | tuple[float, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -56,11 +58,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One example: one conversation, or alternatives to compare, and an optional label for the whole."""
+    """One example: one conversation, or alternatives to compare, and an optional label for the whole.
+
+    A label of several classes at once is a tuple of 0 and 1, one for each class.
+    """
 
     branches: tuple[tuple[Message, ...], ...]
-    label: float | None = None
+    label: Label | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    ties: int = 0  # answers of the row that are left out, since another one is as good
 
     @property
     def is_document(self) -> bool:
@@ -108,7 +114,7 @@ class Batch:
     target: "torch.Tensor"  # [1, T] int64
     weight: "torch.Tensor"  # [1, T] float32
     seq: "torch.Tensor"  # [1, T] int64: which sequence, 0..S-1
-    label: "torch.Tensor"  # [S] float32, NaN where the dataset has none
+    label: "torch.Tensor"  # [S] float32, NaN where the dataset has none; [S, classes] where several can hold at once
     offsets: "torch.Tensor"  # [S+1] int32: sequence s is tokens offsets[s]..offsets[s+1]
     longest: int  # tokens of the longest sequence, without what it shares
     prefix: "torch.Tensor | None" = None  # [S, 2] int64; None: every sequence stands alone
@@ -118,6 +124,7 @@ class Batch:
     reference: "torch.Tensor | None" = None  # [1, T] float32: log-probabilities of the targets under a frozen model
     teacher_words: "torch.Tensor | None" = None  # [N, K] int64: a teacher's likeliest words at asked positions
     teacher_logps: "torch.Tensor | None" = None  # [N, K+1] float32: of each, and of all other words together
+    blank: bool = False  # goes through the model and counts for nothing: other ranks have a row, and this one has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +162,21 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """A head of a model's own that says some values of each sequence, in place of the one that gives words."""
+
+    names: tuple[str, ...]  # of the values
+    problem_type: str | None = None  # as transformers calls it
+
+
+@dataclass(frozen=True, slots=True)
 class LossSum:
-    """A loss before normalisation: a sum over units, and metrics as (sum, count) pairs. The trainer divides."""
+    """A loss before normalisation: a sum over units, and metrics as (sum, count) pairs. The trainer divides.
+
+    `counts` are tensors that are summed over the whole held-out set, and then made into numbers by
+    `Objective.measures`: for what is no ratio of two sums.
+    """
 
     total: "torch.Tensor"  # []
     metrics: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    counts: "Mapping[str, torch.Tensor]" = field(default_factory=dict)

@@ -1,12 +1,12 @@
 """Packed rows as a dataset, and rows joined to a micro-batch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from tunesmith.data.pack import Plan, offsets_of, plan_documents, plan_epoch
+from tunesmith.data.pack import Plan, offsets_of, padded_places, plan_documents, plan_epoch, plan_padded
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Tokens
@@ -49,14 +49,21 @@ class PackedRows:
     store: WholeSet
     plan: Plan
     fill: float  # tokens over room, in the first epoch
+    blanks: int = 0  # rows at the end that count for nothing
 
     def __len__(self) -> int:
         """The number of rows."""
-        return len(self.plan)
+        return len(self.plan) + self.blanks
 
     def __getitem__(self, index: int) -> PackedRow:
         """The arrays of one row."""
+        if index >= len(self.plan):
+            return lay(self.store, self.plan.row(0)) | {"blank": np.ones(0)}
         return lay(self.store, self.plan.row(index))
+
+    def shared_by(self, ranks: int, batch: int) -> "PackedRows":
+        """The rows that ranks take micro-batches of in turn, with blank ones so that each has as many of them."""
+        return replace(self, blanks=-len(self.plan) % (ranks * batch)) if ranks > 1 else self
 
 
 def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
@@ -101,12 +108,13 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
 
 
 def join(rows: list[PackedRow]) -> dict[str, Any]:
-    """One micro-batch from some packed rows: the fields of `types.Batch`.
+    """One micro-batch from some packed rows: the fields of `types.Batch`. It is blank where all of them are.
 
     What decides shapes (`asked`, `lengths`) is found here, on the CPU: found on a device, each step would wait for it.
     """
     import torch
 
+    rows = [row for row in rows if "blank" not in row] or rows[:1]
     lengths = np.concatenate([row["lengths"] for row in rows])  # [S]
     flat: dict[str, Any] = {name: np.concatenate([row[name] for row in rows])[None] for name in ("input_ids", "target")}
     for name in ("weight", "reference"):
@@ -127,20 +135,22 @@ def join(rows: list[PackedRow]) -> dict[str, Any]:
         flat["prefix"] = prefix
     flat["offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     flat["asked"] = flat["weight"][0].nonzero()[0]
-    host = {"longest": int(lengths.max()), "lengths": lengths.tolist()}
+    host = {"longest": int(lengths.max()), "lengths": lengths.tolist(), "blank": "blank" in rows[0]}
     return {name: torch.from_numpy(values) for name, values in flat.items()} | host
 
 
-def training_rows(recipe: Recipe, store: WholeSet, orders: Iterator[np.ndarray]) -> PackedRows:
+def training_rows(recipe: Recipe, store: WholeSet, orders: Iterator[np.ndarray], ranks: int = 1) -> PackedRows:
     """The rows of the whole run, from the epochs' samples in order (see `mix.epochs`): `max_steps` or the epochs.
+
+    Those of a step are shared by so many `ranks`.
 
     Raises:
         RecipeError: as `pack`.
     """
     train = recipe.train
-    per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * ranks
     wanted = train.max_steps * per_step if train.max_steps is not None else None
-    lengths = store.lengths()
+    lengths = sizes(recipe, store)
     plans: list[Plan] = []
     rows = 0
     while rows < wanted if wanted is not None else len(plans) < train.num_train_epochs:
@@ -150,15 +160,14 @@ def training_rows(recipe: Recipe, store: WholeSet, orders: Iterator[np.ndarray])
     if wanted is None:
         unfinished = len(plans) - train.num_train_epochs  # the share of the last epoch that is not wanted
         wanted = max(1, rows - int(unfinished * len(plans[-1])))
-    assert isinstance(train.row_tokens, int), "resolved before the run"
-    return PackedRows(store, _chained(plans).first(wanted), plans[0].fill(train.row_tokens))
+    return PackedRows(store, _chained(plans).first(wanted), plans[0].tokens / max(1, room(recipe, plans[0], lengths)))
 
 
 def evaluation_rows(recipe: Recipe, store: WholeSet, samples: np.ndarray) -> PackedRows:
     """The rows of the held-out samples, once, in order. Raises RecipeError, as `pack`."""
-    assert isinstance(recipe.train.row_tokens, int), "resolved before the run"
-    plan = pack(recipe, store.lengths(), samples, seed=None)
-    return PackedRows(store, plan, plan.fill(recipe.train.row_tokens))
+    lengths = sizes(recipe, store)
+    plan = pack(recipe, lengths, samples, seed=None)
+    return PackedRows(store, plan, plan.tokens / max(1, room(recipe, plan, lengths)))
 
 
 def hold_out(recipe: Recipe, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,8 +200,21 @@ def hold_out(recipe: Recipe, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def sizes(recipe: Recipe, store: Any) -> np.ndarray:
+    """What rows are planned by: the tokens of each sample [M], or of its two sequences [M, 2] where one is encoded."""
+    found: np.ndarray = store.sides() if type(recipe.objective).encodes else store.lengths()
+    return found
+
+
+def room(recipe: Recipe, plan: Plan, lengths: np.ndarray) -> int:
+    """The tokens that the rows of a plan could hold; where two sequences are padded, the places that they take."""
+    row_tokens = recipe.train.row_tokens
+    assert isinstance(row_tokens, int), "resolved before the run"
+    return padded_places(plan, lengths) if type(recipe.objective).encodes else row_tokens * len(plan)
+
+
 def pack(recipe: Recipe, lengths: np.ndarray, order: np.ndarray, seed: tuple[int, ...] | None) -> Plan:
-    """Samples of these lengths as rows, taken in `order`, as the recipe's objective wants them.
+    """Samples of these lengths (see `sizes`) as rows, taken in `order`, as the recipe's objective wants them.
 
     Raises:
         RecipeError: a sample is longer than a row, and the objective splits none.
@@ -201,12 +223,14 @@ def pack(recipe: Recipe, lengths: np.ndarray, order: np.ndarray, seed: tuple[int
     assert isinstance(row_tokens, int), "resolved before the run"
     if type(recipe.objective).documents:
         return plan_documents(lengths, row_tokens, order)
-    longest = int(lengths[order].max())
+    padded = type(recipe.objective).encodes
+    longest = int((lengths[order].sum(axis=1) if padded else lengths[order]).max())
     if longest > row_tokens:
         raise RecipeError(
             f"train.row_tokens is {row_tokens}, and a sample has {longest} tokens: raise it, or lower data.max_tokens"
         )
-    return plan_epoch(lengths, row_tokens, recipe.data.window_samples, order, seed)
+    plan = plan_padded if padded else plan_epoch
+    return plan(lengths, row_tokens, recipe.data.window_samples, order, seed)
 
 
 def _chained(plans: list[Plan]) -> Plan:

@@ -1,7 +1,7 @@
 """Everything between a recipe's sources and the trainer: rendered, split, packed, and accounted for."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from tunesmith.data.mismatched import Mismatched
 from tunesmith.data.prepare import prepare, prepare_rows
 from tunesmith.data.store import Store
 from tunesmith.data.stream import StreamedRows, account, open_stream
+from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ class Rows:
     end_tokens: tuple[int, ...]  # what ends an answer in these rows
     lines: tuple[str, ...]  # the account in words
 
+    def shared_by(self, ranks: int, recipe: Recipe) -> "Rows":
+        """The rows with blank ones at the end, so that each of so many ranks has as many micro-batches."""
+        assert isinstance(self.train, PackedRows), "load_rows refuses streams for several"
+        train = self.train.shared_by(ranks, recipe.train.per_device_train_batch_size)
+        batch = recipe.eval.per_device_eval_batch_size
+        return replace(self, train=train, held_out=self.held_out and self.held_out.shared_by(ranks, batch))
+
     def close(self) -> None:
         """Stop what renders in the background."""
         if isinstance(self.train, StreamedRows):
@@ -44,10 +52,12 @@ def load_rows(
     tokenizer: "PreTrainedTokenizerBase",
     rows: Iterable[Mapping[str, Any]] | None = None,
     point: Mapping[str, Any] | None = None,
+    ranks: int = 1,
 ) -> Rows:
     """The packed rows of a resolved recipe, for a prepared tokenizer. Close them after use.
 
-    `rows` stand for data.train's files. `point` is what a checkpoint kept of a stream that goes on.
+    `rows` stand for data.train's files. `point` is what a checkpoint kept of a stream that goes on. `ranks` processes
+    share the rows of a step.
 
     Raises:
         DataError, TemplateError, ModelError: as `prepare`, `choose` and `open_stream`.
@@ -56,6 +66,10 @@ def load_rows(
     recipe = registry.applied(recipe, to_train=rows is None)
     data = recipe.data
     if data.streaming:
+        if ranks > 1:
+            raise RecipeError(
+                f"data.streaming: {ranks} processes cannot share a stream yet: start one, or leave it out"
+            )
         return _streamed(recipe, tokenizer, rows, point)
     if rows is None:
         store = prepare(recipe, data.train, tokenizer)
@@ -68,7 +82,7 @@ def load_rows(
     first = next(orders)
     epoch = mix.account(own, store, first)
     samples = _as_objective_wants(recipe, store, chosen.trained)
-    train = training_rows(recipe, samples, chain([first], orders))
+    train = training_rows(recipe, samples, chain([first], orders), ranks)
     ledger: dict[str, Any] = {"train": chosen.ledger.as_dict() | _packing(recipe, train)}
     ledger["train"] |= {"samples_trained": len(chosen.trained), "epoch": epoch}
     ledger["train"]["length_percentiles"] = longest = lengths.percentiles(store.lengths()[chosen.trained])
@@ -83,9 +97,8 @@ def load_rows(
         number = len(chosen.held)
         lines.append(f"held out: {number:,} of {chosen.ledger.samples:,} samples (data.seed {data.seed})")
         ledger["eval"] = {"samples": number} | _packing(recipe, held_out)
-    assert isinstance(recipe.train.row_tokens, int), "resolved before the run"
     lines += [f"data: {line}" for line in mix.lines(data, own, epoch)]
-    lines.append(_packed(recipe.train.row_tokens, train.fill))
+    lines.append(_packed(recipe, train.fill))
     return Rows(train, held_out, ledger, fingerprint, end_tokens(store, tokenizer), tuple(lines))
 
 
@@ -104,7 +117,7 @@ def _streamed(
         digest = f"+{other.digest}"
     stream = open_stream(recipe, tokenizer, rows, point)
     counts = account(stream.rows.block.end, stream.rows.row_tokens)
-    lines = (*(f"data: {line}" for line in stream.lines), *said, _packed(stream.rows.row_tokens, counts["fill"]))
+    lines = (*(f"data: {line}" for line in stream.lines), *said, _packed(recipe, counts["fill"]))
     ends = end_tokens(stream.first, tokenizer)
     return Rows(stream.rows, held_out, {"train": counts} | evaluated, stream.fingerprint + digest, ends, lines)
 
@@ -130,8 +143,13 @@ def _packing(recipe: Recipe, rows: PackedRows) -> dict[str, Any]:
     return {"packed_rows": len(rows), "row_tokens": recipe.train.row_tokens, "fill": round(rows.fill, 4)}
 
 
-def _packed(row_tokens: int, fill: float) -> str:
-    return f"packed: rows of {row_tokens:,} tokens, {fill:.1%} full, no padding"
+def _packed(recipe: Recipe, fill: float) -> str:
+    if type(recipe.objective).encodes:
+        return (
+            f"padded: rows of at most {recipe.train.row_tokens:,} tokens, prompts and answers of like length together, "
+            f"{1 - fill:.1%} of them padding"
+        )
+    return f"packed: rows of {recipe.train.row_tokens:,} tokens, {fill:.1%} full, no padding"
 
 
 def context_problem(ledger: Mapping[str, Any], config: Any) -> str | None:
@@ -157,6 +175,6 @@ def end_tokens(store: Samples, tokenizer: "PreTrainedTokenizerBase") -> tuple[in
     ends = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     found = set()
     for sample in range(min(END_SAMPLES, len(store))):
-        for tokens in store.branches(sample):
+        for tokens in filter(lambda one: one.trained, store.branches(sample)):
             found.add(int(tokens.ids[tokens.weight.nonzero()[0][-1]]))
     return tuple(sorted(found & ends))

@@ -1,12 +1,12 @@
 """The only place where an option of ours becomes an option of transformers."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
 
+from tunesmith.engine import ranks
 from tunesmith.engine.compat import one_device
 from tunesmith.engine.device import COUNTED
 from tunesmith.errors import RecipeError, near
@@ -17,13 +17,14 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
     """TrainingArguments of a resolved recipe. The rows of the whole run are one epoch, taken in order.
 
     Raises:
-        RecipeError: transformers refuses a value (of `train.transformers`, mostly), or a launcher started several
-            processes.
+        RecipeError: transformers refuses a value (of `train.transformers`, mostly), or several processes cannot do it.
     """
     train = recipe.train
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))  # what torchrun and its like tell each process
-    if world_size > 1:
-        raise RecipeError(f"several processes are not supported yet (WORLD_SIZE is {world_size}): start one process")
+    if train.release_gradients and ranks.number() > 1:
+        raise RecipeError(
+            f"train.release_gradients updates before the gradients of {ranks.number()} processes are added: "
+            "leave it out"
+        )
     try:
         args = transformers.TrainingArguments(
             output_dir=str(folder),
@@ -53,7 +54,7 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
             accelerator_config={"non_blocking": train.device in COUNTED},  # from pinned memory, beside the step before
             disable_tqdm=True,
             logging_nan_inf_filter=False,
-            **train.transformers,
+            **({"ddp_find_unused_parameters": False} | train.transformers),  # a loss reaches all that is trained
         )
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error

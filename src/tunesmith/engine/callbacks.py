@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tunesmith.engine import ranks
 from tunesmith.engine.metrics import MetricsFile
 
 Answer = Callable[[Any, str], str]  # a model and a question to its answer
@@ -42,7 +43,8 @@ class StopOnSignal(TrainerCallback):
         self.received = number  # said at the end of the step: printing here could tear the live display
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint and the end of training."""
+        """Ask for a checkpoint and the end of training, on all ranks in the same step."""
+        self.received = max(ranks.everyones(self.received or 0)) or None
         if self.received is not None:
             self.say(f"{signal.Signals(self.received).name}: saving (once more: stop at once)")
             control.should_save = control.should_training_stop = True

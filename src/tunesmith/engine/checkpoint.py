@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith import atomic
-from tunesmith.engine.model import base_of, is_adapted, without_progress_bar
+from tunesmith.engine import multi_adapter
+from tunesmith.engine.model import base_of, has_words, is_adapted, without_progress_bar
 from tunesmith.errors import RunError
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
-RANDOM = "random.safetensors"
+RANDOM = "random-{}.safetensors"  # of each rank
 
 
 @contextmanager
@@ -118,8 +119,9 @@ def save_state(
     scheduler: Any,
     scaler: Any | None,
     counters: Mapping[str, Any],
+    random_states: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write everything but the weights that a step depends on."""
+    """Write everything but the weights that a step depends on. `random_states` are those of every rank."""
     found = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {}
@@ -127,13 +129,14 @@ def save_state(
         for name, value in state.items():
             (tensors if isinstance(value, torch.Tensor) else values)[f"{index}.{name}"] = value
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / OPTIMIZER)
-    save_file(_random_tensors(), folder / RANDOM)
+    for rank, one in enumerate(random_states):
+        words = {name: torch.from_numpy(words) for name, words in one["words"].items()}
+        save_file(words, folder / RANDOM.format(rank))
     state = {
         "optimizer": {"values": values, "param_groups": found["param_groups"]},
         "scheduler": scheduler.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
-        "python_random": random.getstate(),
-        "numpy_random": [part for part in _numpy_random() if not isinstance(part, np.ndarray)],
+        "random": [{"python": one["python"], "numpy": one["numpy"]} for one in random_states],
         "counters": counters,
     }
     (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -153,12 +156,12 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, scheduler: An
     scheduler.load_state_dict(saved["scheduler"])
 
 
-def load_random(folder: Path) -> None:
-    """Restore every random generator."""
-    saved, tensors = read_state(folder), load_file(folder / RANDOM)
-    version, numbers, gauss = saved["python_random"]
+def load_random(folder: Path, rank: int) -> None:
+    """Restore every random generator of a rank."""
+    saved, tensors = read_state(folder)["random"][rank], load_file(folder / RANDOM.format(rank))
+    version, numbers, gauss = saved["python"]
     random.setstate((version, tuple(numbers), gauss))
-    kind_of_generator, *place = saved["numpy_random"]
+    kind_of_generator, *place = saved["numpy"]
     np.random.set_state((kind_of_generator, tensors["numpy"].numpy(), *place))
     torch.set_rng_state(tensors["cpu"])
     for kind in ("cuda", "xpu"):
@@ -179,22 +182,27 @@ def _numpy_random() -> tuple[Any, ...]:
     return state
 
 
-def _random_tensors() -> dict[str, torch.Tensor]:
-    tensors = {"cpu": torch.get_rng_state(), "numpy": torch.from_numpy(_numpy_random()[1].copy())}
+def random_state() -> dict[str, Any]:
+    """The state of every random generator of this process."""
+    words = {"cpu": torch.get_rng_state().numpy(), "numpy": _numpy_random()[1].copy()}
     for kind in ("cuda", "xpu"):
         module = getattr(torch, kind)
         if module.is_available():
-            tensors[kind] = module.get_rng_state()
-    return tensors
+            words[kind] = module.get_rng_state().numpy()
+    numbers = [part for part in _numpy_random() if not isinstance(part, np.ndarray)]
+    return {"words": words, "python": random.getstate(), "numpy": numbers}
 
 
 def save_weights(model: Any, folder: Path) -> None:
-    """Write the trained weights: a plain peft adapter, or a plain transformers model."""
+    """Write the trained weights: the active adapter as a plain peft one, or a plain transformers model."""
     base = base_of(model)
     base.config.use_cache = True  # the trainer turned it off for training
     try:
         if is_adapted(model):
-            model.save_pretrained(folder, save_embedding_layers=False)
+            multi_adapter.save(model, multi_adapter.active(model), folder)
+            if not has_words(model):
+                base.config.architectures = [type(base).__name__]
+                base.config.save_pretrained(folder)  # how many values its head has, and their names
         else:
             with without_progress_bar():
                 model.save_pretrained(folder)
@@ -207,7 +215,9 @@ def load_weights(model: Any, folder: Path) -> None:
     if is_adapted(model):
         from peft import set_peft_model_state_dict
 
-        result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        result = set_peft_model_state_dict(
+            model, load_file(folder / "adapter_model.safetensors"), adapter_name=multi_adapter.active(model)
+        )
         assert not result.unexpected_keys, result.unexpected_keys
         return
     with without_progress_bar():

@@ -44,12 +44,14 @@ def shares(
     device = logps[0].device
     own = [(_on(batch, "cpu"), one.cpu()) for batch, one in zip(batches, logps, strict=True)]
     everyones, first = _gathered(own, accelerator)
-    whole = torch.cat([one for _, one in everyones], dim=1).to(device).requires_grad_()
-    together = _on(joined([batch for batch, _ in everyones]), device)
+    counted = [(batch, one) for batch, one in everyones if not batch.blank]
+    whole = torch.cat([one for _, one in counted], dim=1).to(device).requires_grad_()
+    together = _on(joined([batch for batch, _ in counted]), device)
     with torch.enable_grad():
         found = objective.loss(Scores(whole), together)
         (weight,) = torch.autograd.grad(found.total, whole)
-    parts = weight.split([one.shape[1] for _, one in everyones], dim=1)[first : first + len(own)]
+    weights = iter(weight.split([one.shape[1] for _, one in counted], dim=1))
+    parts = [torch.zeros_like(one, device=device) if batch.blank else next(weights) for batch, one in everyones]
     nothing = torch.zeros_like(found.total.detach())
     told = [number == 0 and accelerator.process_index == 0 for number in range(len(own))]
     return [
@@ -58,7 +60,7 @@ def shares(
             found.total.detach() if tells else nothing,
             dict(found.metrics) if tells else dict.fromkeys(found.metrics, (nothing, 0)),
         )
-        for part, tells in zip(parts, told, strict=True)
+        for part, tells in zip(parts[first : first + len(own)], told, strict=True)
     ]
 
 

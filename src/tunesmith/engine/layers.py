@@ -96,26 +96,27 @@ class _Shared:
 
 
 class _Updated(lora.Linear):
-    """peft's linear layer with a low-rank update."""
+    """peft's linear layer with low-rank updates, of which one at a time is on."""
 
     shared: _Shared | None = None
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's result of x [.., I]: [.., O]."""
-        if args or kwargs or not self.is_plain():
+        if args or kwargs or _active(self) is None:
             return super().forward(x, *args, **kwargs)
-        if self.shared is not None and all(one.is_plain() for one in self.shared.members):
+        if self.shared is not None and all(_active(one) is not None for one in self.shared.members):
             return self.shared.result(self, x)
         return linear(x.to(compute_dtype(x)), [layer_of(self)])[0]
 
     def is_plain(self) -> bool:
-        """Whether exactly one update is on, and not merged into the weight."""
-        return not self.disable_adapters and not self.merged and len(self.active_adapters) == 1
+        """Whether one update is on, which `linear` computes, and not merged into the weight; others may be off."""
+        return _active(self) is not None
 
 
 def layer_of(module: Any) -> Layer:
     """What `linear` takes of peft's layer."""
-    (name,) = module.active_adapters
+    name = _active(module)
+    assert name is not None, "asked before"
     base = module.get_base_layer()
     product = base.product if isinstance(base, FrozenLinear) else Dense(base.weight, base.bias)
     drops = module.lora_dropout[name]
@@ -130,29 +131,45 @@ def plain_linear(module: Any) -> torch.nn.Linear | None:
     if isinstance(module, lora.Linear) and _has_plain_update(module):
         return module.get_base_layer()
     if isinstance(module, ModulesToSaveWrapper):
-        return plain_linear(module.modules_to_save[module.active_adapter])
+        own = not module.disable_adapters and bool(module.active_adapters)
+        return plain_linear(module.modules_to_save[module.active_adapters[0]] if own else module.original_module)
     return None
 
 
 def update_of(module: Any) -> Layer | None:
-    """The low-rank update of a module that `plain_linear` knows, where it has one."""
-    return layer_of(module) if isinstance(module, lora.Linear) else None
+    """The low-rank update of a module that `plain_linear` knows, where it has one that is on."""
+    if not isinstance(module, lora.Linear) or module.disable_adapters or module.merged:
+        return None
+    assert len(module.active_adapters) <= 1, "a model is scored with one adapter"
+    return None if _active(module) is None else layer_of(module)
 
 
 def _has_plain_update(module: Any) -> bool:
-    """Whether peft's layer is a plain LoRA of one adapter beside a frozen linear layer."""
+    """Whether peft's layer is a frozen linear layer with plain LoRA beside it, of one adapter or several."""
     base = module.get_base_layer()
-    names = list(module.lora_A)
     return (
         isinstance(base, torch.nn.Linear)
         and type(base) in (torch.nn.Linear, FrozenLinear)
         and not base.weight.requires_grad
-        and len(names) == 1
-        and not module.lora_variant
         and not module.fan_in_fan_out
-        and not any(module.lora_bias.values())
-        and type(module.lora_A[names[0]]) is type(module.lora_B[names[0]]) is torch.nn.Linear
+        and all(_is_plain_update(module, name) for name in module.lora_A)
     )
+
+
+def _is_plain_update(module: Any, name: str) -> bool:
+    return (
+        name not in module.lora_variant
+        and not module.lora_bias[name]
+        and type(module.lora_A[name]) is type(module.lora_B[name]) is torch.nn.Linear
+    )
+
+
+def _active(module: Any) -> str | None:
+    """The adapter of peft's layer that is on and not merged, if it is one alone and plain; others may be off."""
+    if module.disable_adapters or module.merged:
+        return None
+    on = [name for name in module.active_adapters if name in module.lora_A]
+    return on[0] if len(on) == 1 and _is_plain_update(module, on[0]) else None
 
 
 def _share(module: torch.nn.Module) -> None:
@@ -241,7 +258,7 @@ class _GatedPair(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The block's result of x [.., D]: [.., D]."""
         gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
-        if isinstance(down, _Updated) and down.is_plain():
+        if isinstance(down, _Updated) and _active(down) is not None:
             return gated_linear(gate, up, self.activation, self.ops, layer_of(down))
         product: Any = _Gated.apply(gate, up, self.activation, self.ops)
         return down(product)

@@ -17,8 +17,10 @@ import torch
 from tunesmith.data.batch import PackedRows, WholeSet, join, lay, pack
 from tunesmith.data.prepare import cache_folder
 from tunesmith.data.reference import FOLDER, Referenced, missing, open_file, places
+from tunesmith.engine import multi_adapter, ranks
 from tunesmith.engine.model import is_adapted
 from tunesmith.engine.scores import Scorer, asked_of
+from tunesmith.engine.values import ValueScorer
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch
 
@@ -29,12 +31,13 @@ FLUSH_SECONDS = 30  # between two times that what was made goes to the disk
 class Reference:
     """A frozen model, and how its log-probabilities are computed.
 
-    `model` is None where it is the trained model with its adapter switched off.
+    `model` is None where it is the trained model with its adapter switched off, or with another one (`adapter`) on.
     """
 
     model: Any
-    scorer: Scorer
+    scorer: Scorer | ValueScorer
     identity: str | None  # tells its weights from others; None: they are not known, and nothing is kept
+    adapter: str | None = None  # the name of an adapter on the trained model
 
     @torch.no_grad()
     def logps(self, trained: Any, batch: Batch, unwrapped: Any | None = None) -> torch.Tensor:
@@ -44,17 +47,17 @@ class Reference:
         """
         model = trained if self.model is None else self.model
         inner = (trained if unwrapped is None else unwrapped) if self.model is None else self.model
-        with frozen(inner):
+        with frozen(inner, self.adapter):
             return self.scorer(model, batch).logps
 
 
 @contextmanager
-def frozen(model: Any) -> Iterator[None]:
-    """The model as it was before training: without adapter and dropout."""
+def frozen(model: Any, adapter: str | None = None) -> Iterator[None]:
+    """The model without dropout, and as it was before training: without its adapter, or with a named one."""
     was_training = model.training
     model.eval()
     try:
-        with model.disable_adapter() if is_adapted(model) else nullcontext():
+        with multi_adapter.using(model, adapter) if is_adapted(model) else nullcontext():
             yield
     finally:
         model.train(was_training)
@@ -79,16 +82,20 @@ def stored(
     else:
         key = {"samples": samples.digest, "model": reference.identity, "recipe": _decisive(recipe)}
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        values = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, samples)
+        with ranks.first():
+            values = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, samples)
     needed = missing(samples, wanted, values)
-    if len(needed):
+    if any(ranks.everyones(len(needed))):
         started = monotonic()
         device = next(trained.parameters()).device
 
         def made(batch: Batch) -> np.ndarray:
             return reference.logps(trained, batch)[0, asked_of(batch)].cpu().numpy()
 
-        tokens = fill(recipe, places(samples), needed, values, made, device)
+        def lacking() -> np.ndarray:
+            return missing(samples, wanted, values)
+
+        tokens = fill(recipe, places(samples), needed, values, made, device, lacking)
         said = f"{len(needed):,} samples, {tokens:,} tokens, in {monotonic() - started:,.1f} s"
         say(f"reference: its log-probabilities were made once: {said}")
     else:
@@ -109,11 +116,29 @@ def fill(
     values: np.ndarray,
     made: Callable[[Batch], np.ndarray],
     device: torch.device,
+    lacking: Callable[[], np.ndarray],
 ) -> int:
-    """Write what is made of some samples to their places in a file; the tokens that were worked on.
+    """Write what is made of some samples to their places in a file, a share by each rank; the tokens worked on.
 
     `made` gives a value for each asked token of a batch; in `placed`, their place is what they have for that value.
+    What a rank then does not find (`lacking`: values that are not kept, or on another machine's disk) it makes itself.
     """
+    share = needed[ranks.own() :: ranks.number()]
+    tokens = sum(ranks.everyones(_fill(recipe, placed, share, values, made, device)))
+    rest = lacking() if ranks.number() > 1 else needed[:0]
+    return tokens + _fill(recipe, placed, rest, values, made, device)
+
+
+def _fill(
+    recipe: Recipe,
+    placed: WholeSet,
+    needed: np.ndarray,
+    values: np.ndarray,
+    made: Callable[[Batch], np.ndarray],
+    device: torch.device,
+) -> int:
+    if not len(needed):
+        return 0
     plan = pack(recipe, placed.lengths(), needed, seed=None)
     tokens, flushed = 0, monotonic()
     for number in range(len(plan)):

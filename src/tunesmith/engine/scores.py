@@ -53,12 +53,13 @@ class Scorer:
 
         `likelihood` says that the loss is -sum(weight * logps), which a trained head is quicker with.
         """
-        asked = asked_of(batch)  # [N]
+        asked = batch.weight[0].nonzero()[:, 0] if batch.asked is None else batch.asked  # [N]
         target = batch.target[0, asked]
         told = None if self.teacher is None else self.teacher.told(batch)  # first: a student's pass holds more
         divergences = None
+        found = self.run(model, batch, asked)
         if self.fused:
-            pairs, bias = self.entering(model, batch)
+            pairs, bias = self.entering(found)
             known = batch.weight[0, asked] if likelihood else None
             with torch.autocast(batch.weight.device.type, enabled=False):
                 if self.teacher is not None and told is not None:
@@ -68,43 +69,18 @@ class Scorer:
                         bias = None if bias is None else bias.detach()
                 logps, entropies = log_probabilities(pairs, bias, target, self.means, known, entropy)
         else:
-            logits = model(**self._inputs(batch)).logits[0]
-            logits = (logits if self.selects else logits[asked]).float()  # [N, V]
+            logits = found.float()  # [N, V]
             logps = logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)
             entropies = torch.special.entr(logits.softmax(-1)).sum(-1) if entropy else None
+        places = (torch.zeros_like(asked), asked)
+        made = {"logps": logps, "entropy": entropies, "divergence": divergences}
+        placed: dict[str, Any] = {
+            name: torch.zeros_like(batch.weight).index_put(places, one) for name, one in made.items() if one is not None
+        }
+        return Scores(**placed)
 
-        def placed(values: torch.Tensor) -> torch.Tensor:
-            return torch.zeros_like(batch.weight).index_put((torch.zeros_like(asked), asked), values)
-
-        return Scores(
-            placed(logps),
-            entropy=None if entropies is None else placed(entropies),
-            divergence=None if divergences is None else placed(divergences),
-        )
-
-    def entering(self, model: torch.nn.Module, batch: Batch) -> tuple[Pairs, torch.Tensor | None]:
-        """What enters a fused head at the asked positions, each part with its weights; and the head's bias."""
-        hidden = head_input(model, self.head, self._inputs(batch))  # [1, N or T, D]
-        hidden = hidden[0] if self.selects else hidden[0, asked_of(batch)]
-        plain = plain_linear(self.head)
-        assert plain is not None, "fused heads are"
-        dtype = compute_dtype(plain.weight)
-        hidden = hidden.to(dtype)
-        pairs = [(hidden, plain.weight.to(dtype))]
-        with torch.autocast(hidden.device.type, enabled=False):
-            update = update_of(self.head)
-            if update is not None:
-                assert update.down is not None and update.up is not None
-                low = (
-                    torch.nn.functional.linear(
-                        torch.nn.functional.dropout(hidden, update.dropout), update.down.to(dtype)
-                    )
-                    * update.scale
-                )
-                pairs.append((low, update.up.to(dtype)))
-            return pairs, None if plain.bias is None else plain.bias.to(dtype)
-
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
+    def run(self, model: torch.nn.Module, batch: Batch, asked: torch.Tensor) -> torch.Tensor:
+        """What enters a fused head at the asked positions [N, D]; of another one, the logits there [N, V]."""
         inputs: dict[str, Any] = {
             "input_ids": batch.input_ids,
             "position_ids": batch.position_ids,
@@ -115,8 +91,29 @@ class Scorer:
         else:
             assert batch.prefix is None, "run.py refuses shared beginnings without packed attention"
         if self.selects:
-            inputs["logits_to_keep"] = asked_of(batch)
-        return inputs
+            inputs["logits_to_keep"] = asked
+        found = head_input(model, self.head, inputs)[0] if self.fused else model(**inputs).logits[0]
+        return found if self.selects else found[asked]
+
+    def entering(self, hidden: torch.Tensor) -> tuple[Pairs, torch.Tensor | None]:
+        """What enters a fused head [N, D] with the head's weights, and what enters its update; and its bias."""
+        plain = plain_linear(self.head)
+        assert plain is not None, "fused heads are"
+        dtype = compute_dtype(plain.weight)
+        hidden = hidden.to(dtype)
+        pairs = [(hidden, plain.weight.to(dtype))]
+        with torch.autocast(hidden.device.type, enabled=False):
+            update = None if plain is self.head else update_of(self.head)
+            if update is not None:
+                assert update.down is not None and update.up is not None
+                low = (
+                    torch.nn.functional.linear(
+                        torch.nn.functional.dropout(hidden, update.dropout), update.down.to(dtype)
+                    )
+                    * update.scale
+                )
+                pairs.append((low, update.up.to(dtype)))
+            return pairs, None if plain.bias is None else plain.bias.to(dtype)
 
 
 def asked_of(batch: Batch) -> torch.Tensor:

@@ -16,10 +16,11 @@ import torch
 from tunesmith.data.batch import PackedRows
 from tunesmith.data.prepare import cache_folder
 from tunesmith.data.taught import FOLDER, Taught, firsts_of, missing, open_file, record
+from tunesmith.engine import ranks
 from tunesmith.engine.divergence import AllWords, TopWords, divergences, first_words
 from tunesmith.engine.head import Means, Pairs
 from tunesmith.engine.reference import fill
-from tunesmith.engine.scores import Scorer
+from tunesmith.engine.scores import Scorer, asked_of
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch, Divergence
 
@@ -44,7 +45,7 @@ class Teacher:
         if self.scorer is None:
             assert batch.teacher_words is not None and batch.teacher_logps is not None, "the rows have them"
             return TopWords(batch.teacher_words, batch.teacher_logps)
-        pairs, bias = self.scorer.entering(self.model, batch)
+        pairs, bias = self.scorer.entering(self.scorer.run(self.model, batch, asked_of(batch)))
         with torch.autocast(batch.weight.device.type, enabled=False):
             every = AllWords.of(pairs, bias, self.scorer.means, self.words, self.how.temperature)
             return every if self.how.top_k is None else every.top(self.how.top_k)
@@ -75,9 +76,10 @@ def stored(
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     firsts = firsts_of(samples)
-    values = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, int(firsts[-1]), k)
+    with ranks.first():
+        values = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, int(firsts[-1]), k)
     needed = missing(firsts, wanted, values)
-    if len(needed):
+    if any(ranks.everyones(len(needed))):
         started = monotonic()
 
         def made(batch: Batch) -> np.ndarray:
@@ -88,7 +90,7 @@ def stored(
             return found
 
         placed = Taught(samples, np.arange(firsts[-1]), firsts)
-        tokens = fill(recipe, placed, needed, values, made, device)
+        tokens = fill(recipe, placed, needed, values, made, device, lambda: missing(firsts, wanted, values))
         said = f"{len(needed):,} samples, {tokens:,} tokens, in {monotonic() - started:,.1f} s"
         say(f"teacher: its {k} likeliest words were made once: {said}; {values.nbytes / 1e6:,.1f} MB are kept")
     else:

@@ -7,7 +7,7 @@ transformers' Trainer has the loop, devices, mixed precision and distribution. W
 - `_get_num_items_in_batch`: units (tokens, pairs) of the whole optimizer step, over micro-batches and ranks; and what
   each micro-batch has of a loss that compares samples.
 - `compute_loss`: the objective's sum over those units.
-- `evaluate`: a sum divided once, so that it does not depend on the batch size.
+- `evaluate`: a sum divided once, so that it does not depend on the batch size; and numbers made of counts.
 - `log`: the loss over all units since the last line, token counts, and a stop when it is not finite.
 - `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_rng_state`, `_load_scaler`:
   checkpoints that are atomic, verified and free of pickle.
@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import transformers
 from tunesmith.data.batch import PackedRows, join
 from tunesmith.data.stream import StreamedRows, write_account
 from tunesmith.engine import checkpoint as checkpoints
-from tunesmith.engine import joint
+from tunesmith.engine import joint, ranks
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
 from tunesmith.engine.joint import Share
@@ -34,10 +35,12 @@ from tunesmith.engine.metrics import MetricsFile
 from tunesmith.engine.reference import Reference
 from tunesmith.engine.release import ReleasedGradients
 from tunesmith.engine.scores import Scorer
+from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch, LossSum, Scores
 
+Pairs = dict[str, tuple[Any, Any]]  # a sum and a count by name
 Metric = Callable[[Scores, Batch], tuple[Any, Any]]  # what a user's own metric gives: a sum and a count
 
 TRAINED = ("loss", "learning_rate", "grad_norm")  # of transformers' own logs
@@ -56,7 +59,7 @@ class Trainer(transformers.Trainer):
         self,
         recipe: Recipe,
         model: Any,
-        scorer: Scorer,
+        scorer: Scorer | ValueScorer,
         args: transformers.TrainingArguments,
         rows: PackedRows | StreamedRows,
         held_out: PackedRows | None,
@@ -71,6 +74,7 @@ class Trainer(transformers.Trainer):
         self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
         self.reference = reference
         self.compares = recipe.objective.compares_samples()
+        self.likelihood = recipe.objective.is_likelihood()
         self.shares: list[Share] = []  # of the step in hand, where its loss compares samples
         self.sums: dict[str, list[float]] = {}  # since the last line of metrics: name to sum and count
         self.tokens = self.trained_tokens = self.in_hand_tokens = 0
@@ -103,7 +107,8 @@ class Trainer(transformers.Trainer):
         if self.compares and (len(batch_samples) > 1 or self.accelerator.num_processes > 1):
             with torch.no_grad(), joint.same_chance(device):
                 self.shares = self._shares_of([Batch(**one) for one in batch_samples], self.model_wrapped)
-        counts = [torch.as_tensor(objective.count(Batch(**one)), dtype=torch.float32) for one in batch_samples]
+        batches = (Batch(**one) for one in batch_samples)
+        counts = [torch.as_tensor(0 if one.blank else objective.count(one), dtype=torch.float32) for one in batches]
         return self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
 
     def compute_loss(
@@ -115,30 +120,31 @@ class Trainer(transformers.Trainer):
     ) -> Any:
         """The summed loss of a micro-batch over the units of the step; times the ranks, which average gradients."""
         batch = Batch(**inputs)
-        summed, scores = self.summed_loss(model, batch, self.shares.pop(0) if self.shares else None)
-        self._remember("loss", summed.total.detach(), self.recipe.objective.count(batch))
-        for name, (total, count) in summed.metrics.items():
-            self._remember(name, total, count)
-        for name, metric in self.metrics.items():
-            self._remember(name, *metric(scores, batch))
-        self._remember("tokens", batch.input_ids.numel(), 1)
-        self._remember("trained_tokens", (batch.weight != 0).sum(), 1)
-        loss = summed.total / num_items_in_batch * self.accelerator.num_processes
+        summed, pairs, scores = self.measured(model, batch, self.shares.pop(0) if self.shares else None)
+        if not batch.blank:
+            pairs |= {"tokens": (batch.input_ids.numel(), 1), "trained_tokens": ((batch.weight != 0).sum(), 1)}
+        for name, (total, count) in pairs.items():
+            before = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = [before[0] + total, before[1] + count]
+        units = num_items_in_batch / self.accelerator.num_processes
+        loss = summed.total * 0 if batch.blank else summed.total / units
         return (loss, scores) if return_outputs else loss
 
-    def summed_loss(self, model: Any, batch: Batch, share: Share | None = None) -> tuple[LossSum, Scores]:
-        """The objective's sum on a batch, or its share in that of its step; and the scores that it was made from."""
+    def measured(self, model: Any, batch: Batch, share: Share | None = None) -> tuple[LossSum, Pairs, Scores]:
+        """The objective's sum on a batch, or its share in that of its step; the loss and metrics; and the scores."""
         objective = self.recipe.objective
         self.in_hand_tokens = batch.input_ids.numel()
         with self.accelerator.autocast():
-            scores = self.scorer(
-                model, batch, likelihood=objective.is_likelihood(), entropy="entropy" in objective.needs
-            )
-            if share is not None:
-                return share.loss(scores), scores
-            if self.reference is not None:
+            scores = self.scorer(model, batch, likelihood=self.likelihood, entropy="entropy" in objective.needs)
+            if share is None and self.reference is not None:
                 batch = self._referred(model, batch)
-            return objective.loss(scores, batch), scores
+            summed = objective.loss(scores, batch) if share is None else share.loss(scores)
+        if batch.blank:
+            return summed, {"loss": (0.0, 0.0)}, scores
+        pairs: Pairs = {"loss": (summed.total, objective.count(batch)), **summed.metrics}
+        pairs |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
+        tensors = {name: map(torch.as_tensor, pair) for name, pair in pairs.items()}
+        return summed, {name: (total.detach(), count.detach()) for name, (total, count) in tensors.items()}, scores
 
     def _referred(self, model: Any, batch: Batch) -> Batch:
         """A batch with the reference's log-probabilities, where they are made in every step."""
@@ -153,18 +159,15 @@ class Trainer(transformers.Trainer):
             batches = [self._referred(model, batch) for batch in batches]
         return joint.shares(self.recipe.objective, batches, logps, self.accelerator)
 
-    def _remember(self, name: str, total: Any, count: Any) -> None:
-        old = self.sums.get(name, [0.0, 0.0])
-        self.sums[name] = [old[0] + total, old[1] + count]
-
-    def _summed_each(self, model: Any, batches: Iterable[Batch]) -> Iterator[tuple[LossSum, Scores, Batch]]:
-        """The sum of each of some batches and its scores; where the loss compares samples, its share in that of all."""
+    def _measured_each(self, model: Any, batches: Iterable[Batch]) -> Iterator[tuple[LossSum, Pairs]]:
+        """The sum and the metrics of each of some batches; where the loss compares samples, its share in all."""
         if self.compares:
             batches = list(batches)
-            shares = self._shares_of(batches, model)
-            yield from ((*self.summed_loss(model, *pair), pair[0]) for pair in zip(batches, shares, strict=True))
+            shares: Iterable[Share | None] = self._shares_of(batches, model)
         else:
-            yield from ((*self.summed_loss(model, batch), batch) for batch in batches)
+            shares = repeat(None)
+        for batch, share in zip(batches, shares, strict=False):
+            yield self.measured(model, batch, share)[:2]
 
     @torch.no_grad()
     def evaluate(
@@ -172,28 +175,25 @@ class Trainer(transformers.Trainer):
     ) -> dict[str, float]:
         """The loss and the metrics over the whole held-out set."""
         sums: dict[str, list[Any]] = {}
+        counts: dict[str, torch.Tensor] = {}
         model: Any = self.model
         model.eval()
         loader = self.get_eval_dataloader(eval_dataset)
         prepared: Iterator[dict[str, Any]] = map(self._prepare_inputs, loader)
-        for summed, scores, batch in self._summed_each(model, (Batch(**one) for one in prepared)):
-            found: dict[str, tuple[Any, Any]] = {"loss": (summed.total, self.recipe.objective.count(batch))}
-            found |= summed.metrics
-            found |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
-            for name, pair in found.items():
+        for summed, pairs in self._measured_each(model, (Batch(**one) for one in prepared)):
+            for name, pair in pairs.items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 for place in (0, 1):
                     old[place] = old[place] + torch.as_tensor(pair[place], dtype=torch.float64, device=self.args.device)
+            for name, one in summed.counts.items():
+                counts[name] = counts.get(name, 0) + one.cpu()
         model.train()
-        metrics = {f"{metric_key_prefix}_{name}": self._ratio(*pair) for name, pair in sums.items()}
+        found: dict[str, Any] = {name: _ratio(*pair) for name, pair in ranks.added(sums).items()}
+        found |= self.recipe.objective.measures(ranks.counted(counts))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _ratio(self, total: Any, count: Any) -> float:
-        pair = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in (total, count)])
-        total, count = self.accelerator.reduce(pair.to(self.args.device), "sum").tolist()
-        return total / count if count else 0.0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write a line of metrics, and hand it to the callbacks.
@@ -216,6 +216,7 @@ class Trainer(transformers.Trainer):
             self._refuse_infinite("eval_loss", logs["eval_loss"])
         if self.is_world_process_zero():
             self.metrics_file.append({"step": step, **logs})
+        logs = {name: value for name, value in logs.items() if not isinstance(value, list)}  # a table is for the file
         if "loss" in logs:
             logs |= {"memory_gb": peak_memory_bytes(self.args.device.type) / 1e9}
         super().log(logs, start_time)
@@ -244,12 +245,11 @@ class Trainer(transformers.Trainer):
 
     def _drained(self) -> dict[str, float]:
         """The means since the last line; the token counts join the totals."""
-        sums, self.sums = self.sums, {}
+        sums, self.sums = ranks.added(self.sums), {}
         for name in ("tokens", "trained_tokens"):
             total, _ = sums.pop(name)
-            total = self.accelerator.reduce(torch.as_tensor(total, device=self.args.device), "sum")
             setattr(self, name, getattr(self, name) + int(total))
-        return {name: self._ratio(*pair) for name, pair in sums.items()}
+        return {name: _ratio(*pair) for name, pair in sums.items()}
 
     def interrupted(self) -> bool:
         """Whether a signal asked for the end."""
@@ -266,16 +266,17 @@ class Trainer(transformers.Trainer):
         return self.seconds_before + time.monotonic() - self.started
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        sums, random = ranks.added(self.sums), ranks.everyones(checkpoints.random_state())
+        self._refuse_infinite("loss", sums["loss"][0] if "loss" in sums else 0.0)
         if not self.args.should_save:
             return
         run = Path(str(self.args.output_dir))
-        self._refuse_infinite("loss", float(self.sums["loss"][0]) if "loss" in self.sums else 0.0)
         counters = {
             "over": self.control.should_training_stop and not self.interrupted(),
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "seconds": self.seconds(),
-            "sums": {name: [float(part) for part in pair] for name, pair in self.sums.items()},
+            "sums": sums,
             "stream": self._place_in_stream(run),
         }
         assert self.optimizer is not None, "made before the first step"
@@ -283,7 +284,7 @@ class Trainer(transformers.Trainer):
         with checkpoints.atomic_folder(final) as folder:
             checkpoints.save_weights(self.accelerator.unwrap_model(model), folder)
             self.tokenizer.save_pretrained(folder)
-            checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters)
+            checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters, random)
             self.state.save_to_json(str(folder / "trainer_state.json"))
         checkpoints.prune(run, self.recipe.train.save_total_limit, self.state.best_global_step)
 
@@ -306,7 +307,7 @@ class Trainer(transformers.Trainer):
         counters = checkpoints.read_state(folder)["counters"]
         self.tokens, self.trained_tokens = counters["tokens"], counters["trained_tokens"]
         self.seconds_before, self.started = counters["seconds"], time.monotonic()
-        self.sums = counters["sums"]
+        self.sums = counters["sums"] if ranks.own() == 0 else {}  # of all ranks
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -315,8 +316,12 @@ class Trainer(transformers.Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            checkpoints.load_random(Path(checkpoint))
+            checkpoints.load_random(Path(checkpoint), ranks.own())
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoints.read_state(Path(checkpoint))["scaler"])
+
+
+def _ratio(total: float, count: float) -> float:
+    return total / count if count else 0.0

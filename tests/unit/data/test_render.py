@@ -30,7 +30,7 @@ class TwoAnswers(Format):
         return ("chosen", "rejected")
 
     def read(self, row: Mapping[str, Any]) -> Sample:
-        return Sample(((Message("user", "a"), Message("assistant", "b")),) * 2)
+        return Sample(tuple((Message("user", "a"), Message("assistant", said)) for said in "bc"))
 
 
 def test_a_token_is_in_the_span_that_it_begins_in():

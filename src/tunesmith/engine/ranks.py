@@ -1,0 +1,88 @@
+"""Several processes that train one model together, as torchrun and its like start them. Rank 0 is the first of them.
+
+Where there is one process, every function here returns at once and does nothing.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+Found = TypeVar("Found")
+
+
+def number() -> int:
+    """How many there are, which their starter tells each of them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own() -> int:
+    """Which of them this process is, from 0."""
+    return int(os.environ.get("RANK", "0")) if number() > 1 else 0
+
+
+def meet(device: str) -> None:
+    """Join the others, and take the device of this process: from here on each waits where all must be."""
+    if number() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu")
+
+
+def wait() -> None:
+    """Go on when all are here."""
+    if number() > 1:
+        import torch
+
+        torch.distributed.barrier()
+
+
+@contextmanager
+def first() -> Iterator[None]:
+    """A block that rank 0 goes through first; the others then find in a cache what it made."""
+    if own() > 0:
+        wait()
+    yield
+    if own() == 0:
+        wait()
+
+
+def once(work: Callable[[], Found]) -> Found:
+    """What rank 0 alone does, and gives to all."""
+    if number() == 1:
+        return work()
+    import torch
+
+    found: list[Any] = [work() if own() == 0 else None]
+    torch.distributed.broadcast_object_list(found)
+    return found[0]
+
+
+def everyones(value: Found) -> list[Found]:
+    """What each of them has, in their order."""
+    if number() == 1:
+        return [value]
+    import torch
+
+    found: list[Any] = [None] * number()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def counted(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors of counts by name, added over all of them; a rank may lack a name that another one has."""
+    total: dict[str, Any] = {}
+    for part in everyones(dict(counts)):
+        for name, one in part.items():
+            total[name] = total.get(name, 0) + one
+    return total
+
+
+def added(sums: Mapping[str, Sequence[Any]]) -> dict[str, tuple[float, float]]:
+    """Sums and counts by name, over all of them; a rank may lack a name that another one has."""
+    total: dict[str, tuple[float, float]] = {}
+    for part in everyones({name: (float(pair[0]), float(pair[1])) for name, pair in sums.items()}):
+        for name, pair in part.items():
+            before = total.get(name, (0.0, 0.0))
+            total[name] = (before[0] + pair[0], before[1] + pair[1])
+    return total

@@ -1,0 +1,85 @@
+"""Two processes that train one model (gloo, started by torchrun) equal one: losses, weights, and what is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from invariants.objective_runs import ACCUMULATED, CENTRED, equal, killed, learned, new_runs
+from invariants.whole_runs import digests, metrics
+from tunesmith.cli.main import main
+
+SEVERAL = Path(__file__).with_name("several_commands.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+UNEVEN = ("data.eval=3", "train.num_train_epochs=3")  # an odd number of rows to train on, and of held-out ones
+ONE, TWO = f"{ACCUMULATED}=12", f"{ACCUMULATED}=6"
+FULL = ("adapter=full", "optimizer.learning_rate=1e-3")
+STEP = "reference.compute=step"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return new_runs(tmp_path_factory.mktemp("ranks"))
+
+
+def together(*words):
+    done = subprocess.run([*TORCHRUN, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def by_two(runs, name, objective, *words):
+    """The command line of a run of two processes, whose cache is its own: they render and score for themselves."""
+    run = runs.folder / f"two-{name}"
+    return runs.command(objective, run, *UNEVEN, TWO, f"data.cache_dir={runs.folder / f'cache-{name}'}", *words)
+
+
+@pytest.fixture(scope="module")
+def first(runs):
+    """A run that two processes made of the plain command line, and what they said."""
+    said = together("-m", "tunesmith", *by_two(runs, "sft", "sft"))
+    return runs.folder / "two-sft", said
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(runs, first):
+    """Also where the last step, and the held-out rows, leave nothing for one of them."""
+    run, said = first
+    one = runs.of("sft", *UNEVEN, ONE)
+    equal(one, run)
+    assert len(metrics(run)) == len({json.dumps(line) for line in metrics(run)})
+    assert said.count("run folder:") == said.count("packed:") == 1
+    assert [line["tokens"] for line in metrics(run) if "loss" in line] == [
+        line["tokens"] for line in metrics(one) if "loss" in line
+    ]
+
+
+@pytest.mark.slow
+def test_whatever_is_compared_and_wherever_the_reference_is(runs, first, tmp_path):
+    """Once started, two processes make all of it, and go on with a run that was killed."""
+    centred = runs.own("centred", CENTRED)
+    cases = {
+        "dpo": ("dpo",),
+        "dpo-step": ("dpo", STEP),
+        "dpo-full": ("dpo", *FULL, STEP),
+        "centred": (centred,),
+        "centred-step": (centred, STEP),
+    }
+    again = killed(first[0], 2, tmp_path / "again")
+    commands = [by_two(runs, name, *words) for name, words in cases.items()]
+    (tmp_path / "commands.json").write_text(json.dumps([*commands, ["train", str(again)]]))
+    together(str(SEVERAL), str(tmp_path / "commands.json"))
+    for name, words in cases.items():
+        one = runs.of(words[0], *UNEVEN, ONE, *words[1:])
+        assert learned(one)
+        equal(one, runs.folder / f"two-{name}")
+    assert metrics(again) == metrics(first[0]) and digests(again / "final") == digests(first[0] / "final")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_as_many_processes_as_began_it(first, tmp_path, capsys):
+    run = killed(first[0], 2, tmp_path / "run")
+    assert main(["train", str(run)]) == 1
+    assert "was begun by 2 processes, which share the rows of its steps, and this is 1" in capsys.readouterr().err
