@@ -94,12 +94,14 @@ def test_words_that_are_kept_give_what_a_teacher_in_the_step_does():
     torch.testing.assert_close(kept(student, rows).divergence, scorer(student, batch).divergence, rtol=0, atol=0)
 
 
-def test_a_larger_head_of_the_same_words():
+@pytest.mark.parametrize(("ours", "theirs"), [(400, 448), (448, 400)])
+@pytest.mark.parametrize("top_k", [None, 6])
+def test_a_larger_head_of_the_same_words(ours, theirs, top_k):
     """Heads are padded to round numbers: what one has more than the other is no word."""
-    teacher = tiny_model(vocab=448, **TEACHER)
-    student, batch, how = tiny_model(), packed_batch(LENGTHS, 200), Distill().teaching()
+    student, teacher = tiny_model(vocab=ours), tiny_model(vocab=theirs, **TEACHER)
+    batch, how = packed_batch(LENGTHS, 200), Distill(top_k=top_k).teaching()
     both = Both(exact(student), exact(teacher), batch)
-    both.theirs = both.theirs[:, : both.ours.shape[1]]
+    both.theirs, both.ours = both.theirs[:, :400], both.ours[:, :400]
     found = taught(student, teacher, how)(student, batch).divergence[batch.weight != 0]
     torch.testing.assert_close(found.double(), expected(both, how), rtol=1e-5, atol=1e-5)
 
