@@ -45,7 +45,6 @@ class LoRA(Adapter):
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             target_modules=self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules),
-            exclude_modules=rf"(.*\.)?({'|'.join(whole)})(\..*)?" if whole else None,
             modules_to_save=[*self.modules_to_save, *(name for name in whole if name not in PEFTS_HEADS)] or None,
             task_type=_task(model, bool(whole)),
         )
