@@ -51,6 +51,12 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     return Adapted(model, chosen, fingerprint, (*notes, *chosen.notes))
 
 
+def parameters(model: Any) -> dict[str, int]:
+    """How many numbers a model has, and how many of them are trained."""
+    each = [(one.numel(), one.requires_grad) for one in model.parameters()]
+    return {"trained": sum(size for size, trained in each if trained), "all": sum(size for size, _ in each)}
+
+
 def precision(recipe: Recipe, device: str) -> "torch.autocast":
     """The autocast of training, on or off."""
     import torch

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.adapted import Adapted, adapt, precision
+from tunesmith.adapted import Adapted, adapt, parameters, precision
 from tunesmith.defaults import Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
@@ -118,8 +118,7 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
             f"{name} does not run packed attention, without which sequences cannot share a beginning: "
             "set data.shared_prefix=false"
         )
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    trained, total = parameters(model).values()
     problem = context_problem(rows.ledger, base_of(model).config)
     reference, said = reference_of(recipe, job.device.type, adapted, tokenizer)
     for line in (

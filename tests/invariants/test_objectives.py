@@ -6,9 +6,20 @@ import pytest
 import torch
 
 from invariants.objective_runs import (
-    ACCUMULATED, BATCH, CENTRED, EACH_WAY, OBJECTIVES, ONE_A_ROW, SAMPLES, STEPS, WHOLE,
-    equal, killed, learned, new_runs,
-)  # fmt: skip
+    ACCUMULATED,
+    BATCH,
+    CENTRED,
+    EACH_WAY,
+    OBJECTIVES,
+    ONE_A_ROW,
+    SAMPLES,
+    STEPS,
+    WHOLE,
+    equal,
+    killed,
+    learned,
+    new_runs,
+)
 from invariants.whole_runs import metrics, weights
 from tunesmith.cli.main import main
 

@@ -88,7 +88,9 @@ def test_an_adapter_that_comes_later_runs_in_our_layers_too(folders, monkeypatch
 def test_an_update_of_another_kind_runs_as_peft_has_it(folders):
     policy = wrapped(3)
     chosen = kernels.choose(policy)
-    policy.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj", "up_proj"], use_dora=True, init_lora_weights=False))
+    policy.add_adapter(
+        "other", LoraConfig(r=2, target_modules=["q_proj", "up_proj"], use_dora=True, init_lora_weights=False)
+    )
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "magnitude" in name:  # which is such that it changes nothing at first
