@@ -100,6 +100,12 @@ def _refuse_another(model: Any, head: Head) -> None:
         )
 
 
+def parameters(model: Any) -> dict[str, int]:
+    """How many numbers a model has, and how many of them are trained."""
+    each = [(one.numel(), one.requires_grad) for one in model.parameters()]
+    return {"trained": sum(size for size, trained in each if trained), "all": sum(size for size, _ in each)}
+
+
 def precision(recipe: Recipe, device: str) -> "torch.autocast":
     """The autocast of training, on or off."""
     import torch

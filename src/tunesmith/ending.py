@@ -10,8 +10,11 @@ from tunesmith import record
 from tunesmith.engine.metrics import MetricsFile
 
 
-def finish(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Draw, sum up and record a run whose `final/` is written; a second call does the same again."""
+def finish(folder: Path, say: Callable[[str], None], peak_memory_bytes: int | None = None) -> dict[str, Any]:
+    """Draw, sum up and record a run whose `final/` is written; a second call does the same again.
+
+    The most memory that a process of it held is known to the one that trained.
+    """
     from tunesmith.engine.confusion import confusion_picture
     from tunesmith.engine.plot import loss_picture
 
@@ -25,9 +28,13 @@ def finish(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     if held_out:
         kept = _kept(folder, lines)
         summary |= {"eval_loss_before": held_out[0], "eval_loss_after": kept["eval_loss"], "kept_step": kept["step"]}
+        summary["evaluation"] = {
+            name: one for name, one in kept.items() if isinstance(one, float) and name[:5] == "eval_"
+        }
     if held_out and "eval_confusion" in kept:
         confusion_picture(kept["eval_confusion"], _classes(folder), folder / "confusion.png")
-    record.write(folder, record.read(folder) | {"status": "finished", "summary": summary})
+    held = {} if peak_memory_bytes is None else {"peak_memory_bytes": peak_memory_bytes}
+    record.write(folder, record.read(folder) | {"status": "finished", "summary": summary} | held)
     for line in closing_words(folder, summary):
         say(line)
     return summary

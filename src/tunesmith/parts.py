@@ -7,7 +7,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.adapted import Adapted, adapt, head_of, precision
+from tunesmith.adapted import Adapted, adapt, head_of, parameters, precision
 from tunesmith.defaults import Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
@@ -144,8 +144,7 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
             f"{name} does not run packed attention, without which sequences cannot share a beginning: "
             "set data.shared_prefix=false"
         )
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    trained, total = parameters(model).values()
     problem = context_problem(rows.ledger, base_of(model).config)
     filled = values.account(adapted.kernels.scorer, rows.train)
     if problem and (filled or type(recipe.objective).encodes):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import atomic
-from tunesmith.adapted import precision
+from tunesmith.adapted import parameters, precision
 from tunesmith.defaults import Resolved, resolve, with_values
 from tunesmith.engine.allocator import use_large_pages
 from tunesmith.errors import RunError
@@ -137,6 +137,7 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
     from tunesmith import ending
     from tunesmith.engine import memory, ranks
     from tunesmith.engine.callbacks import StopOnSignal
+    from tunesmith.engine.device import peak_memory_bytes
     from tunesmith.engine.progress import Progress
 
     stop, progress = StopOnSignal(job.say), Progress()
@@ -169,7 +170,8 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
             raise
         finally:
             loaded.kernels.restore(trainer.accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False))
-        return Run(folder, ranks.once(lambda: ending.finish(folder, job.say)))
+        peak = max(ranks.everyones(peak_memory_bytes(job.device.type)))
+        return Run(folder, ranks.once(lambda: ending.finish(folder, job.say, peak)))
 
 
 def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
@@ -192,7 +194,7 @@ def _begin(job: Job, loaded: Loaded) -> Path:
     said = job.recipe.model_dump(mode="json", exclude_unset=True)
     data = {"fingerprint": loaded.rows.fingerprint, "ledger": loaded.rows.ledger}
     begun = record.begin(job.resolved, job.device, data, loaded.fingerprint, job.given.names())
-    begun |= {"teacher": loaded.teacher}
+    begun |= {"teacher": loaded.teacher, "parameters": parameters(loaded.model)}
     folder = new_folder(
         job.resolved.recipe,
         {

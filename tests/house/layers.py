@@ -18,7 +18,7 @@ LAYERS = (
     {"objectives", "adapters", "optimizers", "engine"},
     {"generate"},
     {"run", "parts", "adapted", "beside", "referenced", "taught", "record", "folder", "health", "ending"},
-    {"exports", "synthesis", "bench", "against"},
+    {"exports", "synthesis", "bench", "against", "compare"},
     {"cli", "__main__"},
 )
 LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and whoever wants may import it

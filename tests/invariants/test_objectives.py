@@ -19,7 +19,7 @@ from invariants.objective_runs import (
     killed,
     learned,
     new_runs,
-)  # fmt: skip
+)
 from invariants.whole_runs import metrics, weights
 from tunesmith.cli.main import main
 

@@ -82,7 +82,7 @@ def using(model: Any, name: str | None) -> Iterator[None]:
 
 
 def save(model: Any, name: str, folder: Path) -> None:
-    """Write one of the adapters as a plain peft folder, whatever stands beside it. Raises ModelError."""
+    """Write one of the adapters as a plain peft folder, whatever is beside it. Raises ModelError for no such name."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as work:
         model.save_pretrained(work, selected_adapters=[_known(model, name)], save_embedding_layers=False)
