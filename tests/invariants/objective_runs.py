@@ -50,6 +50,7 @@ def _pair(number):
 ROWS = {  # by the branches and the labels that an objective learns from
     (("answer",), False): _answer,
     (("chosen", "rejected"), False): _pair,
+    (("chosen", "rejected"), True): _pair,
     (("answer",), True): lambda number: _answer(number) | {"label": number % 3 > 0},
 }
 ROWS_OF = {"classify": lambda number: {"text": _words(number, 5), "label": number % 2}}  # by an objective's own name
