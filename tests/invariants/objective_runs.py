@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from fixtures_models import save_model, tiny_model
+from fixtures_models import save_model, tiny_model, tiny_seq2seq, tiny_seq2seq_tokenizer
 from invariants.whole_runs import metrics, weights
 from tunesmith.cli.main import main
 from tunesmith.component import all_of
@@ -68,6 +68,8 @@ class Runs:
         common = [f"objective={objective}", f"data.train={self.rows(objective)}", f"train.output_dir={run}"]
         if objective == "distill":
             common.append(f"teacher.model={self.folder / 'teacher'}")
+        if objective == "seq2seq":
+            common.append(f"model.path={self.folder / 'two-sided'}")
         return ["train", str(self.folder / "recipe.yaml"), *common, *words]
 
     def of(self, objective, *words):
@@ -98,6 +100,7 @@ class Runs:
 def new_runs(folder):
     """The recipe, in a folder, and no run yet."""
     save_model(folder / "model")
+    save_model(folder / "two-sided", tiny_seq2seq(), tiny_seq2seq_tokenizer())
     save_model(folder / "teacher", tiny_model(seed=7, hidden_size=48, intermediate_size=96))
     recipe = {
         "model": {"path": str(folder / "model"), "dtype": "float32"},

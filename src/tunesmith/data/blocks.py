@@ -26,7 +26,7 @@ from tunesmith.data.mix import due
 from tunesmith.data.pack import Plan
 from tunesmith.data.reader import Opened, Reader
 from tunesmith.data.refuse import Tolerance
-from tunesmith.data.render import Rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.data.shared import own_tokens
 from tunesmith.data.workers import Workers
 from tunesmith.errors import DataError, RecipeError

@@ -9,7 +9,7 @@ from tunesmith.data.shared import own_tokens
 from tunesmith.data.source import Registered
 
 if TYPE_CHECKING:
-    from tunesmith.data.render import Rendered
+    from tunesmith.data.rendered import Rendered
     from tunesmith.recipe_data import Source
 
 FIRST_PLACES = 3  # rows named for each reason

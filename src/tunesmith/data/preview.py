@@ -17,7 +17,8 @@ from tunesmith.data import lengths, registry, sides
 from tunesmith.data.ledger import DUPLICATE, Ledger, note, source_names
 from tunesmith.data.prompt import notes
 from tunesmith.data.refuse import unlearnable
-from tunesmith.data.render import Rendered, format_notes, rendered
+from tunesmith.data.render import format_notes, rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.data.shared import own_tokens
 from tunesmith.data.store import whole_key
 from tunesmith.types import Label, Tokens

@@ -19,7 +19,7 @@ from tunesmith.seams import Format, Objective
 from tunesmith.types import Message, Sample
 
 if TYPE_CHECKING:
-    from tunesmith.data.render import Rendered
+    from tunesmith.data.rendered import Rendered
 
 LEAST_ROWS, LOOK_ROWS = 10, 1_000
 MOST_REFUSED = 0.1  # of the rows

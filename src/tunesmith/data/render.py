@@ -14,12 +14,13 @@ from tunesmith.data import loss, overlong, parity, refuse, registry, shared, sid
 from tunesmith.data.loss import Learned
 from tunesmith.data.mismatched import answer_begins
 from tunesmith.data.place import weigh
+from tunesmith.data.rendered import Rendered, losing, refused
 from tunesmith.errors import DataError, ModelError, RecipeError, Skipped, TemplateError
 from tunesmith.formats.auto import Auto, choose
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_data import Data, Loss, Source
 from tunesmith.seams import Format, Objective, Template
-from tunesmith.types import Label, Message, Sample, Tokens
+from tunesmith.types import Message, Sample, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,26 +34,6 @@ EMPTY_TEXT = "empty text"
 OVERLONG = "longer than data.max_tokens"
 OVERLONG_PROMPT = "prompt alone longer than data.max_tokens"
 EQUAL_ANSWERS = "two of its answers are the same"
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """One sample as tokens, or why there is none. A split row gives several, its parts numbered from 0."""
-
-    where: str
-    branches: tuple[Tokens, ...]  # empty when dropped
-    label: Label | None = None
-    dropped: str | None = None  # the reason
-    part: int = 0
-    truncated: bool = False
-    lost_tokens: int = 0  # of the row, in none of its samples; 0 where the row was never written as tokens
-    refused: str | None = None  # the whole message, when the row could not be read or written
-    divided: bool = False  # whether the template makes several conversations of the row
-    repeated_tokens: int = 0  # at its beginning, that the row's part before begins with too
-    joined_answers: int = 0  # whose first characters are part of their header's last token, which is not learned
-    special_said: bool = False  # whether the row's own text has a special token, which is read as one
-    tied_answers: int = 0  # of the row, that are left out, since another one is as good
-    earlier_read: bool = False  # whether it has earlier answers, which are read and not learned
 
 
 Part = tuple[Sample, tuple[Learned, ...]]  # one conversation of a row, or several to compare; no text of a document
@@ -142,7 +123,7 @@ class Renderer:
         except (DataError, TemplateError) as error:
             if must:
                 raise type(error)(f"{where}: {error}", error.reason) from error
-            return _refused(where, error)
+            return refused(where, error)
 
     def _parts(self, sample: Sample) -> list[Part]:
         """What a sample is trained as: itself, or the conversations that the template divides it into."""
@@ -247,9 +228,9 @@ class Renderer:
         if reason == OVERLONG and self.data.overlong != "drop" and len(branches) == 1:
             shorten = self._shortened_document if sample.is_document else self._shortened
             try:
-                return _losing(shorten(where, sample, branches[0]), len(branches[0]))
+                return losing(shorten(where, sample, branches[0]), len(branches[0]))
             except TemplateError as error:
-                return [_refused(where, error)]
+                return [refused(where, error)]
         if reason == OVERLONG and max(map(answer_begins, branches)) > self.data.max_tokens:
             reason = OVERLONG_PROMPT
         return [Rendered(where, (), sample.label, reason, lost_tokens=sum(map(len, branches)))]
@@ -321,13 +302,6 @@ class Renderer:
         return found
 
 
-def _losing(found: list[Rendered], tokens: int) -> list[Rendered]:
-    """The samples of a shortened row of so many tokens; what none has is lost with the first cut or left out."""
-    lost = max(0, tokens - sum(len(branch) for one in found for branch in one.branches))
-    at = next((index for index, one in enumerate(found) if one.truncated or one.dropped), None)
-    return found if at is None else [*found[:at], replace(found[at], lost_tokens=lost), *found[at + 1 :]]
-
-
 def _all_learned(tokens: Tokens) -> Tokens:
     return Tokens(tokens.ids, np.ones(len(tokens), np.float32))
 
@@ -347,11 +321,6 @@ def _asked_tokens(read: list[Part] | Rendered) -> int:
     if isinstance(read, Rendered):
         return 0
     return sum(len(text.text) * (2 + len(text.answers)) for _, texts in read for text in texts) // 8
-
-
-def _refused(where: str, error: DataError | TemplateError) -> Rendered:
-    kind = "unreadable" if isinstance(error, DataError) else "the template refuses it"
-    return Rendered(where, (), dropped=f"{kind}: {error.reason}", refused=str(error))
 
 
 def format_of(one: Source, row: Mapping[str, Any], where: str) -> Format:

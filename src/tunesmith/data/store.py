@@ -23,7 +23,7 @@ import numpy as np
 
 from tunesmith import atomic
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.render import Rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.errors import DataError
 from tunesmith.types import Tokens
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunesmith.data import source
-from tunesmith.data.render import Rendered, Renderer
+from tunesmith.data.render import Renderer
+from tunesmith.data.rendered import Rendered
 from tunesmith.engine.model import base_of
 from tunesmith.engine.values import filled
 from tunesmith.errors import DataError, RunError
