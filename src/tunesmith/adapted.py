@@ -39,10 +39,10 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     from tunesmith import record
     from tunesmith.engine import encoder_decoder, frozen, kernels
     from tunesmith.engine.activations import checkpoint_activations
-    from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer
+    from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer, with_padding
 
     head = head_of(recipe)
-    pad = None if head is None else load_tokenizer(recipe.model).pad_token_id
+    pad = None if head is None else with_padding(load_tokenizer(recipe.model)).pad_token_id
     transformers.set_seed(recipe.train.seed)
     model: Any = load_model(recipe.model, device, head=head, pad=pad) if given is None else given.to(device)
     if head is not None:

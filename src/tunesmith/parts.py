@@ -121,15 +121,16 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     from tunesmith.data.load import context_problem, load_rows
     from tunesmith.engine import checkpoint, ranks, values
     from tunesmith.engine.arguments import look_for_trackers
-    from tunesmith.engine.model import base_of, load_tokenizer
+    from tunesmith.engine.model import base_of, load_tokenizer, with_padding
 
     recipe, say = job.resolved.recipe, job.say
-    head_of(recipe)  # what it refuses is refused before rows are read
+    head = head_of(recipe)  # what it refuses is refused before rows are read
     for option, value in job.resolved.derived.items():
         say(f"derived: {option} = {value}")
     look_for_trackers(recipe.train.report_to)
     tokenizer = job.given.tokenizer or load_tokenizer(recipe.model)
     tokenizer = sides.prepared(recipe.data.template, recipe.objective, tokenizer)
+    tokenizer = tokenizer if head is None else with_padding(tokenizer)
     point = checkpoint.read_state(start)["counters"]["stream"] if start and recipe.data.streaming else None
     with ranks.first():
         rows = load_rows(recipe, tokenizer, job.given.rows, point, ranks.number())

@@ -65,6 +65,11 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
         raise ModelError(f"the tokenizer of {place} has no eos_token: set one in its tokenizer_config.json")
     if tokenizer.eos_token_id is None:  # an encoder's: its texts end with what separates them
         tokenizer.eos_token = tokenizer.sep_token
+    return tokenizer
+
+
+def with_padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """A tokenizer that fills up batches, as users of a model with a head of its own need: by its end, if by nothing else."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
