@@ -231,7 +231,8 @@ class Renderer:
                 return losing(shorten(where, sample, branches[0]), len(branches[0]))
             except TemplateError as error:
                 return [refused(where, error)]
-        if reason == OVERLONG and max(map(answer_begins, branches)) > self.data.max_tokens:
+        judged = len(branches) > 1 or sample.label is not None  # answers to one prompt
+        if reason == OVERLONG and judged and max(map(answer_begins, branches)) > self.data.max_tokens:
             reason = OVERLONG_PROMPT
         return [Rendered(where, (), sample.label, reason, lost_tokens=sum(map(len, branches)))]
 
