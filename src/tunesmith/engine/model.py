@@ -69,7 +69,7 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
 
 
 def with_padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
-    """A tokenizer that fills up batches, by its end where it has nothing else: a head of values needs it."""
+    """A tokenizer that can fill up batches, as users of a model with a head of its own do; with its end, if need be."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
