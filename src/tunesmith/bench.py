@@ -136,6 +136,7 @@ def _numbers(steps: "Sequence[Step]", cost: Any, peak: Peak) -> dict[str, Any]:
         "tokens_per_second": tokens / seconds,
         "trained_tokens_per_second": trained / seconds,
         "samples_per_second": samples / seconds,
+        "whole_tokens_per_second": sum(step.real_tokens + step.shared_tokens for step in steps) / seconds,
         "flops": flops,
         "flops_per_second": flops / seconds,
         "mfu": flops / seconds / peak.flops_per_second,

@@ -48,7 +48,7 @@ def turns(monkeypatch):
         called.append((contender, command))
         if contender == against.OURS or contender in against.VARIANTS:
             numbers = {"tokens_per_second": [60.0, 30.0, 90.0][number], "trained_tokens_per_second": 20.0}
-            numbers |= {"samples_per_second": 6.0 + number}
+            numbers |= {"samples_per_second": 6.0, "whole_tokens_per_second": 1.5 * numbers["tokens_per_second"]}
             memory = {"tokens": 90, "padded_tokens": 10, "peak_memory_bytes": 3e9}
             return numbers | memory | {"run_tokens": 0, "first_loss": 1.5}
         rate = [20.0, 15.0, 10.0][number]
@@ -97,7 +97,7 @@ def test_all_get_the_same_rows_in_turn(make, turns, monkeypatch):
     assert found["contenders"][0]["padded_share"] == 0.1
     hf = found["contenders"][1]
     assert (hf["contender"], hf["tokens_per_second"], hf["padded_share"], hf["first_loss"]) == ("hf", 15, 0.25, 1.25)
-    assert hf["times_as_fast_by_round"] == [3, 2, 9] and hf["times_as_fast"] == 3  # of 60/20, 30/15, 90/10
+    assert hf["times_as_fast_by_round"] == [4.5, 3, 13.5] and hf["times_as_fast"] == 4.5  # of 90/20, 45/15, 135/10
     assert hf["share_of_memory"] == 0.5
     assert f"note: hf saw 7 tokens of these rows, and not {rows.tokens}" in said
 
@@ -110,7 +110,7 @@ def test_what_ours_is_given_runs_and_packs_so_many_steps(make, tmp_path, monkeyp
     assert found["run_tokens"] == rows.tokens and len(found["steps"]) == rows.steps - 1
 
 
-def test_pairs_are_compared_by_how_many_a_second(make, turns, folder):
+def test_pairs_are_compared_by_the_tokens_of_both_answers_in_full(make, turns, folder):
     rows = [
         {"prompt": f"What is {i} and 1?", "chosen": f"It is {i + 1}.", "rejected": f"It is {i}, and more than that."}
         for i in range(30)
@@ -125,7 +125,7 @@ def test_pairs_are_compared_by_how_many_a_second(make, turns, folder):
     assert commands["in-step"] == [*commands[against.OURS], "reference.compute=step"]
     assert commands["trl-dpo"][2] == "trl-dpo"
     trl = next(one for one in found["contenders"] if one["contender"] == "trl-dpo")
-    assert trl["times_as_fast_by_round"] == [3.0, 3.5]  # 6 and 7 samples a second over 2, whatever the tokens
+    assert trl["times_as_fast_by_round"] == [4.5, 3.0]  # of 1.5 times 60 and 30, over 20 and 15
     with pytest.raises(RecipeError, match="bench --against trl compares objective=sft .* has dpo with lora"):
         against.compare(recipe, against.Peers(("trl",), "another-python", 4), against.Length(2, 1, 2), print)
 
