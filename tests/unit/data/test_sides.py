@@ -198,7 +198,8 @@ def test_a_source_and_an_answer_that_begin_alike_share_nothing(tmp_path):
     assert [tokens.shared for tokens in one.branches] == [0, 0]
     start = {"decoder_start_token_id": tiny_seq2seq_tokenizer().convert_tokens_to_ids("<|im_start|>")}
     tokenizer = tiny_seq2seq_tokenizer(CHATML)
-    found = render(tmp_path, {"messages": TURNS}, tokenizer=tokenizer, template="per_turn", objective=start)
+    options = {"template": "per_turn", "objective": start, "max_tokens": 200}
+    found = render(tmp_path, {"messages": TURNS}, tokenizer=tokenizer, **options)
     assert [len(one.branches) for one in found] == [2, 2]
 
 
