@@ -191,11 +191,16 @@ def test_rows_hold_pairs_of_sequences_and_the_account_says_their_padding(tmp_pat
 
 
 def test_a_source_and_an_answer_that_begin_alike_share_nothing(tmp_path):
-    row = {"instruction": "Two and three", "output": "and three is five"}
-    start = tiny_seq2seq_tokenizer()("Two")["input_ids"][0]
-    (one,) = render(tmp_path, row, objective={"decoder_start_token_id": start})
-    assert (one.branches[0].ids[:3] == one.branches[1].ids[:3]).all()
+    answer = {"role": "assistant", "content": "!!!!", "train_spans": [[3, 4]]}
+    start = {"decoder_start_token_id": tiny_seq2seq_tokenizer().convert_tokens_to_ids("!")}
+    (one,) = render(tmp_path, {"messages": [{"role": "user", "content": "!!!"}, answer]}, objective=start)
+    assert (one.branches[0].ids[:3] == one.branches[1].ids[:3]).all() and not one.branches[1].weight[:3].any()
     assert [tokens.shared for tokens in one.branches] == [0, 0]
+    start = {"decoder_start_token_id": tiny_seq2seq_tokenizer().convert_tokens_to_ids("<|im_start|>")}
+    tokenizer = tiny_seq2seq_tokenizer(CHATML)
+    options = {"template": "per_turn", "objective": start, "max_tokens": 200}
+    found = render(tmp_path, {"messages": TURNS}, tokenizer=tokenizer, **options)
+    assert [len(one.branches) for one in found] == [2, 2]
 
 
 def test_samples_of_like_length_stand_together():
