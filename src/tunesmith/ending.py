@@ -52,7 +52,8 @@ def _classes(folder: Path) -> list[str]:
     file = folder / "final" / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     says_values = any(kind.endswith("ForSequenceClassification") for kind in config.get("architectures") or ())
-    return list(config["id2label"].values()) if says_values else []
+    named = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # transformers leaves its own two names out
+    return list(named.values()) if says_values else []
 
 
 def closing_words(folder: Path, summary: Mapping[str, Any]) -> list[str]:

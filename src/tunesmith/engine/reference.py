@@ -47,7 +47,7 @@ class Reference:
         """
         model = trained if self.model is None else self.model
         inner = (trained if unwrapped is None else unwrapped) if self.model is None else self.model
-        with frozen(inner, self.adapter):
+        with frozen(inner, self.adapter) if self.model is None else nullcontext():  # its own adapter is part of it
             return self.scorer(model, batch).logps
 
 
