@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.adapted import precision
-from tunesmith.errors import RecipeError
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.recipe import Model, Recipe
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
     from tunesmith.engine import frozen, kernels
     from tunesmith.engine.model import is_adapted, load_model, load_tokenizer
     from tunesmith.engine.scores import Scorer
-    from tunesmith.generate.load import is_adapter, load, locate
+    from tunesmith.generate.load import is_adapter, load, locate, stored_head
 
     dtype = recipe.model.dtype
     place = locate(said.path)
@@ -46,6 +46,8 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
         if said.frozen_dtype is not None:
             model = model.merge_and_unload()  # an update would be rounded like a weight, and lost beside it
     else:
+        if stored_head(place) is not None:
+            raise ModelError(f"{section}.model: {said.path} says rewards or classes, and no words: name another model")
         plain = said.model_copy(update={"dtype": dtype, "path": place})
         model, own = load_model(plain, device), load_tokenizer(plain)
     if said.path != recipe.model.path:

@@ -63,6 +63,7 @@ class Loaded:
     scorer: "Scorer | ValueScorer"  # the kernels', beside a teacher where the objective has one
     fingerprint: str | None  # of the weights that training starts from
     reference: "Reference | None" = None  # of an objective that has one, made in every step
+    referred: str | None = None  # tells the weights of a reference of its own from others
     reference_seconds: float = 0.0  # that making log-probabilities of frozen models once took
 
     @property
@@ -162,11 +163,12 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     ):
         say(line)
     started = monotonic()
+    referred = None if reference is None or recipe.reference.model is None else reference.identity
     if reference is not None and is_once(recipe):
         rows, reference = with_logps(recipe, reference, model, rows, job.device.type, say), None
     rows, scorer = with_teacher(recipe, adapted, rows, tokenizer, job.device.type, say)
     seconds = monotonic() - started
-    return Loaded(model, tokenizer, rows, adapted.kernels, scorer, adapted.fingerprint, reference, seconds)
+    return Loaded(model, tokenizer, rows, adapted.kernels, scorer, adapted.fingerprint, reference, referred, seconds)
 
 
 def make_trainer(

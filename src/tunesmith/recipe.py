@@ -154,8 +154,8 @@ class Reference(Section):
     """The frozen model that an objective measures from, where it does (dpo, kto)."""
 
     model: str | None = None
-    """Folder or hub id of another model with the same tokens. None: the one that training starts from, without its
-    adapter."""
+    """Folder or hub id of another model with the same tokens, of an adapter, or a run's folder. None: the one that
+    training starts from, without its adapter."""
     frozen_dtype: Literal["int8", "float8"] | None = None
     """What the linear layers of that model, but its head, are held in. None: model.dtype."""
     compute: Literal["auto", "once", "step"] = "auto"
@@ -222,8 +222,13 @@ class Recipe(Section):
                 f"eval.prompts are answered in words, and the objective {kind.__name__.lower()} trains a head that has "
                 "none: leave them out"
             )
-        if "values" in kind.needs and self.objective.compares_samples():
-            raise ValueError(f"the objective {kind.__name__.lower()} compares samples by values, which cannot be yet")
+        read: list[str] = [need for need in ("values", "entropy") if need in kind.needs]
+        read += ["a teacher"] if self.objective.teaching() is not None else []
+        if read and self.objective.compares_samples():
+            raise ValueError(
+                f"the objective {kind.__name__.lower()} compares samples and reads {read[0]}: a whole step is joined "
+                "by its log-probabilities alone, so let it read no more"
+            )
         if self.data.streaming and (kind.mismatched or self.reference.compute == "once"):
             what = "draws answers over the whole set" if kind.mismatched else "with reference.compute=once looks ahead"
             raise ValueError(f"the objective {kind.__name__.lower()} {what}, and data.streaming never holds it")

@@ -16,7 +16,10 @@ from tunesmith.engine import ranks
 from tunesmith.errors import RunError
 
 FILE = "record.json"
-SEEN = 4096  # values of each parameter that its fingerprint is made of
+SAYS_NOTHING = {  # of a config, about numbers
+    "_name_or_path", "name_or_path", "base_model_name_or_path", "transformers_version", "peft_version", "architectures",
+    "use_cache", "inference_mode", "revision",
+}  # fmt: skip
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "safetensors", "numpy")
 
 
@@ -50,16 +53,21 @@ def versions() -> dict[str, str]:
 
 
 def model_fingerprint(model: Any) -> str:
-    """What tells a loaded model's weights from others: values of each parameter, digested."""
+    """What tells a loaded model from others: every byte of its weights, and its config and its adapters'."""
     import torch
 
-    digest = hashlib.sha256()
+    configs = [("", model.config), *getattr(model, "peft_config", {}).items()]
+    said = [(name, {k: v for k, v in config.to_dict().items() if k not in SAYS_NOTHING}) for name, config in configs]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=_plain).encode())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            flat = parameter.detach().flatten()
-            seen = torch.stack([flat[:: max(1, flat.numel() // SEEN)].double().sum(), flat[-1].double()])
-            digest.update(name.encode() + seen.cpu().numpy().tobytes())
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)
 
 
 def text(record: dict[str, Any]) -> bytes:

@@ -194,7 +194,7 @@ def _begin(job: Job, loaded: Loaded) -> Path:
     said = job.recipe.model_dump(mode="json", exclude_unset=True)
     data = {"fingerprint": loaded.rows.fingerprint, "ledger": loaded.rows.ledger}
     begun = record.begin(job.resolved, job.device, data, loaded.fingerprint, job.given.names())
-    begun |= {"teacher": loaded.teacher, "parameters": parameters(loaded.model)}
+    begun |= {"teacher": loaded.teacher, "reference": loaded.referred, "parameters": parameters(loaded.model)}
     folder = new_folder(
         job.resolved.recipe,
         {
@@ -220,6 +220,7 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
         ("data", past["data"]["fingerprint"], loaded.rows.fingerprint),
         ("model", past["model"], loaded.fingerprint),
         ("teacher", past.get("teacher"), loaded.teacher),
+        ("reference", past.get("reference"), loaded.referred),
     ):
         if before != now:
             raise RunError(

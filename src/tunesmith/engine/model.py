@@ -31,9 +31,16 @@ def resolve_path(path: str) -> str:
     local = Path(path).expanduser()
     if local.exists():
         if not (local / "config.json").is_file():
-            raise ModelError(f"{path} is not a model folder: it has no config.json")
+            raise ModelError(f"{path} is not a model folder: it has no config.json{_way_to_one(local)}")
         return str(local.resolve())  # an adapter names its base by it, and is loaded from other folders
     return _hub_id(path, "model")
+
+
+def _way_to_one(folder: Path) -> str:
+    """What makes a model folder of one that is something else, where it is."""
+    if (folder / "record.json").is_file() or (folder / "adapter_config.json").is_file():
+        return f". Make one of it with: tunesmith export {folder} {folder}-merged type=merged"
+    return ""
 
 
 def _hub_id(path: str, kind: str) -> str:

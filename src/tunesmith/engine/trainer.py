@@ -43,6 +43,7 @@ from tunesmith.types import Batch, LossSum, Scores
 Pairs = dict[str, tuple[Any, Any]]  # a sum and a count by name
 Metric = Callable[[Scores, Batch], tuple[Any, Any]]  # what a user's own metric gives: a sum and a count
 
+SMALLEST = 1e-9  # units of a step, where what is weighed with 0 is all that it has
 TRAINED = ("loss", "learning_rate", "grad_norm")  # of transformers' own logs
 RESERVED = {*TRAINED, "step", "epoch", "tokens", "trained_tokens", "seconds"}
 
@@ -122,11 +123,14 @@ class Trainer(transformers.Trainer):
         batch = Batch(**inputs)
         summed, pairs, scores = self.measured(model, batch, self.shares.pop(0) if self.shares else None)
         if not batch.blank:
-            pairs |= {"tokens": (batch.input_ids.numel(), 1), "trained_tokens": ((batch.weight != 0).sum(), 1)}
+            learned = batch.weight[0] != 0
+            if self.recipe.objective.mismatched and batch.branch is not None:
+                learned = learned & (batch.branch[batch.seq[0]] == 0)
+            pairs |= {"tokens": (batch.input_ids.numel(), 1), "trained_tokens": (learned.sum(), 1)}
         for name, (total, count) in pairs.items():
             before = self.sums.get(name, (0.0, 0.0))
             self.sums[name] = [before[0] + total, before[1] + count]
-        units = num_items_in_batch / self.accelerator.num_processes
+        units = num_items_in_batch.clamp(min=SMALLEST) / self.accelerator.num_processes
         loss = summed.total * 0 if batch.blank else summed.total / units
         return (loss, scores) if return_outputs else loss
 
@@ -188,7 +192,7 @@ class Trainer(transformers.Trainer):
             for name, one in summed.counts.items():
                 counts[name] = counts.get(name, 0) + one.cpu()
         model.train()
-        found: dict[str, Any] = {name: _ratio(*pair) for name, pair in ranks.added(sums).items()}
+        found: dict[str, Any] = _ratios(ranks.added(sums))
         found |= self.recipe.objective.measures(ranks.counted(counts))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
@@ -207,6 +211,8 @@ class Trainer(transformers.Trainer):
         if "loss" in logs:
             logs = {name: value for name, value in logs.items() if name in TRAINED} | self._drained()
             self._refuse_infinite("loss", logs["loss"])
+            if self.accelerator.scaler is None:  # which passes over steps whose gradients are too large for float16
+                self._refuse_infinite("grad_norm", logs.get("grad_norm", 0.0))
             logs |= {
                 "tokens": self.tokens,
                 "trained_tokens": self.trained_tokens,
@@ -249,7 +255,7 @@ class Trainer(transformers.Trainer):
         for name in ("tokens", "trained_tokens"):
             total, _ = sums.pop(name)
             setattr(self, name, getattr(self, name) + int(total))
-        return {name: _ratio(*pair) for name, pair in sums.items()}
+        return _ratios(sums)
 
     def interrupted(self) -> bool:
         """Whether a signal asked for the end."""
@@ -323,5 +329,6 @@ class Trainer(transformers.Trainer):
             self.accelerator.scaler.load_state_dict(checkpoints.read_state(Path(checkpoint))["scaler"])
 
 
-def _ratio(total: float, count: float) -> float:
-    return total / count if count else 0.0
+def _ratios(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Sums over counts. A metric of nothing has none; a loss of nothing is 0."""
+    return {name: total / count if count else 0.0 for name, (total, count) in sums.items() if count or name == "loss"}

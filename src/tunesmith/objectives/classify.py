@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunesmith.errors import RecipeError
 from tunesmith.objectives import _confusion
@@ -28,6 +28,13 @@ class Classify(Objective):
     """How much each class counts, in their order. Empty: all the same."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target that is spread evenly over all classes."""
+
+    @field_validator("class_weights", mode="after")
+    @classmethod
+    def _weighs_something(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if value and not any(value):
+            raise ValueError("must not all be 0: nothing would be learned")
+        return value
 
     def head(self, classes: tuple[str, ...]) -> Head:
         """A logit for each class, by name or as LABEL_0 and so on. Raises RecipeError when it is not clear how many."""
