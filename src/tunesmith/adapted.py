@@ -91,12 +91,13 @@ def shown(names: Sequence[str]) -> str:
 
 def _refuse_another(model: Any, head: Head) -> None:
     """Raise RecipeError when a model that a script brought has another head."""
-    from tunesmith.engine.model import has_words
+    from tunesmith.engine.model import has_words, says_tokens
 
-    if has_words(model) or model.config.num_labels != len(head.names):
+    if has_words(model) or model.config.num_labels != len(head.names) or says_tokens(model) != head.tokens:
+        kind = "Token" if head.tokens else "Sequence"
         raise RecipeError(
             f"the objective needs a model with a head of {len(head.names)} values, and {type(model).__name__} was "
-            f"brought: load it by AutoModelForSequenceClassification with num_labels={len(head.names)}"
+            f"brought: load it by AutoModelFor{kind}Classification with num_labels={len(head.names)}"
         )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from tunesmith import record
 from tunesmith.engine.metrics import MetricsFile
 
+VALUED = ("ForSequenceClassification", "ForTokenClassification")  # ends of the names of models that say classes
+
 
 def finish(folder: Path, say: Callable[[str], None], peak_memory_bytes: int | None = None) -> dict[str, Any]:
     """Draw, sum up and record a run whose `final/` is written; a second call does the same again.
@@ -51,7 +53,7 @@ def _classes(folder: Path) -> list[str]:
     """The names of the classes that a run's model says, in their order; [] where it says words."""
     file = folder / "final" / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    says_values = any(kind.endswith("ForSequenceClassification") for kind in config.get("architectures") or ())
+    says_values = any(kind.endswith(VALUED) for kind in config.get("architectures") or ())
     return list(config["id2label"].values()) if says_values else []
 
 

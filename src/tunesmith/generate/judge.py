@@ -82,8 +82,8 @@ class Judge:
         base = base_of(self.model)
         pad = getattr(base.config.get_text_config(), "pad_token_id", None)
         ids = [torch.as_tensor(one, dtype=torch.long, device=base.device) for one in sequences]
-        found = [filled(self.model, part, pad).float().cpu() for part in _some(iter(ids))]
-        return torch.cat(found)
+        found = [one for part in _some(iter(ids)) for one in filled(self.model, part, pad)]
+        return torch.stack(found).float().cpu()
 
     def judged(self, rows: Sequence[tuple[str, Mapping[str, Any]]], format_: Format) -> Iterator[tuple[Rendered, Any]]:
         """Rows as tokens, each with the values of its branches [B, labels]; None where it was left out."""
