@@ -9,6 +9,7 @@ from typing import Any
 from tunesmith import record
 from tunesmith.engine.metrics import MetricsFile
 
+ASSUMED = {"0": "LABEL_0", "1": "LABEL_1"}  # which transformers leaves out of a config
 VALUED = ("ForSequenceClassification", "ForTokenClassification")  # ends of the names of models that say classes
 
 
@@ -54,7 +55,7 @@ def _classes(folder: Path) -> list[str]:
     file = folder / "final" / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     says_values = any(kind.endswith(VALUED) for kind in config.get("architectures") or ())
-    return list(config["id2label"].values()) if says_values else []
+    return list(config.get("id2label", ASSUMED).values()) if says_values else []
 
 
 def closing_words(folder: Path, summary: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def said(model, tokenizer, words):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft, asking by an old name
 @pytest.mark.parametrize(("model", "adapter"), [("model", "lora"), ("model", "full"), ("distilbert", "lora")])
-def test_classes_of_words_are_learned_and_plain_transformers_says_them(folder, tmp_path, model, adapter):
+def test_classes_of_words_are_learned_and_plain_transformers_says_them(folder, tmp_path, capsys, model, adapter):
     words = (f"model.path={folder / model}", f"adapter={{type: {adapter}}}")
     lines = train(folder, tmp_path / "run", *words)
     last = lines[-1]
@@ -94,3 +95,84 @@ def test_classes_of_words_are_learned_and_plain_transformers_says_them(folder, t
     assert loaded.config.id2label == dict(enumerate(CLASSES))
     pairs = [pair for row in rows for pair in zip(said(loaded, tokenizer, row["tokens"]), row["tags"], strict=True)]
     assert sum(ours == theirs for ours, theirs in pairs) > 0.95 * len(pairs)
+    capsys.readouterr()
+    assert cli.main(["score", str(tmp_path / "run"), str(folder / "names.jsonl"), "--json"]) == 0
+    scored = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["tokens"] for row in scored] == [row["tokens"] for row in rows]
+    assert [tag for row in scored for tag in row["tags"]] == [ours for ours, _ in pairs]
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter"])
+def test_an_export_says_what_the_run_does(folder, tmp_path, capsys, kind):
+    train(folder, tmp_path / "run", "train.max_steps=3")
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), f"type={kind}"]) == 0
+    assert "the same values as the run" in capsys.readouterr().out
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "hello the moon"}) + "\n")
+    lines = []
+    for one in ("run", "out"):
+        assert cli.main(["score", str(tmp_path / one), str(tmp_path / "rows.jsonl")]) == 0
+        lines.append(capsys.readouterr().out.splitlines()[-1])
+    assert lines[0] == lines[1] and "hello/" in lines[0] and " moon/" in lines[0]
+
+
+def test_names_and_numbers_a_stream_and_the_cut_of_a_step_train_the_same(folder, tmp_path):
+    words = (
+        "train.max_steps=3",
+        "data.eval=0",
+        "adapter=full",
+        "data.shuffle=false",
+        "model.path=" + no_dropout(folder),
+    )
+    whole = train(folder, tmp_path / "a", *words, "train.per_device_train_batch_size=3", "train.row_tokens=64")
+    numbers = f"data.train.0.path={folder / 'numbers.jsonl'}"
+    parts = train(folder, tmp_path / "b", *words, numbers, "train.gradient_accumulation_steps=3", "train.row_tokens=64")
+    stream = train(
+        folder,
+        tmp_path / "c",
+        *words,
+        "data.streaming=true",
+        "train.per_device_train_batch_size=3",
+        "train.row_tokens=64",
+    )
+    for others in (parts, stream):
+        for one, other in zip(whole, others, strict=True):
+            for name in one.keys() - {"seconds"}:
+                assert one[name] == pytest.approx(other[name], abs=2e-5), name
+
+
+def no_dropout(folder):
+    """A model whose new head drops nothing, so that what is dropped does not depend on how rows lie."""
+    place = folder / "exact"
+    if not place.exists():
+        save_model(place)
+        config = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps(config | {"classifier_dropout": 0.0}))
+    return str(place)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ("objective=sft",),
+            "hold classes of words, which the objective sft does not learn from: say .*token_classify",
+        ),
+        (("objective=classify",), "learns a label, which the format tagged does not say: say format: classes"),
+        (("data.train.0.format=text", "objective.num_labels=3"), "learns a class of each word, .* say format: tagged"),
+        (("objective.num_labels=4",), "objective.num_labels is for 4 classes, and there are 3"),
+        (("data.train.0.format=tagged",), "the data name no classes"),
+        (("objective.class_weights=[1, 2]",), "objective.class_weights is for 2 classes, and there are 3"),
+        (("eval.prompts=[Hi]",), "eval.prompts are answered in words"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(folder, tmp_path, capsys, words, says):
+    words = [f"train.output_dir={tmp_path / 'run'}", *words]
+    assert cli.main(["train", str(folder / "recipe.yaml"), *words]) == 1
+    assert re.search(says, capsys.readouterr().err.replace("\n", " "))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_beyond_the_others_is_named_by_its_place(folder, tmp_path, capsys):
+    words = (f"data.train=[{{path: {folder / 'numbers.jsonl'}, format: tagged}}]", "objective.num_labels=2")
+    assert cli.main(["train", str(folder / "recipe.yaml"), f"train.output_dir={tmp_path / 'run'}", *words]) == 1
+    assert re.search(r"numbers.jsonl:\d+: the label is class 2, and objective.num_labels=2", capsys.readouterr().err)

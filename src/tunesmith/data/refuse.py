@@ -83,7 +83,8 @@ def unlearnable(format_: Format, objective: Objective) -> str | None:
         if issubclass(found, Format) and other != Format.default and fits(found(), type(objective))
     )
     if type(objective).of_words:
-        return f"the objective {kind} learns a class of each word, which rows of the format {name} lack: say format: {takes}"
+        lacking = f"which rows of the format {name} lack: say format: {takes}"
+        return f"the objective {kind} learns a class of each word, {lacking}"
     if rows == wanted and len(rows) > 1:
         return (
             f"rows of the format {name} hold margins, which the objective {kind} does not learn from: leave "
