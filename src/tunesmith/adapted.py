@@ -84,6 +84,12 @@ def head_of(recipe: Recipe) -> Head | None:
     return recipe.objective.head(next(iter(named), ()))
 
 
+def named(recipe: Recipe) -> dict[str, Any]:
+    """The names of classes that an objective counts entities by, as the data or its own options say, by option."""
+    head = head_of(recipe)
+    return {"objective.names": head.names} if head is not None and head.tokens else {}
+
+
 def shown(names: Sequence[str]) -> str:
     """The first names, and how many there are where there are more."""
     return ", ".join(names[:SHOWN]) + (f", ... ({len(names)})" if len(names) > SHOWN else "")

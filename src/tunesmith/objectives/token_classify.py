@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tunesmith.objectives import _classes, _confusion
+from tunesmith.errors import RecipeError
+from tunesmith.objectives import _classes, _confusion, _entities
 from tunesmith.seams import Objective
 from tunesmith.types import Batch, Head, Label, LossSum, Scores
 
@@ -23,10 +24,18 @@ class TokenClassify(Objective):
     """How many classes there are. None: as many as the data's format names."""
     class_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
     """How much each class counts, in their order. Empty: all the same."""
+    names: tuple[str, ...] = ()
+    """Names of the classes, by which whole entities (B-PLACE, I-PLACE) are counted. Empty: as the data's format names
+    them."""
 
     def head(self, classes: tuple[str, ...]) -> Head:
         """A logit for each class, by name or as LABEL_0 and so on. Raises RecipeError when it is not clear how many."""
-        return Head(_classes.names(classes, self.num_labels, self.class_weights, "tagged"), tokens=True)
+        own = tuple(self.names)
+        if own and classes and own != classes:
+            raise RecipeError(
+                f"objective.names are {', '.join(own)}, and the data name {', '.join(classes)}: change one"
+            )
+        return Head(_classes.names(own or classes, self.num_labels, self.class_weights, "tagged"), tokens=True)
 
     def problem(self, label: Label | None) -> str | None:
         """Why the label of a word is none of the classes."""
@@ -34,7 +43,7 @@ class TokenClassify(Objective):
 
     def count(self, batch: Batch) -> "torch.Tensor":
         """The summed weight of the words' classes: their number, where all classes count the same."""
-        label = _labels(batch)
+        label, _ = _words(batch)
         if not self.class_weights:
             return batch.weight.new_tensor(len(label))
         return batch.weight.new_tensor(self.class_weights)[label].sum()
@@ -44,19 +53,26 @@ class TokenClassify(Objective):
         from torch.nn.functional import cross_entropy
 
         assert scores.values is not None, "this objective needs them"
-        values, label = scores.values, _labels(batch)  # [N, classes], [N]
+        values, (label, sequence) = scores.values, _words(batch)  # [N, classes], [N], [N]
         weights = values.new_tensor(self.class_weights) if self.class_weights else None
         found = values.argmax(1)
-        counts = _confusion.matrix(found, label, values.shape[1])
+        counts = {"confusion": _confusion.matrix(found, label, values.shape[1])}
+        if _entities.kinds(self.names):
+            counts["entities"] = _entities.counts(found, label, sequence, self.names)
         total = cross_entropy(values, label, weights, reduction="sum")
-        return LossSum(total, {"accuracy": ((found == label).sum(), len(label))}, {"confusion": counts})
+        return LossSum(total, {"accuracy": ((found == label).sum(), len(label))}, counts)
 
     def measures(self, counts: "Mapping[str, torch.Tensor]") -> dict[str, Any]:
-        """Precision, recall and F1 over all classes, each class the same (macro) or by its words (weighted)."""
-        return _confusion.measures(counts["confusion"])
+        """Precision, recall and F1 over all classes, each class the same (macro) or by its words (weighted).
+
+        Where classes are tags of entities, those of whole entities too.
+        """
+        found = _confusion.measures(counts["confusion"])
+        return found | (_entities.measures(counts["entities"]) if "entities" in counts else {})
 
 
-def _labels(batch: Batch) -> "torch.Tensor":
-    """The class of each asked word, in the order of the row: [N]."""
+def _words(batch: Batch) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The class of each asked word and the sequence that it stands in, in the order of the row: [N], [N]."""
     assert batch.token_label is not None, "rows of words with classes have it"
-    return batch.token_label[batch.token_label >= 0].long()
+    asked = batch.token_label >= 0
+    return batch.token_label[asked].long(), batch.seq[asked]
