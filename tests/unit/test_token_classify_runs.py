@@ -162,6 +162,7 @@ def no_dropout(folder):
         (("objective.num_labels=4",), "objective.num_labels is for 4 classes, and there are 3"),
         (("data.train.0.format=tagged",), "the data name no classes"),
         (("objective.class_weights=[1, 2]",), "objective.class_weights is for 2 classes, and there are 3"),
+        (("objective.names=[O, X, Y]",), "objective.names are O, X, Y, and the data name O, B-PLACE, I-PLACE"),
         (("eval.prompts=[Hi]",), "eval.prompts are answered in words"),
     ],
 )
@@ -173,6 +174,11 @@ def test_what_does_not_go_together_is_refused(folder, tmp_path, capsys, words, s
 
 
 def test_a_class_beyond_the_others_is_named_by_its_place(folder, tmp_path, capsys):
-    words = (f"data.train=[{{path: {folder / 'numbers.jsonl'}, format: tagged}}]", "objective.num_labels=2")
-    assert cli.main(["train", str(folder / "recipe.yaml"), f"train.output_dir={tmp_path / 'run'}", *words]) == 1
-    assert re.search(r"numbers.jsonl:\d+: the label is class 2, and objective.num_labels=2", capsys.readouterr().err)
+    rows, out = (
+        f"data.train=[{{path: {folder / 'numbers.jsonl'}, format: tagged}}]",
+        f"train.output_dir={tmp_path / 'run'}",
+    )
+    for word, said in (("num_labels=2", "num_labels=2"), ("names=[O, B-PLACE]", "names")):
+        assert cli.main(["train", str(folder / "recipe.yaml"), out, rows, f"objective.{word}"]) == 1
+        says = rf"numbers.jsonl:\d+: the label is class 2, and objective.{said} has the classes 0 to 1"
+        assert re.search(says, capsys.readouterr().err)

@@ -23,11 +23,10 @@ def names(named: tuple[str, ...], number: int | None, weights: Sequence[float], 
     return named or tuple(f"LABEL_{place}" for place in range(total))
 
 
-def beyond(label: float, number: int | None) -> str | None:
-    """Why a label is none of so many classes; None when it is one, or their number is not said."""
-    if number is None or label < number:
+def beyond(label: float, number: int | None, names: tuple[str, ...] = ()) -> str | None:
+    """Why a label is none of so many classes, or of the named ones; None when it is one, or nothing is said of them."""
+    known = number or len(names)
+    if not known or label < known:
         return None
-    return (
-        f"the label is class {label:g}, and objective.num_labels={number} has the classes 0 to {number - 1}: raise it, "
-        "or mend the row"
-    )
+    said = f"objective.num_labels={number}" if number else "objective.names"
+    return f"the label is class {label:g}, and {said} has the classes 0 to {known - 1}: add to it, or mend the row"

@@ -39,7 +39,9 @@ class TokenClassify(Objective):
 
     def problem(self, label: Label | None) -> str | None:
         """Why the label of a word is none of the classes."""
-        return None if isinstance(label, tuple) or label is None else _classes.beyond(label, self.num_labels)
+        return (
+            None if isinstance(label, tuple) or label is None else _classes.beyond(label, self.num_labels, self.names)
+        )
 
     def count(self, batch: Batch) -> "torch.Tensor":
         """The summed weight of the words' classes: their number, where all classes count the same."""
