@@ -18,10 +18,13 @@ def encoder_tokenizer():
     return BertTokenizerFast(vocab={word: number for number, word in enumerate(words)})
 
 
-def tiny_values(arch="llama", labels=3, seed=0, vocab=None, scale=0.2, **changes):
-    """A random float32 model with a head of so many values, in evaluation mode; no global RNG is used."""
+def tiny_values(arch="llama", labels=3, seed=0, vocab=None, scale=0.2, tokens=False, **changes):
+    """A random float32 model with a head of so many values, in evaluation mode; no global RNG is used.
+
+    `tokens` says that they are of each token.
+    """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     if arch in ENCODERS:
         sizes = ENCODERS[arch] | {"vocab_size": vocab or len(encoder_tokenizer()), "max_position_embeddings": 64}
@@ -31,7 +34,8 @@ def tiny_values(arch="llama", labels=3, seed=0, vocab=None, scale=0.2, **changes
     config.num_labels = labels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        kind = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+        model = kind.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in dict.fromkeys(model.parameters()):
                 if parameter.dim() > 1:

@@ -84,6 +84,12 @@ def head_of(recipe: Recipe) -> Head | None:
     return recipe.objective.head(next(iter(named), ()))
 
 
+def named(recipe: Recipe) -> dict[str, Any]:
+    """The names of classes that an objective counts entities by, as the data or its own options say, by option."""
+    head = head_of(recipe)
+    return {"objective.names": head.names} if head is not None and head.tokens else {}
+
+
 def shown(names: Sequence[str]) -> str:
     """The first names, and how many there are where there are more."""
     return ", ".join(names[:SHOWN]) + (f", ... ({len(names)})" if len(names) > SHOWN else "")
@@ -91,12 +97,13 @@ def shown(names: Sequence[str]) -> str:
 
 def _refuse_another(model: Any, head: Head) -> None:
     """Raise RecipeError when a model that a script brought has another head."""
-    from tunesmith.engine.model import has_words
+    from tunesmith.engine.model import has_words, says_tokens
 
-    if has_words(model) or model.config.num_labels != len(head.names):
+    if has_words(model) or model.config.num_labels != len(head.names) or says_tokens(model) != head.tokens:
+        kind = "Token" if head.tokens else "Sequence"
         raise RecipeError(
             f"the objective needs a model with a head of {len(head.names)} values, and {type(model).__name__} was "
-            f"brought: load it by AutoModelForSequenceClassification with num_labels={len(head.names)}"
+            f"brought: load it by AutoModelFor{kind}Classification with num_labels={len(head.names)}"
         )
 
 

@@ -9,6 +9,9 @@ from typing import Any
 from tunesmith import record
 from tunesmith.engine.metrics import MetricsFile
 
+ASSUMED = {"0": "LABEL_0", "1": "LABEL_1"}  # which transformers leaves out of a config
+VALUED = ("ForSequenceClassification", "ForTokenClassification")  # ends of the names of models that say classes
+
 
 def finish(folder: Path, say: Callable[[str], None], peak_memory_bytes: int | None = None) -> dict[str, Any]:
     """Draw, sum up and record a run whose `final/` is written; a second call does the same again.
@@ -51,9 +54,8 @@ def _classes(folder: Path) -> list[str]:
     """The names of the classes that a run's model says, in their order; [] where it says words."""
     file = folder / "final" / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    says_values = any(kind.endswith("ForSequenceClassification") for kind in config.get("architectures") or ())
-    named = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # transformers leaves its own two names out
-    return list(named.values()) if says_values else []
+    says_values = any(kind.endswith(VALUED) for kind in config.get("architectures") or ())
+    return list(config.get("id2label", ASSUMED).values()) if says_values else []
 
 
 def closing_words(folder: Path, summary: Mapping[str, Any]) -> list[str]:

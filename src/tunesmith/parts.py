@@ -7,7 +7,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.adapted import Adapted, adapt, head_of, parameters, precision
+from tunesmith.adapted import Adapted, adapt, head_of, named, parameters, precision
 from tunesmith.defaults import Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
@@ -104,7 +104,7 @@ def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted 
     from tunesmith.engine import encoder_decoder, memory, ranks
 
     recipe, derived = job.resolved.recipe, job.resolved.derived
-    found = encoder_decoder.derived(recipe, job.given.model)
+    found = encoder_decoder.derived(recipe, job.given.model) | named(recipe)
     recipe, derived = with_values(recipe, found), derived | found
     job = replace(job, resolved=Resolved(recipe, derived))
     if recipe.train.row_tokens != "auto":

@@ -22,6 +22,7 @@ class Format(Component):
     default: ClassVar[str] = "auto"
     required: ClassVar[tuple[str, ...]] = ()  # columns without which a row is not of this format
     judges: ClassVar[bool] = False  # the label of a sample says whether its answer is good (1) or bad (0)
+    of_words: ClassVar[bool] = False  # each word of a sample has a class of its own
 
     @classmethod
     def fits(cls, row: Mapping[str, Any]) -> bool:
@@ -108,6 +109,7 @@ class Objective(Component):
     default: ClassVar[str] = "sft"
     branches: ClassVar[tuple[str, ...]] = ("answer",)  # what a sample's branches are to this objective
     labels: ClassVar[bool] = False  # learns from the label of a sample; others refuse rows that have one
+    of_words: ClassVar[bool] = False  # learns the classes of single words; others refuse rows that have them
     documents: ClassVar[bool] = False  # trains on every token, and may split a long sample over rows
     likelihood: ClassVar[bool] = False  # `loss` is -sum(weight * logps): its gradient is known before the scores are
     needs: ClassVar[tuple[str, ...]] = ()  # what `loss` reads besides logps: "entropy", "values"; "reference", "label"

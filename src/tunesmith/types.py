@@ -66,6 +66,7 @@ class Sample:
     branches: tuple[tuple[Message, ...], ...]
     label: Label | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    words: tuple[tuple[int, int, int], ...] = ()  # of a document: first character, behind the last, and class
     ties: int = 0  # answers of the row that are left out, since another one is as good
 
     @property
@@ -80,6 +81,8 @@ class Tokens:
 
     `weight[i]` is how much the model should learn to predict `ids[i]` from `ids[:i]`; 0 is not at all. The first
     `shared` tokens stand in the sequence before it in the sample too, and are laid in a row once; none is learned here.
+
+    Where tokens have classes, `label`, these are learned, each where its own token stands, and `weight` says nothing.
     """
 
     ids: np.ndarray  # [T] int32
@@ -87,13 +90,16 @@ class Tokens:
     shared: int = 0
     reference: np.ndarray | None = None  # [T] float32: log-probability of each token under a frozen model
     teacher: np.ndarray | None = None  # a teacher's likeliest words (data/taught.py) for each learned token, in order
+    label: np.ndarray | None = None  # [T] int32: the class of each token itself, -1 of those that are not asked for it
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def trained(self) -> int:
-        """The number of tokens that are learned: not the first, which nothing stands before."""
+        """The number of tokens that are learned: not the first, which nothing stands before, unless it has a class."""
+        if self.label is not None:
+            return int(np.count_nonzero(self.label >= 0))
         return int(np.count_nonzero(self.weight[1:]))
 
 
@@ -102,7 +108,8 @@ class Batch:
     """A flat micro-batch: sequences laid end to end, told apart by `seq`, with positions that restart at 0.
 
     Everything of shape [1, T] is aligned: position t is given `input_ids[t]` and asked for `target[t]`, the token
-    after it in the same sequence, with `weight[t]`. Where nothing is asked, `weight` is 0.
+    after it in the same sequence, with `weight[t]`. Where nothing is asked, `weight` is 0. Where there is
+    `token_label`, position t is asked for the class of its own token instead.
 
     A sequence may go on from the beginning of an earlier one, so that what they have in common stands once:
     `prefix[s]` is that sequence and how many of its tokens are shared (those that it shares itself included), and the
@@ -122,6 +129,7 @@ class Batch:
     lengths: Sequence[int] | None = None  # [S]: of the sequences, on the host, so that nobody waits for offsets
     branch: "torch.Tensor | None" = None  # [S] int64: which sequence of its sample, from 0; None: each is a sample
     reference: "torch.Tensor | None" = None  # [1, T] float32: log-probabilities of the targets under a frozen model
+    token_label: "torch.Tensor | None" = None  # [1, T] int64: the class of each token, -1 where none is asked
     teacher_words: "torch.Tensor | None" = None  # [N, K] int64: a teacher's likeliest words at asked positions
     teacher_logps: "torch.Tensor | None" = None  # [N, K+1] float32: of each, and of all other words together
     blank: bool = False  # goes through the model and counts for nothing: other ranks have a row, and this one has none
@@ -148,15 +156,15 @@ class Scores:
     """What the model says of a batch.
 
     `logps[t]` is the log-probability of `target[t]`, float32, and 0 where nothing is asked. `entropy[t]` is that of the
-    words that could stand there, and `values[s]` what a head of its own says of sequence s, where an objective asks for
-    it (`Objective.needs`). `divergence[t]` is how far the words that could stand there are from a teacher's, where an
-    objective has one (`Objective.teaching`). `extra` holds the model's own auxiliary sums (a router's balance loss), by
-    name.
+    words that could stand there, and `values[s]` what a head of its own says of sequence s, or `values[n]` of the n-th
+    asked token (`Head.tokens`), where an objective asks for it (`Objective.needs`). `divergence[t]` is how far the
+    words that could stand there are from a teacher's, where an objective has one (`Objective.teaching`). `extra` holds
+    the model's own auxiliary sums (a router's balance loss), by name.
     """
 
     logps: "torch.Tensor"  # [1, T] float32
     entropy: "torch.Tensor | None" = None  # [1, T] float32
-    values: "torch.Tensor | None" = None  # [S, labels] float32
+    values: "torch.Tensor | None" = None  # [S, labels] or [N, labels] float32
     extra: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
     divergence: "torch.Tensor | None" = None  # [1, T] float32
 
@@ -167,6 +175,7 @@ class Head:
 
     names: tuple[str, ...]  # of the values
     problem_type: str | None = None  # as transformers calls it
+    tokens: bool = False  # says them of each token, and not of the sequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ def test_a_likelihood_weighs_every_log_probability_as_the_batch_says(name):
     objective = all_of(Objective)[name]()
     batch = packed_batch((7, 5), 50)
     batch = replace(batch, branch=torch.tensor([0, 1]), label=torch.tensor([1.0, 0.0]), reference=-batch.weight)
+    token_label = torch.full_like(batch.input_ids, -1)
+    token_label[0, [3, 8]] = torch.tensor([1, 0])
+    batch = replace(batch, token_label=token_label)
     logps = torch.randn(batch.weight.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
     values = torch.randn(2, 3, generator=torch.Generator().manual_seed(2)).requires_grad_()
     total = objective.loss(Scores(logps, divergence=batch.weight, values=values), batch).total

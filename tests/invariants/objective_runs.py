@@ -53,7 +53,17 @@ ROWS = {  # by the branches and the labels that an objective learns from
     (("chosen", "rejected"), True): _pair,
     (("answer",), True): lambda number: _answer(number) | {"label": number % 3 > 0},
 }
-ROWS_OF = {"classify": lambda number: {"text": _words(number, 5), "label": number % 2}}  # by an objective's own name
+
+
+def _tagged(number):
+    words = _words(number, 5).split()
+    return {"tokens": words, "tags": [len(word) % 2 for word in words]}
+
+
+ROWS_OF = {  # by an objective's own name
+    "classify": lambda number: {"text": _words(number, 5), "label": number % 2},
+    "token_classify": _tagged,
+}
 
 
 @dataclass
@@ -68,6 +78,8 @@ class Runs:
         common = [f"objective={objective}", f"data.train={self.rows(objective)}", f"train.output_dir={run}"]
         if objective == "distill":
             common.append(f"teacher.model={self.folder / 'teacher'}")
+        if objective in ("classify", "token_classify"):
+            common.append("objective.num_labels=2")
         if objective == "seq2seq":
             common.append(f"model.path={self.folder / 'two-sided'}")
         return ["train", str(self.folder / "recipe.yaml"), *common, *words]
@@ -99,7 +111,7 @@ class Runs:
 
 def new_runs(folder):
     """The recipe, in a folder, and no run yet."""
-    save_model(folder / "model")
+    save_model(folder / "model", tiny_model(classifier_dropout=0.0))  # a new head for words would drop some
     save_model(folder / "two-sided", tiny_seq2seq(), tiny_seq2seq_tokenizer())
     save_model(folder / "teacher", tiny_model(seed=7, hidden_size=48, intermediate_size=96))
     recipe = {

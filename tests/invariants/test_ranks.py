@@ -83,3 +83,16 @@ def test_a_run_goes_on_with_as_many_processes_as_began_it(first, tmp_path, capsy
     run = killed(first[0], 2, tmp_path / "run")
     assert main(["train", str(run)]) == 1
     assert "was begun by 2 processes, which share the rows of its steps, and this is 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_classes_of_the_held_out_set_are_counted_once(runs):
+    """Also where one of two processes has no row of it left."""
+    together("-m", "tunesmith", *by_two(runs, "words", "token_classify"))
+    one = runs.of("token_classify", *UNEVEN, ONE)
+    equal(one, runs.folder / "two-words")
+    counts = [
+        [line["eval_confusion"] for line in metrics(run) if "eval_loss" in line]
+        for run in (one, runs.folder / "two-words")
+    ]
+    assert counts[0] == counts[1]

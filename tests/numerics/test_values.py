@@ -18,16 +18,17 @@ DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "ol
 
 
 def alone(model, batch):
-    """[S, labels], each sequence through the model as transformers has it."""
+    """[S, labels], or [N, labels] of asked tokens, each sequence through the model as transformers has it."""
     bounds = pairwise(batch.offsets.tolist())
-    return torch.cat([model(input_ids=batch.input_ids[:, first:last]).logits for first, last in bounds])
+    found = [model(input_ids=batch.input_ids[:, first:last]).logits for first, last in bounds]
+    return torch.cat(found) if found[0].ndim == 2 else torch.cat(found, dim=1)[0, batch.weight[0] != 0]
 
 
 def compare(model, chosen, batch):
     exact = copy.deepcopy(model).double()
     exact.set_attn_implementation("eager")
-    weight = torch.randn(len(batch.label), model.config.num_labels, generator=torch.Generator().manual_seed(3))
     expected = alone(exact, batch)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
     found = chosen.scorer(model, batch).values
     assert found.dtype == torch.float32 and found.std() > 0.05
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
@@ -54,6 +55,36 @@ def test_an_encoder_is_given_batches_that_are_filled_up(arch):
     assert not chosen.scorer.packed and not chosen.shares
     assert "filled up to batches" in chosen.notes[0]
     compare(model, chosen, packed_batch(LENGTHS, model.config.vocab_size))
+
+
+@pytest.mark.parametrize("arch", ("llama", "qwen2", "qwen3", "gemma2", "phi3"))
+def test_tokens_of_a_packed_row_say_what_each_sequence_alone_says_of_them(arch):
+    model = tiny_values(arch, tokens=True)
+    chosen = kernels.choose(model)
+    assert chosen.scorer.packed and chosen.scorer.tokens and chosen.shares and not chosen.notes
+    batch = packed_batch(LENGTHS, model.config.vocab_size)
+    batch.weight[0, [0, 6, 7, -1]] = 1  # first and last tokens, which words can be asked at
+    compare(model, chosen, batch)
+
+
+@pytest.mark.parametrize("arch", ENCODERS)
+def test_tokens_of_an_encoder_are_looked_at_in_batches_that_are_filled_up(arch):
+    model = tiny_values(arch, tokens=True)
+    chosen = kernels.choose(model)
+    assert not chosen.scorer.packed and chosen.scorer.tokens
+    batch = packed_batch(LENGTHS, model.config.vocab_size)
+    batch.weight[0, [0, 6, 7, -1]] = 1
+    compare(model, chosen, batch)
+
+
+def test_the_start_up_probe_sees_tokens_that_leak(monkeypatch):
+    def leak(query, key, value, sequences, reach, ops):
+        return own(query, key, value, ((slice(0, query.shape[2]),),), reach, ops)
+
+    own = attention.attention
+    monkeypatch.setattr(attention, "attention", leak)
+    chosen = kernels.choose(tiny_values(tokens=True))
+    assert not chosen.scorer.packed and "values differ by" in chosen.notes[0]
 
 
 def test_sequences_that_share_a_beginning_say_what_whole_ones_do():

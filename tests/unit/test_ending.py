@@ -2,7 +2,7 @@
 
 import json
 
-from tunesmith.ending import closing_words
+from tunesmith.ending import _classes, closing_words
 
 SUMMARY = {
     "steps": 6, "loss": 1.0, "tokens": 10, "trained_tokens": 5, "seconds": 1.0,
@@ -33,3 +33,10 @@ def test_a_loss_that_rose_is_said(tmp_path):
 def test_paths_in_the_next_commands_can_be_pasted(tmp_path):
     words = closing_words(tmp_path / "my run", {name: value for name, value in SUMMARY.items() if "eval" not in name})
     assert f"  tunesmith chat '{tmp_path / 'my run'}'" in words
+
+
+def test_the_two_classes_that_transformers_leaves_out_of_a_config_have_names(tmp_path):
+    (tmp_path / "final").mkdir()
+    for kind, expected in (("BertForTokenClassification", ["LABEL_0", "LABEL_1"]), ("BertForMaskedLM", [])):
+        (tmp_path / "final" / "config.json").write_text(json.dumps({"architectures": [kind]}))
+        assert _classes(tmp_path) == expected

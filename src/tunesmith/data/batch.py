@@ -69,7 +69,8 @@ class PackedRows:
 def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
     """Lay pieces of samples end to end, and what the branches of one share once.
 
-    A position is asked for the token after it in its sample, also where the sample goes on in another row.
+    A position is asked for the token after it in its sample, also where the sample goes on in another row; or for the
+    class of its own token, where tokens have one.
     """
     prefix: list[tuple[int, int]] = []
     columns: dict[str, list[np.ndarray]] = {"input_ids": [], "target": [], "weight": []}
@@ -85,7 +86,11 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
             missing = (0, end - start - len(tokens.ids[ahead]))  # the last token has no next
             columns["input_ids"].append(tokens.ids[start:end])
             columns["target"].append(np.pad(tokens.ids[ahead], missing))
-            columns["weight"].append(np.pad(tokens.weight[ahead], missing))
+            if tokens.label is None:
+                columns["weight"].append(np.pad(tokens.weight[ahead], missing))
+            else:  # which is asked where its token stands
+                columns["weight"].append((tokens.label[start:end] >= 0).astype(np.float32))
+                columns.setdefault("token_label", []).append(tokens.label[start:end])
             if tokens.reference is not None:
                 columns.setdefault("reference", []).append(np.pad(tokens.reference[ahead], missing))
             if tokens.teacher is not None:
@@ -95,7 +100,9 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
             lengths.append(end - start)
             labels.append(store.label[sample])
             numbers.append(number)
-    beside = {name: np.concatenate(columns[name]) for name in ("reference", "teacher") if name in columns}
+    beside = {
+        name: np.concatenate(columns[name]) for name in ("reference", "token_label", "teacher") if name in columns
+    }
     return beside | {
         "input_ids": np.concatenate(columns["input_ids"]).astype(np.int64),
         "target": np.concatenate(columns["target"]).astype(np.int64),
@@ -117,7 +124,7 @@ def join(rows: list[PackedRow]) -> dict[str, Any]:
     rows = [row for row in rows if "blank" not in row] or rows[:1]
     lengths = np.concatenate([row["lengths"] for row in rows])  # [S]
     flat: dict[str, Any] = {name: np.concatenate([row[name] for row in rows])[None] for name in ("input_ids", "target")}
-    for name in ("weight", "reference"):
+    for name in ("weight", "reference", "token_label"):
         if name in rows[0]:
             flat[name] = np.concatenate([row[name] for row in rows])[None]
     if "teacher" in rows[0]:

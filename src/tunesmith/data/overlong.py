@@ -70,7 +70,15 @@ def cut(tokens: Tokens, limit: int) -> list[Tokens]:
     every token but the document's first is learned once.
     """
     starts = range(0, max(1, len(tokens) - 1), limit - 1)
-    return [Tokens(tokens.ids[at : at + limit], tokens.weight[at : at + limit]) for at in starts]
+    if tokens.label is None:
+        return [Tokens(tokens.ids[at : at + limit], tokens.weight[at : at + limit]) for at in starts]
+    pieces = []
+    for at in starts:
+        part = slice(at, at + limit)
+        label = tokens.label[part].copy()
+        label[:1] = label[:1] if at == 0 else -1
+        pieces.append(Tokens(tokens.ids[part], tokens.weight[part], label=label))
+    return [piece for piece in pieces if piece.trained]
 
 
 def _exchanges(turns: Turns) -> list[Turns]:

@@ -39,6 +39,22 @@ def weigh(learned: Learned, encoding: "Encoding") -> tuple[np.ndarray, int]:
     return weight, joined
 
 
+def classify(words: Sequence[tuple[int, int, int]], offsets: np.ndarray) -> np.ndarray:
+    """The class of each token [T], -1 for none, from words and the characters of each token [T, 2]: (start, end).
+
+    A word's class is that of the first token that has a character of it. One whose first token is an earlier word's
+    too, or that has no token, has its class nowhere.
+    """
+    label = np.full(len(offsets), -1, np.int32)
+    visible = np.flatnonzero(offsets[:, 1] > offsets[:, 0])  # not those that the tokenizer adds
+    starts, ends = offsets[visible].T
+    spans = np.asarray(words).reshape(-1, 3)
+    for at, (_, end, number) in zip(np.searchsorted(ends, spans[:, 0], side="right"), spans, strict=True):
+        if at < len(visible) and starts[at] < end and label[visible[at]] < 0:
+            label[visible[at]] = number
+    return label
+
+
 def _partly(learned: Learned, encoding: "Encoding") -> np.ndarray:
     assert learned.within is not None
     starts, ends = np.asarray(encoding.offsets).reshape(-1, 2).T

@@ -133,6 +133,8 @@ def pieces(tokens: Tokens, tokenizer: "PreTrainedTokenizerBase") -> list[Piece]:
     """
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
     ids, weights = tokens.ids.tolist(), [0.0, *tokens.weight[1:].tolist()]
+    if tokens.label is not None:
+        weights = (tokens.label >= 0).astype(float).tolist()
     found: list[Piece] = []
     before = start = 0  # the piece before is ids[before:start]
     for end in range(1, len(ids) + 1):

@@ -66,7 +66,7 @@ def fits(format_: Format, objective: type[Objective]) -> bool:
     A label of a comparison is more than it needs; one of a single answer is what it learns.
     """
     labels, wanted = format_.labels(), objective.labels
-    if objective.mismatched and not type(format_).judges:
+    if (objective.mismatched and not type(format_).judges) or objective.of_words != type(format_).of_words:
         return False
     return format_.branches() == objective.branches and (labels == wanted or (wanted and len(objective.branches) > 1))
 
@@ -82,6 +82,9 @@ def unlearnable(format_: Format, objective: Objective) -> str | None:
         for other, found in all_of(Format).items()
         if issubclass(found, Format) and other != Format.default and fits(found(), type(objective))
     )
+    if type(objective).of_words:
+        lacking = f"which rows of the format {name} lack: say format: {takes}"
+        return f"the objective {kind} learns a class of each word, {lacking}"
     if rows == wanted and len(rows) > 1:
         return (
             f"rows of the format {name} hold margins, which the objective {kind} does not learn from: leave "
@@ -96,6 +99,7 @@ def unlearnable(format_: Format, objective: Objective) -> str | None:
         learned = "whether an answer is good or bad" if type(objective).mismatched else "a label"
         return f"the objective {kind} learns {learned}, which the format {name} does not say: say format: {takes}"
     held = "labels for good and bad" if rows == wanted else f"{' and '.join(rows)} conversations"
+    held = "classes of words" if type(format_).of_words else held
     learning = [
         other
         for other, found in all_of(Objective).items()

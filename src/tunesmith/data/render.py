@@ -13,7 +13,7 @@ from tunesmith.component import name_of
 from tunesmith.data import loss, overlong, parity, refuse, registry, shared, sides, source
 from tunesmith.data.loss import Learned
 from tunesmith.data.mismatched import answer_begins
-from tunesmith.data.place import weigh
+from tunesmith.data.place import classify, weigh
 from tunesmith.data.rendered import Rendered, losing, refused
 from tunesmith.errors import DataError, ModelError, RecipeError, Skipped, TemplateError
 from tunesmith.formats.auto import Auto, choose
@@ -31,6 +31,7 @@ CHUNK_ROWS = 512  # rows that are tokenised in one call
 
 EMPTY_ANSWER = "empty answer"
 EMPTY_TEXT = "empty text"
+NO_WORD = "no word has a token"
 OVERLONG = "longer than data.max_tokens"
 OVERLONG_PROMPT = "prompt alone longer than data.max_tokens"
 EQUAL_ANSWERS = "two of its answers are the same"
@@ -114,7 +115,8 @@ class Renderer:
         """The conversations of a row as text, or why it is left out. One that must be read is an error then."""
         try:
             sample = format_.read(row)
-            if not self.to_look and (problem := self.objective.problem(sample.label)):
+            labels: set[Any] = {number for *_, number in sample.words} or {sample.label}
+            if not self.to_look and (problem := next(filter(None, map(self.objective.problem, labels)), None)):
                 raise RecipeError(f"{where}: {problem}")
             reason = refuse.media(where, sample)
             return self._parts(sample) if reason is None else Rendered(where, (), dropped=reason)
@@ -175,9 +177,13 @@ class Renderer:
             )
         found = []
         encoded = self.tokenizer([sample.branches[0][0].content for sample in samples], verbose=False)
-        for sample, ids in zip(samples, encoded["input_ids"], strict=True):
+        for sample, ids, encoding in zip(samples, encoded["input_ids"], encoded.encodings, strict=True):
             whole = np.asarray([*ids, *([end] if ids[-1:] != [end] else [])], np.int32)
-            found.append(Tokens(whole, np.full(len(whole), sample.branches[0][0].weight, np.float32)))
+            label = None
+            if sample.words:
+                offsets = np.asarray(encoding.offsets).reshape(-1, 2)
+                label = np.pad(classify(sample.words, offsets), (0, len(whole) - len(ids)), constant_values=-1)
+            found.append(Tokens(whole, np.full(len(whole), sample.branches[0][0].weight, np.float32), label=label))
         return found
 
     def _says_special(self, sample: Sample) -> bool:
@@ -258,6 +264,8 @@ class Renderer:
         if sample.is_document and _is_empty(sample.branches[0][0]):
             return EMPTY_TEXT
         for turns, tokens in zip(sample.branches, branches, strict=True):
+            if not tokens.trained and sample.words:
+                return NO_WORD
             if not tokens.trained:
                 return loss.reason(self.data.loss, turns)
         if type(self.objective).documents:

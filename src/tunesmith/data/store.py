@@ -27,6 +27,7 @@ from tunesmith.data.rendered import Rendered
 from tunesmith.errors import DataError
 from tunesmith.types import Tokens
 
+TOKEN_LABEL = "token_label"
 ARRAYS: dict[str, np.dtype] = {
     "ids": np.dtype("<i4"),  # [T]
     "weight": np.dtype("<f4"),  # [T]
@@ -41,6 +42,7 @@ ARRAYS: dict[str, np.dtype] = {
     "trained": np.dtype("<i8"),  # [M] tokens of it that are learned
     "equals": np.dtype("<i8"),  # [M] the first sample with these tokens, weights and label: itself, mostly
     "key": np.dtype("<u8"),  # [2M] a digest of its token ids alone
+    TOKEN_LABEL: np.dtype("<i4"),  # [T] the class of each token; empty where samples have none
 }
 CONTENT = (
     "ids",
@@ -50,6 +52,7 @@ CONTENT = (
     "sample_branches",
     "label",
     "row",
+    TOKEN_LABEL,
 )  # what decides what is learned
 KEY_BYTES = 16
 META = "meta.json"
@@ -75,6 +78,7 @@ class Store:
     trained: np.ndarray
     equals: np.ndarray
     key: np.ndarray  # [M, 2]
+    token_label: np.ndarray  # [T], or [0] where samples have none
     files: tuple[str, ...]  # what the files are called
     sources: tuple[str, ...]  # and the sources
     ledger: Ledger
@@ -93,6 +97,7 @@ class Store:
             token_offsets=np.concatenate([[0], np.cumsum(arrays["branch_tokens"])]),
             branch_offsets=np.concatenate([[0], np.cumsum(arrays["sample_branches"])]),
             key=arrays["key"].reshape(-1, 2),
+            token_label=arrays[TOKEN_LABEL],
             label=_by_sample(arrays["label"], len(arrays["row"])),
             **{name: arrays[name] for name in ("shared", "row", "source", "file", "line", "trained", "equals")},
             files=tuple(meta["files"]),
@@ -112,7 +117,9 @@ class Store:
         first, last = self.branch_offsets[sample], self.branch_offsets[sample + 1]
         bounds = self.token_offsets[first : last + 1]
         parts = zip(bounds[:-1], bounds[1:], self.shared[first:last].tolist(), strict=True)
-        return [Tokens(self.ids[a:b], self.weight[a:b], shared) for a, b, shared in parts]
+        if not len(self.token_label):
+            return [Tokens(self.ids[a:b], self.weight[a:b], shared) for a, b, shared in parts]
+        return [Tokens(self.ids[a:b], self.weight[a:b], shared, label=self.token_label[a:b]) for a, b, shared in parts]
 
     def lengths(self) -> np.ndarray:
         """The tokens that each sample takes in a row, all branches together and what they share once: [M]."""
@@ -214,6 +221,7 @@ class StoreWriter:
             "shared": [tokens.shared for tokens in branches],
             "sample_branches": [len(one.branches) for _, one in kept],
             "label": [np.nan if one.label is None else one.label for _, one in kept],
+            TOKEN_LABEL: [number for tokens in branches if tokens.label is not None for number in tokens.label],
             "row": [row for row, _ in kept],
             "source": [max(0, len(self._sources) - 1)] * len(kept),
             "file": [file for file, _ in places],
@@ -256,7 +264,8 @@ class StoreWriter:
         if kind is not None:
             return
         sizes = {name: (self._work / name).stat().st_size for name in ARRAYS}
-        digest = hashlib.sha256(b"".join(self._digests[name].digest() for name in CONTENT)).hexdigest()
+        content = [name for name in CONTENT if name != TOKEN_LABEL or sizes[name]]
+        digest = hashlib.sha256(b"".join(self._digests[name].digest() for name in content)).hexdigest()
         meta = {
             "ledger": self.ledger.as_dict(),
             "notes": self.notes,
@@ -293,6 +302,8 @@ def whole_key(one: Rendered) -> bytes:
     digest = hashlib.blake2b(_key(one), digest_size=KEY_BYTES)
     for tokens in one.branches:
         digest.update(np.asarray(tokens.weight[1:], ARRAYS["weight"]).tobytes())
+        if tokens.label is not None:
+            digest.update(np.asarray(tokens.label, ARRAYS[TOKEN_LABEL]).tobytes())
     digest.update(repr(one.label).encode())
     return digest.digest()
 

@@ -13,8 +13,8 @@ from tunesmith.engine.compat import attention_of
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import COMPILED_FROM, PLAIN, Elementwise, compiled, compiler
 from tunesmith.engine.layers import Fused, fuse
-from tunesmith.engine.model import base_of, has_words
-from tunesmith.engine.scores import Scorer
+from tunesmith.engine.model import base_of, has_words, says_tokens
+from tunesmith.engine.scores import Scorer, asked_of
 from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.types import Batch, Scores
@@ -66,7 +66,7 @@ class _Trial:
 
     model: Any
     batch: Batch
-    reference: torch.Tensor  # [1, T], or [S, labels]
+    reference: torch.Tensor  # [1, T], or [S, labels], or [N, labels]
     allowed: tuple[float, float]  # mean and largest difference that rounding makes
 
     @classmethod
@@ -118,7 +118,8 @@ class _Trial:
             if has_words(self.model):
                 shared, expected = shared[0, own], expected[0, SHARED:]
             else:
-                shared = shared[-1:]
+                number = LENGTHS[-1] - 1 if says_tokens(self.model) else 1
+                shared, expected = shared[-number:], expected[-number:]
         except FAILURES:
             return False
         return self.agree(shared, expected)
@@ -280,11 +281,16 @@ def _batch(ids: torch.Tensor, lengths: tuple[int, ...] | None = None) -> Batch:
 
 
 def _alone(model: Any, batch: Batch) -> torch.Tensor:
-    """What a model says of each sequence by itself: log-probabilities of the targets [1, T], or values [S, labels]."""
+    """What a model says of each sequence by itself: log-probabilities of the targets [1, T], or values [S, labels].
+
+    Where it says values of tokens, those of the asked ones [N, labels].
+    """
     found = torch.zeros_like(batch.weight)
     bounds = batch.offsets.tolist()
     if not has_words(model):
         each = (model(input_ids=batch.input_ids[:, first:last]).logits for first, last in pairwise(bounds))
+        if says_tokens(model):
+            return torch.cat([one[0] for one in each])[asked_of(batch)].float()
         return torch.cat(list(each)).float()
     for first, last in pairwise(bounds):
         logits = model(input_ids=batch.input_ids[:, first:last], use_cache=False).logits.float()

@@ -100,12 +100,18 @@ def load_model(
     lacks is new, by the random numbers of now; `pad` is the token that fills a batch for it. Raises ModelError.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
 
     place, config = resolve_path(model.path), load_config(model)
     words: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
-    kind: Any = words if head is None else AutoModelForSequenceClassification
+    valued: Any = AutoModelForTokenClassification if head and head.tokens else AutoModelForSequenceClassification
+    kind: Any = words if head is None else valued
     options: dict[str, Any] = {"attn_implementation": attention}
     with _explained(place), without_progress_bar(), contextlib.nullcontext() if head is None else _without_report():
         if head is not None or model.from_scratch:
@@ -147,6 +153,11 @@ def _refuse_missing(model: Any, missing: Iterable[str], place: str) -> None:
 def has_words(model: Any) -> bool:
     """Whether a model's head gives words, and not values of a sequence."""
     return base_of(model).get_output_embeddings() is not None
+
+
+def says_tokens(model: Any) -> bool:
+    """Whether a model's head gives values of each token."""
+    return type(base_of(model)).__name__.endswith("ForTokenClassification")
 
 
 def heads_of(model: Any) -> tuple[str, ...]:

@@ -144,7 +144,7 @@ class Trainer(transformers.Trainer):
                 batch = self._referred(model, batch)
             summed = objective.loss(scores, batch) if share is None else share.loss(scores)
         if batch.blank:
-            return summed, {"loss": (0.0, 0.0)}, scores
+            return LossSum(summed.total), {"loss": (0.0, 0.0)}, scores
         pairs: Pairs = {"loss": (summed.total, objective.count(batch)), **summed.metrics}
         pairs |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
         tensors = {name: map(torch.as_tensor, pair) for name, pair in pairs.items()}

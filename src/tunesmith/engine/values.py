@@ -1,10 +1,11 @@
-"""What a head of a model's own says of each sequence: the model runs whole, on a packed row where it can.
+"""What a head of a model's own says of each sequence, or token: the model runs whole, on a packed row where it can.
 
 A decoder's head says something of every token, and its model keeps what it says of the last one that is not padding:
 of a packed row, one for each sequence is kept here. An encoder attends both ways and takes the first token, by its own
-forward pass: its sequences are taken out of the row, into batches of like length that are filled up.
+forward pass: its sequences are taken out of the row, into batches of like length that are filled up. Where tokens are
+classified, what is kept is said of the asked ones.
 
-Letters: T tokens, S sequences, B sequences of a batch, L tokens of its longest one.
+Letters: T tokens, N asked tokens, S sequences, B sequences of a batch, L tokens of its longest one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ import torch
 from tunesmith.data.batch import PackedRows
 from tunesmith.engine.attention import Layout
 from tunesmith.engine.elementwise import PLAIN, Elementwise
-from tunesmith.engine.model import base_of, heads_of
+from tunesmith.engine.model import base_of, heads_of, says_tokens
+from tunesmith.engine.scores import asked_of
 from tunesmith.types import Batch, Scores
 
 LOOK_ROWS = 200  # of which the fill is counted
@@ -24,13 +26,14 @@ LOOK_ROWS = 200  # of which the fill is counted
 
 @dataclass(frozen=True)
 class ValueScorer:
-    """How the values of a model's sequences are computed."""
+    """How the values of a model's sequences, or tokens, are computed."""
 
     teacher: ClassVar[None] = None  # whose words would be compared
 
     head: torch.nn.Module  # the module that makes them, the last of what stands behind the model's body
     pad: int | None  # the token that fills a batch; None: the model knows none
     packed: bool  # the model's attention is tunesmith's
+    tokens: bool = False  # what is said of each asked token, and not of the sequence
     ops: Elementwise = field(default=PLAIN, repr=False)
 
     @classmethod
@@ -38,15 +41,18 @@ class ValueScorer:
         """The scorer of a loaded (and perhaps adapted) model with a head of its own."""
         base = base_of(model)
         pad = getattr(base.config.get_text_config(), "pad_token_id", None)
-        return cls(base.get_submodule(heads_of(model)[-1]), pad, packed, ops)
+        return cls(base.get_submodule(heads_of(model)[-1]), pad, packed, says_tokens(model), ops)
 
     def __call__(self, model: torch.nn.Module, batch: Batch, likelihood: bool = False, entropy: bool = False) -> Scores:
-        """The values of each sequence under `model`, which may be wrapped for distribution. No word is scored."""
+        """The values of each sequence, or asked token, under `model`, which may be wrapped for distribution.
+
+        No word is scored.
+        """
         values = self._packed(model, batch) if self.packed else self._filled(model, batch)
         return Scores(torch.zeros_like(batch.weight), values=values.float())
 
     def _packed(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """[S, labels], from one pass over the row."""
+        """[S, labels] or [N, labels], from one pass over the row."""
         caught: list[torch.Tensor] = []
         handle = self.head.register_forward_hook(lambda module, args, output: caught.append(output))
         try:
@@ -60,7 +66,7 @@ class ValueScorer:
             handle.remove()
         (values,) = caught  # [1, T, labels]
         assert values.shape[:2] == batch.input_ids.shape, "the head says something of every token"
-        return values[0, self._last(batch)]
+        return values[0, asked_of(batch) if self.tokens else self._last(batch)]
 
     def _last(self, batch: Batch) -> torch.Tensor:
         """The place of the last token of each sequence that is not padding, as transformers chooses it: [S]."""
@@ -72,25 +78,30 @@ class ValueScorer:
         return batch.offsets[:-1].long().scatter_reduce(0, batch.seq[0], place, "amax")
 
     def _filled(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """[S, labels], from a pass over each batch of like length."""
+        """[S, labels] or [N, labels], from a pass over each batch of like length."""
         assert batch.prefix is None, "run.py refuses shared beginnings without packed attention"
         lengths = batch.offsets.diff().tolist() if batch.lengths is None else batch.lengths
-        return filled(model, batch.input_ids[0].split(list(lengths)), self.pad)
+        sequences = batch.input_ids[0].split(list(lengths))
+        said = filled(model, sequences, self.pad)
+        return torch.cat(said)[asked_of(batch)] if self.tokens else torch.stack(said)
 
 
-def filled(model: Any, sequences: Sequence[torch.Tensor], pad: int | None) -> torch.Tensor:
-    """What a model's own forward pass says of sequences of tokens, in batches of like length: [S, labels]."""
+def filled(model: Any, sequences: Sequence[torch.Tensor], pad: int | None) -> list[torch.Tensor]:
+    """What a model's own forward pass says of each sequence of tokens, in batches of like length.
+
+    [labels], or of each of its tokens: [T, labels].
+    """
     lengths = [len(one) for one in sequences]
-    order: list[int] = []
-    found: list[torch.Tensor] = []
+    found: dict[int, torch.Tensor] = {}
     for numbers in groups(lengths) if pad is not None else ([number] for number in range(len(lengths))):
         chosen = [sequences[number] for number in numbers]
         ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=pad or 0)  # [B, L]
         sizes = torch.tensor([len(one) for one in chosen], device=ids.device)
         mask = (torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]).long()
-        found.append(model(input_ids=ids, attention_mask=mask).logits)
-        order += numbers
-    return torch.cat(found)[torch.tensor(order).argsort().to(sequences[0].device)]
+        said = model(input_ids=ids, attention_mask=mask).logits  # [B, labels] or [B, L, labels]
+        for number, one in zip(numbers, said, strict=True):
+            found[number] = one if said.ndim == 2 else one[: lengths[number]]
+    return [found[number] for number in range(len(lengths))]
 
 
 def groups(lengths: Sequence[int]) -> Iterator[list[int]]:

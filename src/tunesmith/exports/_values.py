@@ -18,7 +18,7 @@ from tunesmith.seams import Report
 
 @dataclass(frozen=True)
 class Said:
-    """A model and its tokenizer, and what it says of some texts: [P, labels]."""
+    """A model and its tokenizer, and what it says of some texts, or of their tokens: [P, labels]."""
 
     model: Any
     tokenizer: Any
@@ -32,7 +32,8 @@ def said(place: str, device: DeviceName, dtype: Dtype | None, asked: Sequence[st
     base = base_of(model)
     ids = [torch.tensor(tokenizer(text)["input_ids"], device=base.device) for text in asked]
     values = filled(model, ids, base.config.get_text_config().pad_token_id)
-    return Said(model, tokenizer, values.float().cpu())
+    laid = torch.cat([one.reshape(-1, one.shape[-1]) for one in values])  # of tokens or of texts, one after the other
+    return Said(model, tokenizer, laid.float().cpu())
 
 
 def verify(

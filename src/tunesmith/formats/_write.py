@@ -12,7 +12,7 @@ from tunesmith.types import Message, Sample
 def refuse(name: str, sample: Sample, **holds: bool) -> None:
     """Raise DataError when a sample has something that the format called `name` cannot hold.
 
-    `holds` says what it can: `documents`, `label`, `branches` (two), `tools`.
+    `holds` says what it can: `documents`, `label`, `branches` (two), `tools`, `words` (with classes).
     """
     number = len(sample.branches)
     found = {
@@ -20,18 +20,24 @@ def refuse(name: str, sample: Sample, **holds: bool) -> None:
         "label": sample.label is not None,
         "branches": number > 1,
         "tools": bool(sample.tools),
+        "words": bool(sample.words),
     }
     words = {
         "documents": "a plain document",
         "label": "a label",
         "branches": "two answers to compare",
         "tools": "tools",
+        "words": "classes of words",
     }
     for key, there in found.items():
         if there and not holds.get(key):
             raise DataError(f"the format {name} cannot hold {words[key]}", f"{name} cannot hold {words[key]}")
     if holds.get("branches") and number != 2:
         raise DataError(f"the format {name} holds two answers to compare, and there is {number}")
+    if holds.get("words") and not sample.words:
+        raise DataError(
+            f"the format {name} holds words with their classes, and there are none", f"{name} needs classes"
+        )
     if holds.get("label") and sample.label is None:
         raise DataError(f"the format {name} holds a label, and there is none", f"{name} needs a label")
 

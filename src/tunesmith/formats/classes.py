@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from pydantic import field_validator
 
-from tunesmith.errors import DataError, near
-from tunesmith.formats import _answers, _turns, _write
-from tunesmith.formats._fields import Fields, described, from_json
+from tunesmith.errors import DataError
+from tunesmith.formats import _answers, _names, _turns, _write
+from tunesmith.formats._fields import Fields, from_json
 from tunesmith.formats._tags import OPENAI
 from tunesmith.seams import Format
 from tunesmith.types import Label, Sample
@@ -32,10 +32,7 @@ class Classes(Format):
     @field_validator("classes", mode="after")
     @classmethod
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        twice = next((name for name in value if value.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"the class {twice!r} stands twice")
-        return value
+        return _names.distinct(value)
 
     @classmethod
     def fits(cls, row: Mapping[str, Any]) -> bool:
@@ -64,31 +61,11 @@ class Classes(Format):
         said = row.values["label"]
         said = from_json(said) if isinstance(said, str) and said.lstrip().startswith("[") else said
         if not isinstance(said, list | tuple):
-            return float(self._number(row, said))
+            return float(_names.number(row, "label", said, self.classes))
         if not self.classes:
             raise row.wrong("label", "is a list of classes: say `classes: [NAME, ...]`, all there are, in their order")
-        holding = {self._number(row, one) for one in said}
+        holding = {_names.number(row, "label", one, self.classes) for one in said}
         return tuple(float(number in holding) for number in range(len(self.classes)))
-
-    def _number(self, row: Fields, label: Any) -> int:
-        if isinstance(label, str) and label in self.classes:
-            return self.classes.index(label)
-        number = int(label) if isinstance(label, bool | int) or _is_number(label) else None
-        if number is None and isinstance(label, str):
-            how = (
-                near(label, self.classes)
-                if self.classes
-                else "Say `classes: [NAME, ...]` in the order of their numbers."
-            )
-            raise row.wrong(
-                "label", f"is {described(label)}, no class that is known. {how}", "is no class that is known"
-            )
-        if number is None:
-            raise row.wrong("label", f"must be the number or the name of a class and is {described(label)}")
-        most = len(self.classes) - 1 if self.classes else MOST_CLASSES
-        if not 0 <= number <= most:
-            raise row.wrong("label", f"must be from 0 to {most:,} and is {described(label)}")
-        return number
 
     def write(self, sample: Sample) -> dict[str, Any]:
         """The row of a text or a conversation with a label. Raises DataError."""
@@ -98,16 +75,8 @@ class Classes(Format):
         text = _write.texts_alone("classes", turns)[0] if sample.is_document else _turns.written(turns, OPENAI)
         several = isinstance(label, tuple)
         numbers = [number for number, holds in enumerate(label) if holds] if isinstance(label, tuple) else [label]
-        known = len(self.classes) or MOST_CLASSES
+        known = len(self.classes) or _names.MOST_CLASSES
         if any(number != int(number) or not 0 <= number < known for number in numbers):
             raise DataError(f"the format classes holds the number of a class, and the label is {label}")
         said = [self.classes[int(number)] if self.classes else int(number) for number in numbers]
         return _write.finished(self, sample, {"text": text, "label": said if several else said[0]})
-
-
-MOST_CLASSES = 2**24  # whole numbers that a label holds, which is a float32
-
-
-def _is_number(label: Any) -> bool:
-    """Whether a label is the text of a whole number, as tables have it."""
-    return isinstance(label, str) and label.isascii() and label.isdigit() and len(label) < 9

@@ -1,4 +1,4 @@
-"""A trained reward model or classifier at work: what it says of conversations, and the best of several answers."""
+"""A trained reward model or classifier at work: what it says of texts or words, and the best of several answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,23 +6,26 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from tunesmith.data import source
 from tunesmith.data.render import Renderer
 from tunesmith.data.rendered import Rendered
-from tunesmith.engine.model import base_of
+from tunesmith.engine.model import base_of, says_tokens
 from tunesmith.engine.values import filled
 from tunesmith.errors import DataError, RunError
 from tunesmith.formats._fields import Fields
 from tunesmith.formats.auto import choose
 from tunesmith.formats.classes import Classes
+from tunesmith.formats.tagged import Tagged
 from tunesmith.generate.load import RECIPE, load
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.reward import Reward
+from tunesmith.objectives.token_classify import TokenClassify
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_data import Data, Source
-from tunesmith.seams import Format
+from tunesmith.seams import Format, Objective
 from tunesmith.types import Message, Sample
 
 if TYPE_CHECKING:
@@ -70,25 +73,26 @@ class Judge:
             data = Recipe.load(str(file)).data
         data = data.model_copy(update={"shared_prefix": False, "overlong": "drop"})
         several = config.problem_type == "multi_label_classification"
-        objective = Reward() if len(names) == 1 else Classify(num_labels=len(names), multi_label=several)
+        objective: Objective = Reward() if len(names) == 1 else Classify(num_labels=len(names), multi_label=several)
+        if says_tokens(model):
+            objective = TokenClassify(num_labels=len(names))
         template = data.template
         if file.is_file() or tokenizer.chat_template is not None:
             tokenizer = template.prepare(tokenizer)
         return cls(model.eval(), Renderer(data, objective, tokenizer, to_look=True), names)
 
     @torch.no_grad()
-    def values(self, sequences: Sequence[Any]) -> torch.Tensor:
-        """What it says of sequences of tokens: [S, labels] float32."""
+    def values(self, sequences: Sequence[Any]) -> list[torch.Tensor]:
+        """What it says of each sequence of tokens, [labels] float32, or of each of its tokens, [T, labels]."""
         base = base_of(self.model)
         pad = getattr(base.config.get_text_config(), "pad_token_id", None)
         ids = [torch.as_tensor(one, dtype=torch.long, device=base.device) for one in sequences]
-        found = [filled(self.model, part, pad).float().cpu() for part in _some(iter(ids))]
-        return torch.cat(found)
+        return [one.float().cpu() for part in _some(iter(ids)) for one in filled(self.model, part, pad)]
 
     def judged(self, rows: Sequence[tuple[str, Mapping[str, Any]]], format_: Format) -> Iterator[tuple[Rendered, Any]]:
         """Rows as tokens, each with the values of its branches [B, labels]; None where it was left out."""
         for one in self.renderer.render(rows, format_):
-            yield one, self.values([tokens.ids for tokens in one.branches]) if one.branches else None
+            yield one, torch.stack(self.values([tokens.ids for tokens in one.branches])) if one.branches else None
 
     def rewards(self, messages: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float]:
         """The reward of each answer to a conversation; an answer that cannot be read has none (-inf)."""
@@ -119,16 +123,54 @@ def score(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
     """What a judge says of the rows of a file, a JSON object each.
 
     Of a reward model: `answers` with `answer` (its place in the row), `reward` and `text`, the best first. Of a
-    classifier: `label` (a list where several can hold) and `scores`, the probability of each class.
+    classifier: `label` (a list where several can hold) and `scores`, the probability of each class. Of a classifier of
+    words: `tokens`, and `tags`, the class of each, null where a word has no token of its own.
 
     Raises:
         DataError: the file or its first row cannot be read.
     """
+    if says_tokens(judge.model):
+        yield from _score_words(judge, path)
+        return
     format_: Format | None = None
     for rows in _some(source.read(Source(path=path))):
         format_ = format_ or format_of(rows[0][1], judge.names)
         for one, values in judge.judged(rows, format_):
             yield {"where": one.where} | ({"dropped": one.dropped} if values is None else _said(judge, one, values))
+
+
+class _Words(Format):
+    """Words, in `tokens` or a `text` between blanks, whose class is their number in the row: it says where each is."""
+
+    joined_by: str = " "
+
+    def read(self, row: Mapping[str, Any]) -> Sample:
+        """The sample of one row. Raises DataError."""
+        words = words_of(row)
+        return Tagged(joined_by=self.joined_by).read({"tokens": words, "tags": list(range(len(words)))})
+
+
+def words_of(row: Mapping[str, Any]) -> list[Any]:
+    """The words of a row: its `tokens`, or what stands between blanks in its `text`. Raises DataError."""
+    fields = Fields(row)
+    return fields.items("tokens") if "tokens" in row else fields.text("text").split()
+
+
+def _score_words(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
+    """What a classifier of words says of the rows of a file."""
+    learned = [one.format.joined_by for one in judge.renderer.data.train if isinstance(one.format, Tagged)]
+    format_ = _Words(joined_by=learned[0] if learned else " ")
+    for rows in _some(source.read(Source(path=path))):
+        for (_, row), (one, values) in zip(rows, judge.judged(rows, format_), strict=True):
+            if values is None:
+                yield {"where": one.where, "dropped": one.dropped}
+                continue
+            label, words = one.branches[0].label, words_of(row)
+            assert label is not None, "a row of words is kept when one has a token"
+            tags: list[str | None] = [None] * len(words)
+            for at in np.flatnonzero(label >= 0).tolist():
+                tags[label[at]] = judge.names[int(values[0, at].argmax())]
+            yield {"where": one.where, "tokens": words, "tags": tags}
 
 
 def _some(items: Iterator[Any]) -> Iterator[list[Any]]:
@@ -184,7 +226,7 @@ def sampled(judge: Judge, generator: "Generator", path: str, number: int, **opti
     Raises:
         DataError: the file or a row of it cannot be read, or a row has no prompt.
     """
-    if len(judge.names) > 1:
+    if len(judge.names) > 1 or says_tokens(judge.model):
         raise RunError(f"answers are ranked by a reward model, and this one says {len(judge.names)} classes")
     format_: Format | None = None
     for where, row in source.read(Source(path=path)):
@@ -202,6 +244,9 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """What was found of a row, for people."""
     if "dropped" in found:
         yield f"{found['where']}: not read ({found['dropped']})"
+    elif "tags" in found:
+        pairs = zip(found["tokens"], found["tags"], strict=True)
+        yield f"{found['where']}: {' '.join(f'{word}/{tag}' for word, tag in pairs)}"
     elif "label" in found:
         label = found["label"] if isinstance(found["label"], str) else ", ".join(found["label"]) or "none"
         yield f"{found['where']}: {label} ({max(found['scores'].values()):.1%} is the most likely)"

@@ -82,9 +82,10 @@ def stored_head(place: str) -> Head | None:
     except (OSError, ValueError) as error:
         raise ModelError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
     kinds = config.architectures or ()
-    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+    tokens = any(kind.endswith("ForTokenClassification") for kind in kinds)
+    if not tokens and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         return None
-    return Head(tuple(config.id2label[number] for number in sorted(config.id2label)), config.problem_type)
+    return Head(tuple(config.id2label[number] for number in sorted(config.id2label)), config.problem_type, tokens)
 
 
 def load(

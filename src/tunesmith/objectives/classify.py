@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from tunesmith.errors import RecipeError
-from tunesmith.objectives import _confusion
+from tunesmith.objectives import _classes, _confusion
 from tunesmith.seams import Objective
 from tunesmith.types import Batch, Head, Label, LossSum, Scores
 
@@ -38,19 +37,7 @@ class Classify(Objective):
 
     def head(self, classes: tuple[str, ...]) -> Head:
         """A logit for each class, by name or as LABEL_0 and so on. Raises RecipeError when it is not clear how many."""
-        numbers = {"num_labels": self.num_labels, "class_weights": len(self.class_weights) or None}
-        number = self.num_labels or len(classes) or None
-        if number is None:
-            raise RecipeError(
-                f"objective.num_labels is {self.num_labels}, and the data name no classes: say how many there are, or "
-                "name them (format: {type: classes, classes: [NAME, ...]})"
-            )
-        for option, said in numbers.items():
-            if said is not None and said != (len(classes) or number):
-                raise RecipeError(
-                    f"objective.{option} is for {said} classes, and there are {len(classes) or number}: change one"
-                )
-        names = classes or tuple(f"LABEL_{place}" for place in range(number))
+        names = _classes.names(classes, self.num_labels, self.class_weights, "classes")
         return Head(names, f"{'multi' if self.multi_label else 'single'}_label_classification")
 
     def problem(self, label: Label | None) -> str | None:
@@ -59,12 +46,7 @@ class Classify(Objective):
             return "the label is a list of classes, and one is learned: say objective.multi_label=true"
         if not isinstance(label, tuple) and self.multi_label:
             return "the label is one class, and objective.multi_label=true learns lists: leave it out, or write [CLASS]"
-        if self.num_labels is None or isinstance(label, tuple) or label is None or label < self.num_labels:
-            return None
-        return (
-            f"the label is class {label:g}, and objective.num_labels={self.num_labels} has the classes 0 to "
-            f"{self.num_labels - 1}: raise it, or mend the row"
-        )
+        return None if isinstance(label, tuple) or label is None else _classes.beyond(label, self.num_labels)
 
     def count(self, batch: Batch) -> "torch.Tensor":
         """The summed weight of the labels: their number, where all classes count the same."""
