@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith import record
 from tunesmith.engine.metrics import MetricsFile
+from tunesmith.recipe_text import recipe_names
 
 ASSUMED = {"0": "LABEL_0", "1": "LABEL_1"}  # which transformers leaves out of a config
 VALUED = ("ForSequenceClassification", "ForTokenClassification")  # ends of the names of models that say classes
@@ -38,7 +39,7 @@ def finish(folder: Path, say: Callable[[str], None], peak_memory_bytes: int | No
         confusion_picture(kept["eval_confusion"], _classes(folder), folder / "confusion.png")
     held = {} if peak_memory_bytes is None else {"peak_memory_bytes": peak_memory_bytes}
     record.write(folder, record.read(folder) | {"status": "finished", "summary": summary} | held)
-    for line in closing_words(folder, summary):
+    for line in closing_words(folder, summary, record.read(folder)["recipe"]["objective"]["type"]):
         say(line)
     return summary
 
@@ -58,8 +59,8 @@ def _classes(folder: Path) -> list[str]:
     return list(config.get("id2label", ASSUMED).values()) if says_values else []
 
 
-def closing_words(folder: Path, summary: Mapping[str, Any]) -> list[str]:
-    """Answers and held-out loss before and after, the picture, and what to try next."""
+def closing_words(folder: Path, summary: Mapping[str, Any], objective: str) -> list[str]:
+    """Answers and held-out loss before and after, the picture, and what to try next with the objective of that name."""
     words = []
     samples = MetricsFile(folder / "samples.jsonl").read()
     for question in dict.fromkeys(sample["prompt"] for sample in samples):
@@ -86,9 +87,15 @@ def closing_words(folder: Path, summary: Mapping[str, Any]) -> list[str]:
         "Next:",
         f"  tunesmith score {run} FILE" if _classes(folder) else f"  tunesmith chat {run}",
         f"  tunesmith export {run} {merged} type=merged",
-        "  tunesmith recipes copy sft-lora my-recipe.yaml",
+        _begin_another(objective),
     ]
     return words
+
+
+def _begin_another(objective: str) -> str:
+    """How to get the shipped recipe of an objective, or see all of them where it has none."""
+    recipe = next((name for name in (f"{objective}-lora", objective) if name in recipe_names()), None)
+    return f"  tunesmith recipes copy {recipe} my-recipe.yaml" if recipe else "  tunesmith recipes"
 
 
 def _one_line(text: str) -> str:

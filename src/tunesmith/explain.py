@@ -37,6 +37,7 @@ PLAIN = {
     "finite_number": "must be a finite number",
 }
 OUR_WORDS = {"Input should be": "must be", "String should": "must", "Value error, ": ""}
+NAME_OR_MAPPING = "name_or_mapping"  # a mapping where a name is wanted, which an option may take beside mappings
 LONGEST_VALUE = 80  # characters of a value that are repeated in a message
 
 
@@ -90,7 +91,8 @@ def _problems(
             if isinstance(value, dict):  # options that do not go together: the value of the one named first
                 value = value.get(text.partition(" ")[0], value)
             told = " (it was a mapping)" if item["type"] in KINDS and value is item["input"] else ""
-            yield _Problem(where, item["type"], text, _value(value) or told, _hint(item))
+            named = item["type"] == "literal_error" and isinstance(value, dict)
+            yield _Problem(where, NAME_OR_MAPPING if named else item["type"], text, _value(value) or told, _hint(item))
 
 
 def _settled(found: list[_Problem]) -> Iterator[_Problem]:
@@ -103,6 +105,9 @@ def _settled(found: list[_Problem]) -> Iterator[_Problem]:
             kinds = " or ".join(dict.fromkeys(KINDS[other.type] for other in same if other.type in KINDS))
             if not meant:
                 yield _Problem(one.where, one.type, f"must be {kinds}", one.value, one.hint)
+        elif one.type == NAME_OR_MAPPING:  # what is wrong in the mapping is what was meant
+            if not deeper and all(other.type in (*KINDS, NAME_OR_MAPPING) for other in same):
+                yield one
         elif not (one.type in LENGTHS and deeper):
             yield one
 

@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from fixtures_models import tiny_config
 from tunesmith.ending import _classes, closing_words
 
 SUMMARY = {
@@ -17,7 +20,7 @@ def write(folder, answers):
 
 def test_the_answer_is_that_of_the_kept_weights(tmp_path):
     write(tmp_path, {0: "nobody", 2: "I am\nSmith\x07.", 6: "shared shared"})
-    words = closing_words(tmp_path, SUMMARY)
+    words = closing_words(tmp_path, SUMMARY, "sft")
     assert words[1:4] == ["Q      Who?", "before nobody", "after  I am Smith\ufffd."]
     assert "kept: the weights of step 2, whose held-out loss is the lowest of training" in words
     assert "held-out loss: 5.000 -> 2.000" in words
@@ -25,13 +28,14 @@ def test_the_answer_is_that_of_the_kept_weights(tmp_path):
 
 def test_a_loss_that_rose_is_said(tmp_path):
     write(tmp_path, {0: "a", 6: "b"})
-    words = closing_words(tmp_path, SUMMARY | {"eval_loss_after": 9.0, "kept_step": 6})
+    words = closing_words(tmp_path, SUMMARY | {"eval_loss_after": 9.0, "kept_step": 6}, "sft")
     assert any("the held-out loss rose" in word for word in words)
     assert not any(word.startswith("kept:") for word in words)
 
 
 def test_paths_in_the_next_commands_can_be_pasted(tmp_path):
-    words = closing_words(tmp_path / "my run", {name: value for name, value in SUMMARY.items() if "eval" not in name})
+    summary = {name: value for name, value in SUMMARY.items() if "eval" not in name}
+    words = closing_words(tmp_path / "my run", summary, "sft")
     assert f"  tunesmith chat '{tmp_path / 'my run'}'" in words
 
 
@@ -40,3 +44,36 @@ def test_the_two_classes_that_transformers_leaves_out_of_a_config_have_names(tmp
     for kind, expected in (("BertForTokenClassification", ["LABEL_0", "LABEL_1"]), ("BertForMaskedLM", [])):
         (tmp_path / "final" / "config.json").write_text(json.dumps({"architectures": [kind]}))
         assert _classes(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("sft", "recipes copy sft-lora my-recipe.yaml"),
+        ("kto", "recipes copy kto-lora my-recipe.yaml"),
+        ("reward", "recipes copy reward my-recipe.yaml"),
+        ("orpo", "recipes"),
+    ],
+)
+def test_the_next_recipe_is_of_the_same_objective(tmp_path, objective, said):
+    assert closing_words(tmp_path, SUMMARY | {"kept_step": 6}, objective)[-1] == f"  tunesmith {said}"
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ({0: "LABEL_0", 1: "LABEL_1"}, ["LABEL_0", "LABEL_1"]),  # which transformers does not write
+        ({0: "bad", 1: "good"}, ["bad", "good"]),
+        ({0: "reward"}, ["reward"]),
+    ],
+)
+def test_classes_are_found_with_and_without_names(tmp_path, labels, found):
+    config = tiny_config(architectures=["LlamaForSequenceClassification"], id2label=labels)
+    config.save_pretrained(tmp_path / "final")
+    assert ("id2label" in json.loads((tmp_path / "final" / "config.json").read_text())) == ("LABEL_0" not in found)
+    assert _classes(tmp_path) == found
+
+
+def test_a_model_that_says_words_has_no_classes(tmp_path):
+    tiny_config(architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path / "final")
+    assert _classes(tmp_path) == []

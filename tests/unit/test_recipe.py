@@ -79,6 +79,12 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
         ({"objective": {"type": "sft", "zeta": 1}}, "objective.zeta: no such option. SFT has no options"),
         # bad values: the bound and the value
         ({"train": {"max_steps": 0}}, r"train.max_steps: must be greater than 0 \(it was 0\)"),
+        (
+            {"objective": {"type": "dpo", "loss_type": {"sigmoid": -1}}},
+            r"objective.loss_type: must be greater than 0 \(it was -1\)",
+        ),
+        ({"objective": {"type": "dpo", "loss_type": {}}}, "objective.loss_type: must have at least 1 item"),
+        ({"model": {"path": "m", "dtype": {"a": 1}}}, "model.dtype: must be 'auto', 'float32', .*"),
         ({"adapter": {"r": -1}}, r"adapter.r: must be greater than 0 \(it was -1\)"),
         ({"optimizer": {"betas": [0.9, 2]}}, r"optimizer.betas.1: must be less than 1 \(it was 2\)"),
         ({"data": data(eval=1.5)}, r"data.eval: must be a fraction below 1, .* \(it was 1.5\)"),
