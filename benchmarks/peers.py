@@ -8,9 +8,10 @@ trl-pack  the same with packing: one pack of --pack-length tokens a batch (not -
 trl-dpo   TRL's DPOTrainer, padded; the reference is the model without its adapter
 
 Rows: alpaca (instruction, input, output) or messages, whose last turn is learned; for trl-dpo sharegpt preferences
-(conversations, chosen, rejected). JSON or JSON lines; the first --rows of them in file order, which only the packer
-changes. `--steps 0` makes one pass over them, so that every mode sees the same rows. One JSON line on stdout. Rates are
-without the first --warmup steps. trl-dpo counts the tokens of both answers, and not again for the reference.
+(conversations, chosen, rejected) or a prompt and answers as messages. JSON or JSON lines; the first --rows of them in
+file order, which only the packer changes. `--steps 0` makes one pass over them, so that every mode sees the same rows.
+One JSON line on stdout. Rates are without the first --warmup steps. trl-dpo counts the tokens of both answers, and not
+again for the reference; its samples are pairs.
 """
 
 import argparse
@@ -168,7 +169,10 @@ def prompt_and_completion(row: Row) -> Row:
 
 
 def preference(row: Row) -> Row:
-    """A sharegpt preference row as a prompt and two answers."""
+    """A row of messages or sharegpt's as a prompt and two answers."""
+    if "prompt" in row:
+        names = ("prompt", "chosen", "rejected")
+        return {name: [{"role": turn["role"], "content": turn["content"]} for turn in row[name]] for name in names}
     parts = {"prompt": row["conversations"], "chosen": [row["chosen"]], "rejected": [row["rejected"]]}
     return {
         name: [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
@@ -189,22 +193,26 @@ def tokenized(rows: list[Row], tokenizer: Any, max_length: int) -> list[Row]:
     return found
 
 
-def counted(trainer: Any) -> list[tuple[int, int, int]]:
-    """Make a trainer note each batch; returns the list that it fills: real tokens, places, learned tokens."""
-    seen: list[tuple[int, int, int]] = []
+Seen = list[tuple[int, int, int, int]]
+
+
+def counted(trainer: Any) -> Seen:
+    """Make a trainer note each batch; returns the list it fills: real tokens, places, learned tokens, sequences."""
+    seen: Seen = []
     inner = trainer.compute_loss
 
     def compute_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")  # a pack has no mask and no padding
         learned = inputs["completion_mask"] if "completion_mask" in inputs else inputs["labels"] != -100
-        seen.append((ids.numel() if mask is None else int(mask.sum()), ids.numel(), int(learned.sum())))
+        sequences = len(ids) if mask is not None else int((inputs["position_ids"] == 0).sum())
+        seen.append((ids.numel() if mask is None else int(mask.sum()), ids.numel(), int(learned.sum()), sequences))
         return inner(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = compute_loss
     return seen
 
 
-def result(options: argparse.Namespace, seen: list[tuple[int, int, int]], clock: Clock) -> dict[str, Any]:
+def result(options: argparse.Namespace, seen: Seen, clock: Clock) -> dict[str, Any]:
     """What is printed."""
     first = options.warmup
     seconds = clock.ends[-1] - clock.ends[first - 1]
@@ -214,7 +222,9 @@ def result(options: argparse.Namespace, seen: list[tuple[int, int, int]], clock:
     found |= {f"{name}_tokens_per_s": total / seconds for name, total in zip(names, totals, strict=True)}
     found |= {f"{name}_tokens": total for name, total in zip(names, totals, strict=True)}
     found |= {"seconds": seconds, "steps": len(seen) - first, "warmup": first}
-    found["run_tokens"] = sum(real for real, _, _ in seen)
+    found["run_tokens"] = sum(batch[0] for batch in seen)
+    found["samples"] = sum(batch[3] for batch in seen[first:]) // (2 if options.mode == "trl-dpo" else 1)
+    found["samples_per_s"] = found["samples"] / seconds
     found |= {"first_loss": clock.lines[0]["loss"], "last_loss": clock.lines[-1]["loss"]}
     found["first_grad_norm"] = clock.lines[0]["grad_norm"]
     unit = 1 if sys.platform == "darwin" else 1024

@@ -110,6 +110,45 @@ def tiny_model(vocab=None, arch="llama", tied=True, seed=0, scale=0.2, **changes
     return model.eval()
 
 
+SEQ2SEQ = ("t5", "mt5", "bart", "mbart")
+
+
+def tiny_seq2seq_tokenizer(chat_template=None):
+    """The tokenizer above without a chat template, that ends a text with EOS as T5's does."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer(chat_template)
+    end = tokenizer.eos_token
+    ending = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = ending
+    return tokenizer
+
+
+def tiny_seq2seq(arch="t5", seed=0, scale=0.2, **changes):
+    """A random float32 encoder-decoder model in evaluation mode, with dropout off; as `tiny_model` otherwise."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    tokenizer = tiny_tokenizer()
+    sizes = {"d_model": 32, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    sizes |= {"eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.pad_token_id}
+    if arch in ("t5", "mt5"):
+        sizes |= {"d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+    else:
+        sizes |= {"encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0, "max_position_embeddings": CONTEXT}
+        sizes |= {f"{side}_ffn_dim": 64 for side in ("encoder", "decoder")}
+        sizes |= {f"{side}_attention_heads": 4 for side in ("encoder", "decoder")}
+        sizes |= {"forced_eos_token_id": None, "bos_token_id": None}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(arch, **(sizes | changes)), dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in dict.fromkeys(model.parameters()):
+                if parameter.dim() > 1:
+                    parameter.normal_(0.0, scale)
+    return model.eval()
+
+
 def tiny_lora(model, seed=1, scale=0.2, **options):
     """The model wrapped by peft's LoRA, with B matrices that are not zero (a fresh LoRA changes nothing)."""
     import torch

@@ -1,15 +1,21 @@
 """A model that is ready to be trained: loaded, adapted, and with the kernels that gave its own numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.data import registry
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
+from tunesmith.types import Head
 
 if TYPE_CHECKING:
     import torch
 
     from tunesmith.engine.kernels import Kernels
+
+
+SHOWN = 8  # names of classes that a line has
 
 
 @dataclass(frozen=True)
@@ -31,24 +37,67 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     import transformers
 
     from tunesmith import record
-    from tunesmith.engine import frozen, kernels
+    from tunesmith.engine import encoder_decoder, frozen, kernels
     from tunesmith.engine.activations import checkpoint_activations
-    from tunesmith.engine.model import load_model
+    from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer, with_padding
 
+    head = head_of(recipe)
+    pad = None if head is None else with_padding(load_tokenizer(recipe.model)).pad_token_id
     transformers.set_seed(recipe.train.seed)
-    model: Any = load_model(recipe.model, device) if given is None else given.to(device)
+    model: Any = load_model(recipe.model, device, head=head, pad=pad) if given is None else given.to(device)
+    if head is not None:
+        _refuse_another(model, head)
+        if given is None:
+            keep_heads_exact(model)
     fingerprint = record.model_fingerprint(model) if given is None else None
+    if type(recipe.objective).encodes:
+        encoder_decoder.begin_answers(model, recipe.objective)
     model = recipe.adapter.apply(model)
     recipe.optimizer.build(model)  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     ops, notes = kernels.elementwise(model, recipe.train.compile)
+    if head is not None:
+        new = type(base_of(model)).__name__ not in (base_of(model).config.architectures or ())
+        notes.append(f"head: {'a new one' if new else 'as stored'} for {shown(head.names)}")
     if recipe.model.frozen_dtype is not None and given is not None:
         raise RecipeError(f"model.frozen_dtype: {recipe.model.frozen_dtype} would change the model that was given")
     if recipe.model.frozen_dtype is not None:
         notes.append(frozen.hold(model, recipe.model.frozen_dtype, ops))
     with precision(recipe, device):
-        chosen = kernels.choose(model, ops)
+        chosen = (encoder_decoder if type(recipe.objective).encodes else kernels).choose(model, ops)
     return Adapted(model, chosen, fingerprint, (*notes, *chosen.notes))
+
+
+def head_of(recipe: Recipe) -> Head | None:
+    """The head that a recipe's objective needs, for the classes that its data name; None where it needs words.
+
+    Raises:
+        RecipeError: the sources name other classes, or their number is not clear.
+    """
+    named = {}
+    for one in registry.applied(recipe).data.train:
+        if one.format.class_names():
+            named[one.format.class_names()] = one.path
+    if len(named) > 1:
+        (first, path), (second, other) = list(named.items())[:2]
+        raise RecipeError(f"data.train: {path} has the classes {shown(first)}, and {other} {shown(second)}")
+    return recipe.objective.head(next(iter(named), ()))
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first names, and how many there are where there are more."""
+    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)})" if len(names) > SHOWN else "")
+
+
+def _refuse_another(model: Any, head: Head) -> None:
+    """Raise RecipeError when a model that a script brought has another head."""
+    from tunesmith.engine.model import has_words
+
+    if has_words(model) or model.config.num_labels != len(head.names):
+        raise RecipeError(
+            f"the objective needs a model with a head of {len(head.names)} values, and {type(model).__name__} was "
+            f"brought: load it by AutoModelForSequenceClassification with num_labels={len(head.names)}"
+        )
 
 
 def parameters(model: Any) -> dict[str, int]:

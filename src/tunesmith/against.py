@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.component import name_of
 from tunesmith.defaults import resolve
 from tunesmith.errors import RecipeError, RunError, near
+from tunesmith.formats.messages import Messages
+from tunesmith.formats.pairs import Pairs
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "peers.py"
-NEEDS = {"hf": "peft", "trl": "trl", "trl-pack": "trl"}  # what a peer's Python must have
+NEEDS = {"hf": "peft", "trl": "trl", "trl-pack": "trl", "trl-dpo": "trl"}  # what a peer's Python must have
+OF_PAIRS = ("trl-dpo",)  # peers that learn from pairs
+VARIANTS = {"unshared": "data.shared_prefix=false", "in-step": "reference.compute=step"}  # of ours
 OURS = "tunesmith"
 PACK_TOKENS = 2048  # TRL packs into rows of at least so many
 KEPT = ("template", "max_tokens", "window_samples")  # options of data that hold for all contenders
@@ -55,14 +59,15 @@ class Peers:
         """
         names = tuple(text.split(","))
         for name in names:
-            if name not in NEEDS:
-                raise RunError(f"--against: there is no trainer {name!r}. {near(name, NEEDS)}")
-        if not SCRIPT.is_file():
+            if name not in NEEDS and name not in VARIANTS:
+                raise RunError(f"--against: there is no trainer {name!r}. {near(name, [*NEEDS, *VARIANTS])}")
+        others = [name for name in names if name in NEEDS]
+        if others and not SCRIPT.is_file():
             raise RunError(
                 f"--against runs benchmarks/peers.py of tunesmith's source, and {SCRIPT} is not there: "
                 "run it from a checkout that is installed with pip install --editable"
             )
-        for package in dict.fromkeys(NEEDS[name] for name in names):
+        for package in dict.fromkeys(NEEDS[name] for name in others):
             _look_for(package, python)
         return cls(names, python, batch_size)
 
@@ -92,7 +97,7 @@ def compare(recipe: Recipe, peers: Peers, length: Length, say: Callable[[str], N
     from tunesmith.engine.device import choose
 
     resolved = resolve(recipe, choose(recipe.train.device)).recipe
-    _refuse_what_peers_cannot(resolved)
+    _refuse_what_peers_cannot(resolved, peers)
     with tempfile.TemporaryDirectory(prefix="tunesmith-bench-") as name:
         folder = Path(name)
         rows = _write_rows(resolved, length, folder)
@@ -102,24 +107,31 @@ def compare(recipe: Recipe, peers: Peers, length: Length, say: Callable[[str], N
         for turn in range(length.rounds):
             for contender, command in commands.items():
                 result = _in_process(contender, command)
-                found[contender].append(_our_terms(result) if contender == OURS else _their_terms(result))
+                found[contender].append(_our_terms(result) if contender not in NEEDS else _their_terms(result))
                 rate = found[contender][-1]["tokens_per_second"]
                 say(f"round {turn + 1} of {length.rounds}: {contender}: {rate:,.1f} real tokens/s")
     for contender, turns in found.items():
-        if turns[0]["run_tokens"] != rows.tokens:
+        if turns[0]["run_tokens"] != rows.tokens and not _compares(resolved):
             say(f"note: {contender} saw {turns[0]['run_tokens']:,} tokens of these rows, and not {rows.tokens:,}")
     summary = [_summary(contender, turns, found[OURS]) for contender, turns in found.items()]
     return {"rows": rows.number, "tokens": rows.tokens, "contenders": summary, "rounds": found}
 
 
-def _refuse_what_peers_cannot(recipe: Recipe) -> None:
+def _compares(recipe: Recipe) -> bool:
+    """Whether samples are pairs, whose prompt some contenders compute once and others twice."""
+    return len(type(recipe.objective).branches) > 1
+
+
+def _refuse_what_peers_cannot(recipe: Recipe, peers: Peers) -> None:
     adapter: Any = recipe.adapter
-    kind = name_of(adapter)
-    if name_of(recipe.objective) != "sft" or kind not in ("lora", "full"):
-        raise RecipeError(
-            f"bench --against compares objective=sft with adapter=lora or full, and this recipe has "
-            f"{name_of(recipe.objective)} with {kind}"
-        )
+    kind, objective = name_of(adapter), name_of(recipe.objective)
+    for name in peers.names:
+        wanted = "dpo" if name in OF_PAIRS else "sft"
+        if name in NEEDS and (objective != wanted or kind not in ("lora", "full")):
+            raise RecipeError(
+                f"bench --against {name} compares objective={wanted} with adapter=lora or full, and this recipe has "
+                f"{objective} with {kind}"
+            )
     same = {"target_modules": "all-linear", "lora_dropout": 0.0, "modules_to_save": ()} if kind == "lora" else {}
     for option, value in same.items():
         if getattr(adapter, option) != value:
@@ -142,7 +154,6 @@ def _write_rows(recipe: Recipe, length: Length, folder: Path) -> _Rows:
     """Write the first rows that ours would train on, as many as fill its steps, as messages in the files' order."""
     from tunesmith.data.load import load_rows
     from tunesmith.engine.model import load_tokenizer
-    from tunesmith.formats.messages import Messages
 
     train = recipe.train
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
@@ -154,7 +165,7 @@ def _write_rows(recipe: Recipe, length: Length, folder: Path) -> _Rows:
         for sample, count in _samples(recipe, tokenizer):
             if tokens + count > room:
                 break
-            out.write(json.dumps(Messages().write(sample)) + "\n")
+            out.write(json.dumps((Pairs() if _compares(recipe) else Messages()).write(sample)) + "\n")
             number, tokens = number + 1, tokens + count
     if not number:
         raise RecipeError(f"data.train: no row of {recipe.data.train[0].path} can be given to every trainer")
@@ -171,8 +182,9 @@ def _write_rows(recipe: Recipe, length: Length, folder: Path) -> _Rows:
 
 
 def _samples(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[Any, int]]:
-    """The conversations that are one sample each and end with the assistant, and their tokens."""
+    """The samples of one part that end with the assistant, and the tokens that they take in a row."""
     from tunesmith.data import registry, render
+    from tunesmith.data.shared import own_tokens
     from tunesmith.data.source import read
 
     recipe = registry.applied(recipe)
@@ -187,9 +199,10 @@ def _samples(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Iterator[t
                 if len(parts) != 1 or parts[0].dropped is not None or parts[0].truncated:
                     continue
                 sample = format_.read(row)
-                turns = sample.branches[0]
-                if len(sample.branches) == 1 and not sample.is_document and turns[-1].role == "assistant":
-                    yield sample, len(parts[0].branches[0])
+                wanted = len(type(recipe.objective).branches)
+                ends = {turns[-1].role for turns in sample.branches}
+                if len(sample.branches) == wanted and not sample.is_document and ends == {"assistant"}:
+                    yield sample, own_tokens(parts[0].branches)
 
 
 def _recipe_on(recipe: Recipe, file: Path) -> str:
@@ -198,7 +211,7 @@ def _recipe_on(recipe: Recipe, file: Path) -> str:
 
     tree = recipe.model_dump(mode="json", exclude={"eval"})
     tree["data"] = {name: tree["data"][name] for name in KEPT} | {
-        "train": [{"path": str(file), "format": "messages"}],
+        "train": [{"path": str(file), "format": "pairs" if _compares(recipe) else "messages"}],
         "loss": {"turns": "last"},
         "shuffle": False,
         "cache_dir": str(file.parent / "cache"),
@@ -231,7 +244,9 @@ def _commands(recipe: Recipe, peers: Peers, length: Length, rows: _Rows, folder:
     if name_of(adapter) == "lora":
         options |= {"lora-r": adapter.r, "lora-alpha": adapter.lora_alpha}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return {OURS: ours} | {name: [peers.python, str(SCRIPT), name, *words] for name in peers.names}
+    variants = {name: [*ours, VARIANTS[name]] for name in peers.names if name in VARIANTS}
+    others = {name: [peers.python, str(SCRIPT), name, *words] for name in peers.names if name in NEEDS}
+    return {OURS: ours} | variants | others
 
 
 def _in_process(contender: str, command: list[str]) -> dict[str, Any]:
@@ -255,13 +270,19 @@ def _their_terms(found: Mapping[str, Any]) -> dict[str, Any]:
         **found,
         "tokens_per_second": found["real_tokens_per_s"],
         "trained_tokens_per_second": found["supervised_tokens_per_s"],
+        "samples_per_second": found["samples_per_s"],
+        "whole_tokens_per_second": found["real_tokens_per_s"],
         "padded_share": 1 - found["real_tokens"] / found["padded_tokens"],
         "peak_memory_bytes": memory * 1e9,
     }
 
 
 def _summary(contender: str, turns: list[dict[str, Any]], ours: list[dict[str, Any]]) -> dict[str, Any]:
-    """The medians over the rounds; a ratio is that of a round, so that what else the machine does counts for both."""
+    """The medians over the rounds; a ratio is that of a round, so that what else the machine does counts for both.
+
+    What is compared are the tokens of whole sequences a second, those too that a contender need not compute again: the
+    samples of the counted steps are not the same ones for all, and long ones take longer.
+    """
 
     def median(name: str) -> float:
         return statistics.median(turn[name] for turn in turns)
@@ -273,12 +294,13 @@ def _summary(contender: str, turns: list[dict[str, Any]], ours: list[dict[str, A
         "contender": contender,
         "tokens_per_second": median("tokens_per_second"),
         "trained_tokens_per_second": median("trained_tokens_per_second"),
+        "samples_per_second": median("samples_per_second"),
         "padded_share": median("padded_share"),
         "peak_memory_bytes": median("peak_memory_bytes"),
         "first_loss": turns[0]["first_loss"],
-        "times_as_fast": statistics.median(ratios("tokens_per_second")),
+        "times_as_fast": statistics.median(ratios("whole_tokens_per_second")),
         "share_of_memory": statistics.median(ratios("peak_memory_bytes")),
-        "times_as_fast_by_round": ratios("tokens_per_second"),
+        "times_as_fast_by_round": ratios("whole_tokens_per_second"),
     }
 
 
@@ -292,6 +314,7 @@ def show(found: Mapping[str, Any], console: "Console | None" = None) -> None:
         "",
         "real\ntokens/s",
         "trained\ntokens/s",
+        "\nsamples/s",
         "\npadded",
         "peak\nGB",
         "first\nloss",
@@ -301,9 +324,10 @@ def show(found: Mapping[str, Any], console: "Console | None" = None) -> None:
     table = Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for one in found["contenders"]:
         rates = (f"{one[name]:,.1f}" for name in ("tokens_per_second", "trained_tokens_per_second"))
+        samples = f"{one['samples_per_second']:,.2f}"
         memory, loss = f"{one['peak_memory_bytes'] / 1e9:,.2f}", f"{one['first_loss']:.4f}"
         ratios = (f"{one['times_as_fast']:.2f}x", f"{one['share_of_memory']:.2f}x")
-        table.add_row(one["contender"], *rates, f"{one['padded_share']:.1%}", memory, loss, *ratios)
+        table.add_row(one["contender"], *rates, samples, f"{one['padded_share']:.1%}", memory, loss, *ratios)
     console = console or Console(highlight=False)
     console.print(table)
     turns = [said[0] for said in found["rounds"].values()]

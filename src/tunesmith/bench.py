@@ -59,7 +59,7 @@ def measure(recipe: Recipe, steps: int, warmup: int, say: Callable[[str], None])
     listed = peaks.listed(device, dtype)
     before = () if listed else (peaks.measured(device, dtype),)
     with ExitStack() as until_the_end:
-        job, adapted = fitted(job)
+        job, adapted = fitted(job, until_the_end)
         loaded = load(job, None, adapted, until_the_end)
         loaded = replace(loaded, rows=replace(loaded.rows, held_out=None))
         cost = Cost.of(loaded.model)
@@ -84,6 +84,7 @@ def measure(recipe: Recipe, steps: int, warmup: int, say: Callable[[str], None])
         "first_loss": watched[0].loss,
         "first_grad_norm": next(norms, None),
         "run_tokens": sum(step.real_tokens for step in watched),
+        "reference_seconds": loaded.reference_seconds,
         "peak_memory_bytes": memory,
         "peak": asdict(peak) | {"measured": list(peak.measured)},
     }
@@ -122,15 +123,20 @@ def _numbers(steps: "Sequence[Step]", cost: Any, peak: Peak) -> dict[str, Any]:
     parts = {part: sum(step.seconds[part] for step in steps) for part in steps[0].seconds}
     seconds = sum(parts.values())
     tokens, trained = sum(step.real_tokens for step in steps), sum(step.asked for step in steps)
+    samples = sum(step.samples for step in steps)
     flops = sum(cost.of_step(step.sequences, step.asked) for step in steps)
     return {
         "seconds": seconds,
         "seconds_by_part": parts,
         "tokens": tokens,
         "trained_tokens": trained,
+        "shared_tokens": sum(step.shared_tokens for step in steps),
+        "samples": samples,
         "padded_tokens": sum(step.row_tokens for step in steps) - tokens,
         "tokens_per_second": tokens / seconds,
         "trained_tokens_per_second": trained / seconds,
+        "samples_per_second": samples / seconds,
+        "whole_tokens_per_second": sum(step.real_tokens + step.shared_tokens for step in steps) / seconds,
         "flops": flops,
         "flops_per_second": flops / seconds,
         "mfu": flops / seconds / peak.flops_per_second,
@@ -144,6 +150,8 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("real tokens/s", f"{found['tokens_per_second']:,.1f}"),
         ("trained tokens/s", f"{found['trained_tokens_per_second']:,.1f}"),
+        ("samples/s", f"{found['samples_per_second']:,.3f}"),
+        *_shared(found),
         ("padded tokens", f"{found['padded_tokens']:,} of {whole:,}"),
         ("seconds a step", f"{total / count:,.3f}"),
         *((f"  {part}", f"{own / count:,.3f} ({own / total:.1%})") for part, own in found["seconds_by_part"].items()),
@@ -152,6 +160,13 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("MFU", f"{found['mfu']:.1%} of {_source(found['peak'])} in {found['compute_dtype']}"),
         ("first loss", f"{found['first_loss']:.4f}"),
     ]
+
+
+def _shared(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What beginnings that sequences have in common spare, and what the reference took beforehand, where they do."""
+    shared, once = found["shared_tokens"], found["reference_seconds"]
+    rows = [("shared tokens", f"{shared:,} more would be computed without sharing")] if shared else []
+    return [*rows, ("reference, once", f"{once:,.1f} s before the first step")] if once else rows
 
 
 def _source(peak: Mapping[str, Any]) -> str:

@@ -56,7 +56,7 @@ def resolve(recipe: Recipe, device: Device) -> Resolved:
         derived["train.bf16"] = device.has_bf16 and device.type != "cpu" and not train.fp16 and dtype != "float16"
     if train.row_tokens is None:
         kind = type(recipe.objective)
-        derived["train.row_tokens"] = recipe.data.max_tokens * (len(kind.branches) + kind.mismatched)
+        derived["train.row_tokens"] = recipe.data.max_tokens * (len(kind.branches) + kind.mismatched + kind.encodes)
     if getattr(recipe.optimizer, "learning_rate", 0.0) is None:
         derived["optimizer.learning_rate"] = type(recipe.adapter).learning_rate
     if train.device == "auto":

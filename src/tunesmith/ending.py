@@ -1,5 +1,6 @@
 """What a run ends with: the picture, the record's last words, and what the user sees. All from its folder."""
 
+import json
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ def finish(folder: Path, say: Callable[[str], None], peak_memory_bytes: int | No
 
     The most memory that a process of it held is known to the one that trained.
     """
+    from tunesmith.engine.confusion import confusion_picture
     from tunesmith.engine.plot import loss_picture
 
     lines = MetricsFile(folder / "metrics.jsonl").read()
@@ -26,7 +28,11 @@ def finish(folder: Path, say: Callable[[str], None], peak_memory_bytes: int | No
     if held_out:
         kept = _kept(folder, lines)
         summary |= {"eval_loss_before": held_out[0], "eval_loss_after": kept["eval_loss"], "kept_step": kept["step"]}
-        summary["evaluation"] = {name: value for name, value in kept.items() if name.startswith("eval_")}
+        summary["evaluation"] = {
+            name: one for name, one in kept.items() if isinstance(one, float) and name[:5] == "eval_"
+        }
+    if held_out and "eval_confusion" in kept:
+        confusion_picture(kept["eval_confusion"], _classes(folder), folder / "confusion.png")
     held = {} if peak_memory_bytes is None else {"peak_memory_bytes": peak_memory_bytes}
     record.write(folder, record.read(folder) | {"status": "finished", "summary": summary} | held)
     for line in closing_words(folder, summary):
@@ -39,6 +45,15 @@ def _kept(folder: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
     evaluations = [line for line in lines if "eval_loss" in line]
     best = record.read(folder)["recipe"]["eval"]["load_best_model_at_end"]
     return min(evaluations[1:] or evaluations, key=lambda line: line["eval_loss"]) if best else evaluations[-1]
+
+
+def _classes(folder: Path) -> list[str]:
+    """The names of the classes that a run's model says, in their order; [] where it says words."""
+    file = folder / "final" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    says_values = any(kind.endswith("ForSequenceClassification") for kind in config.get("architectures") or ())
+    named = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # transformers leaves its own two names out
+    return list(named.values()) if says_values else []
 
 
 def closing_words(folder: Path, summary: Mapping[str, Any]) -> list[str]:
@@ -58,14 +73,16 @@ def closing_words(folder: Path, summary: Mapping[str, Any]) -> list[str]:
             )
         if summary["eval_loss_after"] > summary["eval_loss_before"]:
             words.append("the held-out loss rose: the model was better on these rows before it was trained")
+    picture = folder / "confusion.png"
     run = shlex.quote(str(folder))
     merged = shlex.quote(f"{folder}-merged")
     words += [
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s",
         f"loss picture: {folder / 'loss.png'}",
+        *([f"confusion picture: {picture}"] if picture.is_file() else []),
         "",
         "Next:",
-        f"  tunesmith chat {run}",
+        f"  tunesmith score {run} FILE" if _classes(folder) else f"  tunesmith chat {run}",
         f"  tunesmith export {run} {merged} type=merged",
         "  tunesmith recipes copy sft-lora my-recipe.yaml",
     ]

@@ -4,13 +4,15 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.adapted import Adapted, adapt, parameters, precision
+from tunesmith.adapted import Adapted, adapt, head_of, parameters, precision
 from tunesmith.defaults import Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.referenced import is_once, reference_of, with_logps
+from tunesmith.taught import with_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from tunesmith.data.load import Rows
     from tunesmith.engine.kernels import Kernels
     from tunesmith.engine.reference import Reference
+    from tunesmith.engine.scores import Scorer
     from tunesmith.engine.trainer import Metric, Trainer
+    from tunesmith.engine.values import ValueScorer
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,16 @@ class Loaded:
     tokenizer: "PreTrainedTokenizerBase"  # as the template prepared it
     rows: "Rows"
     kernels: "Kernels"
+    scorer: "Scorer | ValueScorer"  # the kernels', beside a teacher where the objective has one
     fingerprint: str | None  # of the weights that training starts from
     reference: "Reference | None" = None  # of an objective that has one, made in every step
+    reference_seconds: float = 0.0  # that making log-probabilities of frozen models once took
+
+    @property
+    def teacher(self) -> str | None:
+        """What tells the teacher's weights from others, where the objective has one."""
+        teacher = self.scorer.teacher
+        return None if teacher is None else teacher.identity
 
 
 def speaker() -> Callable[[str], None]:
@@ -75,17 +87,28 @@ def speaker() -> Callable[[str], None]:
     return lambda line: console.print(line, markup=False, soft_wrap=True)
 
 
-def fitted(job: Job) -> tuple[Job, Adapted | None]:
-    """The job with the number of `train.row_tokens: auto`, which a run that goes on finds in its record.
+def _adapted(job: Job, until_the_end: contextlib.ExitStack) -> Adapted:
+    """The adapted model, whose layers and attention are its own again at the end, whatever ends it."""
+    adapted = adapt(job.resolved.recipe, job.device.type, job.given.model)
+    until_the_end.callback(adapted.kernels.restore, adapted.model)
+    return adapted
 
-    Rows are packed to fit beside the model, so where they are, it comes first.
+
+def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted | None]:
+    """The job with what the model decides: what starts an answer of a decoder, and `train.row_tokens: auto`.
+
+    A run that goes on finds them in its record. Rows are packed to fit beside the model, so where they are, it comes
+    first.
     """
-    from tunesmith.engine import memory, ranks
+    from tunesmith.engine import encoder_decoder, memory, ranks
 
     recipe, derived = job.resolved.recipe, job.resolved.derived
+    found = encoder_decoder.derived(recipe, job.given.model)
+    recipe, derived = with_values(recipe, found), derived | found
+    job = replace(job, resolved=Resolved(recipe, derived))
     if recipe.train.row_tokens != "auto":
         return job, None
-    adapted = adapt(recipe, job.device.type, job.given.model)
+    adapted = _adapted(job, until_the_end)
     with precision(recipe, job.device.type):
         fitting = memory.choose_row(adapted.model, adapted.kernels.scorer, recipe)
     chosen = {"train.row_tokens": min(ranks.everyones(fitting))}
@@ -94,23 +117,27 @@ def fitted(job: Job) -> tuple[Job, Adapted | None]:
 
 def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: contextlib.ExitStack) -> Loaded:
     """The rows and the adapted model, each said; rows that are streamed, from a checkpoint on."""
+    from tunesmith.data import sides
     from tunesmith.data.load import context_problem, load_rows
-    from tunesmith.engine import checkpoint, ranks
+    from tunesmith.engine import checkpoint, ranks, values
     from tunesmith.engine.arguments import look_for_trackers
-    from tunesmith.engine.model import base_of, load_tokenizer
+    from tunesmith.engine.model import base_of, load_tokenizer, with_padding
 
     recipe, say = job.resolved.recipe, job.say
+    head = head_of(recipe)  # what it refuses is refused before rows are read
     for option, value in job.resolved.derived.items():
         say(f"derived: {option} = {value}")
     look_for_trackers(recipe.train.report_to)
-    tokenizer = recipe.data.template.prepare(job.given.tokenizer or load_tokenizer(recipe.model))
+    tokenizer = job.given.tokenizer or load_tokenizer(recipe.model)
+    tokenizer = sides.prepared(recipe.data.template, recipe.objective, tokenizer)
+    tokenizer = tokenizer if head is None else with_padding(tokenizer)
     point = checkpoint.read_state(start)["counters"]["stream"] if start and recipe.data.streaming else None
     with ranks.first():
         rows = load_rows(recipe, tokenizer, job.given.rows, point, ranks.number())
     until_the_end.enter_context(contextlib.closing(rows))
     for line in rows.lines:
         say(line)
-    adapted = adapted or adapt(recipe, job.device.type, job.given.model)
+    adapted = adapted or _adapted(job, until_the_end)
     model = adapted.model
     if not adapted.kernels.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
         name = type(base_of(model)).__name__
@@ -120,18 +147,26 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
         )
     trained, total = parameters(model).values()
     problem = context_problem(rows.ledger, base_of(model).config)
+    filled = values.account(adapted.kernels.scorer, rows.train)
+    if problem and (filled or type(recipe.objective).encodes):
+        raise RecipeError(problem)  # positions of encoders are learned one by one: there are no more
+    rows.ledger["train"] |= filled
     reference, said = reference_of(recipe, job.device.type, adapted, tokenizer)
     for line in (
         *adapted.notes,
         *said,
+        *(f"filled up: {share:.1%} of the places in batches are tokens" for share in filled.values()),
         *([problem] if problem else []),
         f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})",
         f"device: {job.device.type} ({job.device.name})",
     ):
         say(line)
+    started = monotonic()
     if reference is not None and is_once(recipe):
         rows, reference = with_logps(recipe, reference, model, rows, job.device.type, say), None
-    return Loaded(model, tokenizer, rows, adapted.kernels, adapted.fingerprint, reference)
+    rows, scorer = with_teacher(recipe, adapted, rows, tokenizer, job.device.type, say)
+    seconds = monotonic() - started
+    return Loaded(model, tokenizer, rows, adapted.kernels, scorer, adapted.fingerprint, reference, seconds)
 
 
 def make_trainer(
@@ -173,7 +208,7 @@ def make_trainer(
         return (kind or Trainer)(
             recipe,
             loaded.model,
-            loaded.kernels.scorer,
+            loaded.scorer,
             args,
             rows.train,
             rows.held_out,

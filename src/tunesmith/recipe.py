@@ -153,16 +153,32 @@ class Eval(Section):
 class Reference(Section):
     """The frozen model that an objective measures from, where it does (dpo, kto)."""
 
-    model: Model | None = None
-    """Another model with the same tokens. None: the one that training starts from, without its adapter."""
+    model: str | None = None
+    """Folder or hub id of another model with the same tokens. None: the one that training starts from, without its
+    adapter."""
+    frozen_dtype: Literal["int8", "float8"] | None = None
+    """What the linear layers of that model, but its head, are held in. None: model.dtype."""
     compute: Literal["auto", "once", "step"] = "auto"
     """When its log-probabilities are made. once: before the first step, and kept with the rendered rows for later runs.
     step: in every step. auto: once, but in a stream."""
 
-    @field_validator("model", mode="before")
-    @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
+    @model_validator(mode="after")
+    def _holds_a_model_of_its_own(self) -> "Reference":
+        if self.frozen_dtype is not None and self.model is None:
+            raise ValueError("frozen_dtype is for a model of its own: name it in reference.model, or leave it out")
+        return self
+
+
+class Teacher(Section):
+    """The frozen model that an objective learns from, where it does (distill)."""
+
+    model: str | None = None
+    """Folder or hub id of a model with the same tokens, of an adapter, or a run's folder."""
+    frozen_dtype: Literal["int8", "float8"] | None = None
+    """What the linear layers of that model, but its head, are held in. None: model.dtype."""
+    compute: Literal["auto", "once", "step"] = "auto"
+    """When its words are made. once: before the first step, and kept with the rendered rows for later runs; needs
+    objective.top_k. step: in every step. auto: once with top_k, but in a stream."""
 
 
 class Recipe(Section):
@@ -175,6 +191,7 @@ class Recipe(Section):
     objective: Objective = default(Objective)
     """What is minimised."""
     reference: Reference = Reference()
+    teacher: Teacher = Teacher()
     adapter: Adapter = default(Adapter)
     """Which weights are trained."""
     optimizer: Optimizer = default(Optimizer)
@@ -200,10 +217,43 @@ class Recipe(Section):
         kind = type(self.objective)
         if self.reference != Reference() and "reference" not in kind.needs:
             raise ValueError(f"the objective {kind.__name__.lower()} has no reference: leave `reference` out")
+        if "values" in kind.needs and self.eval.prompts:
+            raise ValueError(
+                f"eval.prompts are answered in words, and the objective {kind.__name__.lower()} trains a head that has "
+                "none: leave them out"
+            )
+        if "values" in kind.needs and self.objective.compares_samples():
+            raise ValueError(f"the objective {kind.__name__.lower()} compares samples by values, which cannot be yet")
         if self.data.streaming and (kind.mismatched or self.reference.compute == "once"):
             what = "draws answers over the whole set" if kind.mismatched else "with reference.compute=once looks ahead"
             raise ValueError(f"the objective {kind.__name__.lower()} {what}, and data.streaming never holds it")
         return self
+
+    @model_validator(mode="after")
+    def _has_its_teacher(self) -> "Recipe":
+        how, name = self.objective.teaching(), type(self.objective).__name__.lower()
+        if how is None:
+            if self.teacher != Teacher():
+                raise ValueError(f"the objective {name} has no teacher: leave `teacher` out, or say objective=distill")
+            return self
+        if self.teacher.model is None:
+            raise ValueError(f"the objective {name} learns from a teacher: say teacher.model=PATH")
+        if self.teacher.compute == "once" and how.top_k is None:
+            raise ValueError("teacher.compute=once keeps a teacher's likeliest words: say how many in objective.top_k")
+        if self.teacher.compute == "once" and self.data.streaming:
+            raise ValueError("teacher.compute=once looks ahead, and data.streaming never holds the whole set")
+        if self.train.row_tokens == "auto" and not self.teaches_once():
+            raise ValueError(
+                "train.row_tokens=auto measures a model without a teacher beside it: say a number, or "
+                "teacher.compute=once"
+            )
+        return self
+
+    def teaches_once(self) -> bool:
+        """Whether a teacher's words are made before the first step, and it is not needed afterwards."""
+        how, choice = self.objective.teaching(), self.teacher.compute
+        kept = how is not None and how.top_k is not None and not self.data.streaming
+        return kept if choice == "auto" else choice == "once"
 
     @model_validator(mode="after")
     def _streams_to_an_end(self) -> "Recipe":

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.adapted import Adapted, precision
+from tunesmith.beside import load_frozen
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Model, Recipe
 
@@ -29,8 +30,13 @@ def reference_of(
     from tunesmith.engine.model import is_adapted
     from tunesmith.engine.reference import Reference
 
+    def loaded(said: Model) -> "tuple[Reference, list[str]]":
+        found = load_frozen("reference", said, recipe, device, tokenizer)
+        return Reference(found.model, found.scorer, found.identity), found.notes
+
     if recipe.reference.model is not None:
-        return _loaded(recipe, recipe.reference.model, device, tokenizer)
+        said = {"path": recipe.reference.model, "frozen_dtype": recipe.reference.frozen_dtype}
+        return loaded(Model(**said))
     if is_adapted(adapted.model):
         return Reference(None, adapted.kernels.scorer, adapted.fingerprint), []
     if is_once(recipe):  # the model as it is now, before training
@@ -40,38 +46,13 @@ def reference_of(
             f"reference.compute={recipe.reference.compute} needs a copy of the model, which a script brought: "
             "say reference.compute=once, or name it in reference.model"
         )
-    return _loaded(recipe, recipe.model, device, tokenizer)
+    return loaded(recipe.model)
 
 
 def is_once(recipe: Recipe) -> bool:
     """Whether the reference's log-probabilities are made once, before the first step."""
     choice = recipe.reference.compute
     return choice == "once" or (choice == "auto" and not recipe.data.streaming)
-
-
-def _loaded(
-    recipe: Recipe, said: Model, device: str, tokenizer: "PreTrainedTokenizerBase"
-) -> "tuple[Reference, list[str]]":
-    """A model of its own, frozen, with its kernels."""
-    from tunesmith import record
-    from tunesmith.engine import frozen, kernels
-    from tunesmith.engine.model import load_model, load_tokenizer
-    from tunesmith.engine.reference import Reference
-
-    dtype = recipe.model.dtype if said.dtype == "auto" else said.dtype
-    said = said.model_copy(update={"dtype": dtype})
-    if said.path != recipe.model.path and load_tokenizer(said).get_vocab() != tokenizer.get_vocab():
-        raise RecipeError(
-            f"reference.model: {said.path} has other tokens than {recipe.model.path}, so it cannot be one"
-        )
-    model: Any = load_model(said, device).requires_grad_(False).eval()
-    identity = record.model_fingerprint(model) + f" {said.dtype} {said.frozen_dtype}"
-    ops, notes = kernels.elementwise(model, recipe.train.compile)
-    if said.frozen_dtype is not None:
-        notes.append(frozen.hold(model, said.frozen_dtype, ops))
-    with precision(recipe, device):
-        chosen = kernels.choose(model, ops)
-    return Reference(model, chosen.scorer, identity), [f"reference: {line}" for line in (*notes, *chosen.notes)]
 
 
 def with_logps(

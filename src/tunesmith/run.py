@@ -125,8 +125,8 @@ def _run(job: Job) -> Run:
     start, problems = checkpoint.newest(job.folder) if job.folder else (None, [])
     for problem in problems:
         job.say(f"passed over: {problem}")
-    job, adapted = fitted(job)
     with contextlib.ExitStack() as until_the_end:
+        job, adapted = fitted(job, until_the_end)
         loaded = load(job, start, adapted, until_the_end)
         folder = ranks.once(lambda: _go_on(job, loaded, start) if job.folder else _begin(job, loaded))
         return _train(job, start, loaded, folder)
@@ -194,7 +194,7 @@ def _begin(job: Job, loaded: Loaded) -> Path:
     said = job.recipe.model_dump(mode="json", exclude_unset=True)
     data = {"fingerprint": loaded.rows.fingerprint, "ledger": loaded.rows.ledger}
     begun = record.begin(job.resolved, job.device, data, loaded.fingerprint, job.given.names())
-    begun["parameters"] = parameters(loaded.model)
+    begun |= {"teacher": loaded.teacher, "parameters": parameters(loaded.model)}
     folder = new_folder(
         job.resolved.recipe,
         {
@@ -219,6 +219,7 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
     for what, before, now in (
         ("data", past["data"]["fingerprint"], loaded.rows.fingerprint),
         ("model", past["model"], loaded.fingerprint),
+        ("teacher", past.get("teacher"), loaded.teacher),
     ):
         if before != now:
             raise RunError(
@@ -245,6 +246,7 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
 def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:
     """Write `final/`: plain weights, tokenizer, template, and the tokens that end an answer."""
     from tunesmith.engine import checkpoint
+    from tunesmith.engine.model import has_words
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     best = trainer.state.best_global_step
@@ -257,4 +259,5 @@ def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:
     with checkpoint.atomic_folder(folder / FINAL) as final:
         checkpoint.save_weights(model, final)
         loaded.tokenizer.save_pretrained(final)
-        checkpoint.save_ends(model, final, {loaded.tokenizer.eos_token_id, *loaded.rows.end_tokens})
+        if has_words(model):
+            checkpoint.save_ends(model, final, {loaded.tokenizer.eos_token_id, *loaded.rows.end_tokens})

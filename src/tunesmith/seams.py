@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunesmith.component import Component, name_of
 from tunesmith.errors import DataError
-from tunesmith.types import Batch, LossSum, Message, Sample, Scores
+from tunesmith.types import Batch, Divergence, Head, Label, LossSum, Message, Sample, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ class Format(Component):
     seam: ClassVar[str] = "formats"
     default: ClassVar[str] = "auto"
     required: ClassVar[tuple[str, ...]] = ()  # columns without which a row is not of this format
+    judges: ClassVar[bool] = False  # the label of a sample says whether its answer is good (1) or bad (0)
 
     @classmethod
     def fits(cls, row: Mapping[str, Any]) -> bool:
@@ -28,12 +29,19 @@ class Format(Component):
         return row.keys() >= set(cls.required)
 
     def branches(self) -> tuple[str, ...]:
-        """What the branches of every sample are, by the names that objectives use."""
+        """What the branches of every sample are, by the names that objectives use.
+
+        Where they are compared, a sample may have more, each worse than the one before.
+        """
         return ("answer",)
 
     def labels(self) -> bool:
         """Whether every sample has a label."""
         return False
+
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes that labels are numbers of, in the order of the numbers; () where none is named."""
+        return ()
 
     @abstractmethod
     def read(self, row: Mapping[str, Any]) -> Sample:
@@ -102,7 +110,8 @@ class Objective(Component):
     labels: ClassVar[bool] = False  # learns from the label of a sample; others refuse rows that have one
     documents: ClassVar[bool] = False  # trains on every token, and may split a long sample over rows
     likelihood: ClassVar[bool] = False  # `loss` is -sum(weight * logps): its gradient is known before the scores are
-    needs: ClassVar[tuple[str, ...]] = ()  # what `loss` reads besides logps: "entropy", "values"; "reference"
+    needs: ClassVar[tuple[str, ...]] = ()  # what `loss` reads besides logps: "entropy", "values"; "reference", "label"
+    encodes: ClassVar[bool] = False  # a sample is two sequences: the prompt, for an encoder, and a decoder's answer
     mismatched: ClassVar[bool] = False  # each sample's second sequence is its prompt with the answer of another sample
 
     @abstractmethod
@@ -115,6 +124,25 @@ class Objective(Component):
         It is then given those of a whole optimizer step together, however the step is cut into micro-batches and ranks.
         """
         return False
+
+    def teaching(self) -> Divergence | None:
+        """How `scores.divergence` measures the words from those of a teacher (the recipe's `teacher`); None: none."""
+        return None
+
+    def head(self, classes: tuple[str, ...]) -> Head | None:
+        """The head of the model's own that says what `loss` needs as "values"; None where it needs words.
+
+        `classes` are those that the data name. Raises RecipeError when they do not go with the options.
+        """
+        return None
+
+    def problem(self, label: Label | None) -> str | None:
+        """Why a label cannot be learned, and what to say instead; None when it can."""
+        return None
+
+    def measures(self, counts: "Mapping[str, torch.Tensor]") -> dict[str, Any]:
+        """Metrics of the whole held-out set from the sums of its `LossSum.counts`; a list is a table for the record."""
+        return {}
 
     def is_likelihood(self) -> bool:
         """Whether `likelihood` was said of this very loss, and not of one that it replaces."""
@@ -162,6 +190,7 @@ class Report:
     largest_logit_difference: float
     tolerance: float
     partings: tuple[float, ...] = ()  # where greedy tokens part on a prompt: the lead of the run's own token
+    compared: str = "greedy tokens"  # or "values", of a reward model or classifier, which has no tokens
 
     @property
     def passed(self) -> bool:

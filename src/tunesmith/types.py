@@ -6,12 +6,14 @@ D hidden size.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+Label = float | tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One example: one conversation, or alternatives to compare, and an optional label for the whole."""
+    """One example: one conversation, or alternatives to compare, and an optional label for the whole.
+
+    A label of several classes at once is a tuple of 0 and 1, one for each class.
+    """
 
     branches: tuple[tuple[Message, ...], ...]
-    label: float | None = None
+    label: Label | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    ties: int = 0  # answers of the row that are left out, since another one is as good
 
     @property
     def is_document(self) -> bool:
@@ -80,6 +86,7 @@ class Tokens:
     weight: np.ndarray  # [T] float32
     shared: int = 0
     reference: np.ndarray | None = None  # [T] float32: log-probability of each token under a frozen model
+    teacher: np.ndarray | None = None  # a teacher's likeliest words (data/taught.py) for each learned token, in order
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,7 +114,7 @@ class Batch:
     target: "torch.Tensor"  # [1, T] int64
     weight: "torch.Tensor"  # [1, T] float32
     seq: "torch.Tensor"  # [1, T] int64: which sequence, 0..S-1
-    label: "torch.Tensor"  # [S] float32, NaN where the dataset has none
+    label: "torch.Tensor"  # [S] float32, NaN where the dataset has none; [S, classes] where several can hold at once
     offsets: "torch.Tensor"  # [S+1] int32: sequence s is tokens offsets[s]..offsets[s+1]
     longest: int  # tokens of the longest sequence, without what it shares
     prefix: "torch.Tensor | None" = None  # [S, 2] int64; None: every sequence stands alone
@@ -115,7 +122,25 @@ class Batch:
     lengths: Sequence[int] | None = None  # [S]: of the sequences, on the host, so that nobody waits for offsets
     branch: "torch.Tensor | None" = None  # [S] int64: which sequence of its sample, from 0; None: each is a sample
     reference: "torch.Tensor | None" = None  # [1, T] float32: log-probabilities of the targets under a frozen model
+    teacher_words: "torch.Tensor | None" = None  # [N, K] int64: a teacher's likeliest words at asked positions
+    teacher_logps: "torch.Tensor | None" = None  # [N, K+1] float32: of each, and of all other words together
     blank: bool = False  # goes through the model and counts for nothing: other ranks have a row, and this one has none
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """How far a student's words are measured from a teacher's.
+
+    `weight` is that of the teacher in the mixture of `jsd`. The logits of both are divided by `temperature`. With
+    `top_k` what is compared are the teacher's k likeliest words, each for itself, and all others as if they were one.
+    `likelihood` says whether the loss weighs log-probabilities too; where not, `Scores.logps` have no gradient.
+    """
+
+    kind: Literal["forward_kl", "reverse_kl", "jsd"]
+    weight: float = 0.5
+    temperature: float = 1.0
+    top_k: int | None = None
+    likelihood: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +149,34 @@ class Scores:
 
     `logps[t]` is the log-probability of `target[t]`, float32, and 0 where nothing is asked. `entropy[t]` is that of the
     words that could stand there, and `values[s]` what a head of its own says of sequence s, where an objective asks for
-    it (`Objective.needs`). `extra` holds the model's own auxiliary sums (a router's balance loss), by name.
+    it (`Objective.needs`). `divergence[t]` is how far the words that could stand there are from a teacher's, where an
+    objective has one (`Objective.teaching`). `extra` holds the model's own auxiliary sums (a router's balance loss), by
+    name.
     """
 
     logps: "torch.Tensor"  # [1, T] float32
     entropy: "torch.Tensor | None" = None  # [1, T] float32
     values: "torch.Tensor | None" = None  # [S, labels] float32
     extra: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
+    divergence: "torch.Tensor | None" = None  # [1, T] float32
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A head of a model's own that says some values of each sequence, in place of the one that gives words."""
+
+    names: tuple[str, ...]  # of the values
+    problem_type: str | None = None  # as transformers calls it
 
 
 @dataclass(frozen=True, slots=True)
 class LossSum:
-    """A loss before normalisation: a sum over units, and metrics as (sum, count) pairs. The trainer divides."""
+    """A loss before normalisation: a sum over units, and metrics as (sum, count) pairs. The trainer divides.
+
+    `counts` are tensors that are summed over the whole held-out set, and then made into numbers by
+    `Objective.measures`: for what is no ratio of two sums.
+    """
 
     total: "torch.Tensor"  # []
     metrics: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    counts: "Mapping[str, torch.Tensor]" = field(default_factory=dict)

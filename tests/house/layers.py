@@ -17,7 +17,7 @@ LAYERS = (
     {"compat", "formats", "templates", "data"},
     {"objectives", "adapters", "optimizers", "engine"},
     {"generate"},
-    {"run", "parts", "adapted", "referenced", "record", "folder", "health", "ending"},
+    {"run", "parts", "adapted", "beside", "referenced", "taught", "record", "folder", "health", "ending"},
     {"exports", "synthesis", "bench", "against", "compare"},
     {"cli", "__main__"},
 )
@@ -26,7 +26,8 @@ LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = {
     "", "errors", "types", "atomic", "component", "seams", "explain", "recipe", "recipe_data", "recipe_text", "schema",
-    "defaults", "passthrough", "cli", "formats", "templates", "objectives", "adapters", "optimizers", "exports", "data.source",
+    "defaults", "passthrough", "cli", "formats", "templates", "objectives", "adapters", "optimizers", "exports",
+    "data.source",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from fixtures_models import save_model
+from fixtures_models import save_model, tiny_model, tiny_seq2seq, tiny_seq2seq_tokenizer
 from invariants.whole_runs import metrics, weights
 from tunesmith.cli.main import main
 from tunesmith.component import all_of
@@ -50,6 +50,7 @@ def _pair(number):
 ROWS = {  # by the branches and the labels that an objective learns from
     (("answer",), False): _answer,
     (("chosen", "rejected"), False): _pair,
+    (("chosen", "rejected"), True): _pair,
     (("answer",), True): lambda number: _answer(number) | {"label": number % 3 > 0},
 }
 ROWS_OF = {"classify": lambda number: {"text": _words(number, 5), "label": number % 2}}  # by an objective's own name
@@ -65,6 +66,10 @@ class Runs:
     def command(self, objective, run, *words):
         """The command line of a run, without the program's name."""
         common = [f"objective={objective}", f"data.train={self.rows(objective)}", f"train.output_dir={run}"]
+        if objective == "distill":
+            common.append(f"teacher.model={self.folder / 'teacher'}")
+        if objective == "seq2seq":
+            common.append(f"model.path={self.folder / 'two-sided'}")
         return ["train", str(self.folder / "recipe.yaml"), *common, *words]
 
     def of(self, objective, *words):
@@ -95,6 +100,8 @@ class Runs:
 def new_runs(folder):
     """The recipe, in a folder, and no run yet."""
     save_model(folder / "model")
+    save_model(folder / "two-sided", tiny_seq2seq(), tiny_seq2seq_tokenizer())
+    save_model(folder / "teacher", tiny_model(seed=7, hidden_size=48, intermediate_size=96))
     recipe = {
         "model": {"path": str(folder / "model"), "dtype": "float32"},
         "data": {"train": "", "eval": HELD_OUT, "max_tokens": LIMIT, "cache_dir": str(folder / "cache")},

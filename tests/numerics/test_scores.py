@@ -47,8 +47,8 @@ def test_bfloat16_autocast_scores_float32_weights(monkeypatch):
     batch = packed_batch(LENGTHS, model.config.vocab_size)
     expected = alone(model, batch)
     heads = []
-    logits = head._Head.logits
-    monkeypatch.setattr(head._Head, "logits", lambda *a: (heads.append((*a[1], *a[0].weights)), logits(*a))[1])
+    logits = head.Head.logits
+    monkeypatch.setattr(head.Head, "logits", lambda *a: (heads.append((*a[1], *a[0].weights)), logits(*a))[1])
     with torch.autocast("cpu", torch.bfloat16):
         chosen = kernels.choose(model)
         found = chosen.scorer(model, batch).logps

@@ -46,14 +46,15 @@ def turns(monkeypatch):
     def in_process(contender, command):
         number = [name for name, _ in called].count(contender)
         called.append((contender, command))
-        if contender == against.OURS:
+        if contender == against.OURS or contender in against.VARIANTS:
             numbers = {"tokens_per_second": [60.0, 30.0, 90.0][number], "trained_tokens_per_second": 20.0}
+            numbers |= {"samples_per_second": 6.0, "whole_tokens_per_second": 1.5 * numbers["tokens_per_second"]}
             memory = {"tokens": 90, "padded_tokens": 10, "peak_memory_bytes": 3e9}
             return numbers | memory | {"run_tokens": 0, "first_loss": 1.5}
         rate = [20.0, 15.0, 10.0][number]
         counts = {"real_tokens": 30, "padded_tokens": 40, "run_tokens": 7, "first_loss": 1.25}
         memory = {"peak_rss_gb": 6.0, "peak_cuda_gb": None}
-        return {"real_tokens_per_s": rate, "supervised_tokens_per_s": 5.0} | counts | memory
+        return {"real_tokens_per_s": rate, "supervised_tokens_per_s": 5.0, "samples_per_s": 2.0} | counts | memory
 
     monkeypatch.setattr(against, "_in_process", in_process)
     return called
@@ -96,7 +97,7 @@ def test_all_get_the_same_rows_in_turn(make, turns, monkeypatch):
     assert found["contenders"][0]["padded_share"] == 0.1
     hf = found["contenders"][1]
     assert (hf["contender"], hf["tokens_per_second"], hf["padded_share"], hf["first_loss"]) == ("hf", 15, 0.25, 1.25)
-    assert hf["times_as_fast_by_round"] == [3, 2, 9] and hf["times_as_fast"] == 3  # of 60/20, 30/15, 90/10
+    assert hf["times_as_fast_by_round"] == [4.5, 3, 13.5] and hf["times_as_fast"] == 4.5  # of 90/20, 45/15, 135/10
     assert hf["share_of_memory"] == 0.5
     assert f"note: hf saw 7 tokens of these rows, and not {rows.tokens}" in said
 
@@ -109,9 +110,30 @@ def test_what_ours_is_given_runs_and_packs_so_many_steps(make, tmp_path, monkeyp
     assert found["run_tokens"] == rows.tokens and len(found["steps"]) == rows.steps - 1
 
 
+def test_pairs_are_compared_by_the_tokens_of_both_answers_in_full(make, turns, folder):
+    rows = [
+        {"prompt": f"What is {i} and 1?", "chosen": f"It is {i + 1}.", "rejected": f"It is {i}, and more than that."}
+        for i in range(30)
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {"train": str(folder / "pairs.jsonl"), "max_tokens": 64, "cache_dir": str(folder / "cache")}
+    recipe = make(data=data, objective="dpo", train={"row_tokens": 128, "device": "cpu"})
+    peers = against.Peers(("unshared", "in-step", "trl-dpo"), "another-python", 4)
+    found = against.compare(recipe, peers, against.Length(2, 1, 2), lambda line: None)
+    commands = dict(turns)
+    assert commands["unshared"] == [*commands[against.OURS], "data.shared_prefix=false"]
+    assert commands["in-step"] == [*commands[against.OURS], "reference.compute=step"]
+    assert commands["trl-dpo"][2] == "trl-dpo"
+    trl = next(one for one in found["contenders"] if one["contender"] == "trl-dpo")
+    assert trl["times_as_fast_by_round"] == [4.5, 3.0]  # of 1.5 times 60 and 30, over 20 and 15
+    with pytest.raises(RecipeError, match="bench --against trl compares objective=sft .* has dpo with lora"):
+        against.compare(recipe, against.Peers(("trl",), "another-python", 4), against.Length(2, 1, 2), print)
+
+
 def test_the_table(capsys):
     one = {
         "contender": "hf", "tokens_per_second": 1234.5, "trained_tokens_per_second": 100.0, "padded_share": 0.25,
+        "samples_per_second": 7.0,
         "peak_memory_bytes": 6e9, "first_loss": 1.25, "times_as_fast": 3.0, "share_of_memory": 0.5,
     }  # fmt: skip
     about = {"versions": {"tunesmith": "1", "torch": "2"}, "date": "today", "device": {"name": "cpu"}}
@@ -151,7 +173,7 @@ def test_peers_that_cannot_run(monkeypatch, tmp_path):
 )
 def test_recipes_that_cannot_be_compared(make, sections, reason):
     with pytest.raises(RecipeError, match=reason):
-        against.compare(make(**sections), against.Peers((), "", 8), against.Length(2, 1, 1), lambda line: None)
+        against.compare(make(**sections), against.Peers(("hf",), "", 8), against.Length(2, 1, 1), lambda line: None)
 
 
 def test_a_contender_that_fails_is_told():

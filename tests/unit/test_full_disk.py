@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from fixtures_models import save_model, tiny_lora, tiny_model, tiny_tokenizer
 from tunesmith import Recipe, resume, train
-from tunesmith.data.render import Rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.data.store import StoreWriter
 from tunesmith.engine import checkpoint
 from tunesmith.errors import DataError, RunError

@@ -9,14 +9,12 @@ import contextlib
 import importlib
 import io
 import json
-import math
 import os
 import re
 import shlex
 import shutil
 from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -28,7 +26,7 @@ from tunesmith.component import find
 from tunesmith.explain import choose
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_text import read_words, recipe_file, recipe_names
-from tunesmith.seams import Export, Format, Objective
+from tunesmith.seams import Export, Format
 from tunesmith.synthesis.options import Synthesis
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +74,9 @@ def prepared(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(p == page for p, *_ in blocks("python"))])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(p == page for p, mark, _ in blocks("python", "sh") if mark)]
+)
 def test_the_blocks_of_a_page_run(prepared, tmp_path, monkeypatch, page):
     shutil.copytree(prepared / "start", tmp_path, dirs_exist_ok=True)
     if page in RUN:
@@ -108,18 +108,10 @@ def test_no_block_is_left_out():
     assert len(fences) == 2 * len(blocks(*languages))
 
 
-def test_the_focal_loss_is_that_of_its_formula(tmp_path, monkeypatch):
-    import torch
-
-    from tunesmith.types import Scores
-
-    monkeypatch.chdir(tmp_path)
-    write_files()
-    batch = SimpleNamespace(weight=torch.tensor([[1.0, 0.5, 0.0]]))
-    scores = Scores(torch.tensor([[0.25, 0.5, 1.0]]).log())
-    loss = choose(Objective, {"type": "./focal.py", "gamma": 1.0}).loss(scores, batch)
-    assert loss.total.item() == pytest.approx(0.75 * math.log(4) + 0.5 * 0.5 * math.log(2))
-    assert loss.metrics["confidence"] == (pytest.approx(0.5), 1.5)
+@pytest.mark.parametrize(("file", "shipped"), [("dft.py", "dft"), ("my_loss.py", "focal")])
+def test_the_losses_that_are_shown_are_the_shipped_ones(file, shipped):
+    (text,) = (text for _, mark, text in blocks("python") if mark == f"file {file}")
+    assert text == (ROOT / "src/tunesmith/objectives" / f"{shipped}.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("page", "text"), [(page, text) for page, _, text in blocks("yaml")])

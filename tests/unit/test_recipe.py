@@ -74,9 +74,9 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
         ),
         (
             {"data": data(train=[{"path": "x", "format": {"only": "good"}}])},
-            r"data.train.0.format.only: no such option. .*: say data.train.0.format.type=labelled or pairs",
+            r"data.train.0.format.only: no such option. .*: say data.train.0.format.type=labelled or pairs or ranked",
         ),
-        ({"objective": {"type": "sft", "gamma": 1}}, "objective.gamma: no such option. SFT has no options"),
+        ({"objective": {"type": "sft", "zeta": 1}}, "objective.zeta: no such option. SFT has no options"),
         # bad values: the bound and the value
         ({"train": {"max_steps": 0}}, r"train.max_steps: must be greater than 0 \(it was 0\)"),
         ({"adapter": {"r": -1}}, r"adapter.r: must be greater than 0 \(it was -1\)"),

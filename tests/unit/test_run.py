@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from peft.tuners import lora
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from fixtures_models import save_model, tiny_model, tiny_tokenizer
@@ -126,6 +127,20 @@ def test_a_script_brings_a_model_rows_callbacks_and_metrics(make):
     assert count.steps == 3
     assert all(0 <= line["hits"] <= 1 for line in lines(run) if "loss" in line)
     assert "eval_hits" in lines(run)[0]
+
+
+def test_a_model_that_was_brought_keeps_its_own_layers_when_the_run_cannot_begin(make):
+    model = tiny_model()
+    with pytest.raises(RecipeError, match="metrics: loss is a name of the run's own lines"):
+        train(
+            make(model=Model(path="mine")),
+            model=model,
+            tokenizer=tiny_tokenizer(),
+            metrics={"loss": lambda scores, batch: (0.0, 1)},
+        )
+    kinds = {type(module) for module in model.modules()}
+    assert not [kind for kind in kinds if kind.__module__.startswith("tunesmith")]
+    assert any(issubclass(kind, lora.Linear) for kind in kinds)  # the adapter is there
 
 
 def test_the_best_weights_and_an_early_stop(make):

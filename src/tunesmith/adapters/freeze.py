@@ -32,16 +32,23 @@ class Freeze(Adapter):
         return self
 
     def apply(self, model: "PreTrainedModel") -> "PreTrainedModel":
-        """The model with only the chosen parameters requiring gradients. Raises RecipeError when there are none."""
+        """The model with only the chosen parameters requiring gradients, and those of a head for classes or a reward.
+
+        Raises RecipeError when there are none.
+        """
+        from tunesmith.engine.model import has_words, heads_of
+
         depth = model.config.get_text_config().num_hidden_layers
         if abs(self.num_layers) > depth:
             raise RecipeError(f"adapter.num_layers: the model has {depth} layers (it was {self.num_layers})")
         first, last = (depth - self.num_layers, depth) if self.num_layers >= 0 else (0, -self.num_layers)
+        heads = () if has_words(model) else tuple(f"{name}." for name in heads_of(model))
         pattern = re.compile(self.train_matching) if self.train_matching else None
         for name, parameter in model.named_parameters():
             number = re.search(r"\.(\d+)\.", name)
             in_layers = number is not None and first <= int(number[1]) < last
-            parameter.requires_grad_(in_layers or (pattern is not None and pattern.search(name) is not None))
+            matches = pattern is not None and pattern.search(name) is not None
+            parameter.requires_grad_(in_layers or matches or name.startswith(heads))
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise RecipeError(
                 f"adapter: nothing is trained with num_layers {self.num_layers} and train_matching "

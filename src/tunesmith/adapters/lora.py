@@ -9,6 +9,8 @@ from tunesmith.seams import Adapter
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PEFTS_HEADS = ("classifier", "score")  # which peft trains whole itself where values are learned
+
 
 class LoRA(Adapter):
     """peft's LoRA. The options have peft's names and meaning."""
@@ -23,7 +25,8 @@ class LoRA(Adapter):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the update's inputs that are zeroed in training."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Layers to adapt: names, a regular expression, or all-linear (every linear layer but the head)."""
+    """Layers to adapt: names, a regular expression, or all-linear (every linear layer but the head). A head that gives
+    classes or a reward is trained whole beside them."""
     modules_to_save: tuple[str, ...] = ()
     """Modules trained and saved whole beside the updates."""
 
@@ -32,18 +35,28 @@ class LoRA(Adapter):
         from peft import LoraConfig, get_peft_model
 
         from tunesmith.engine.compat import peft_warnings
+        from tunesmith.engine.model import has_words, heads_of
         from tunesmith.errors import RecipeError
 
+        heads = () if has_words(model) else heads_of(model)
+        whole = [name.rpartition(".")[2] for name in heads]
         config = LoraConfig(
             r=self.r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             target_modules=self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules),
-            modules_to_save=list(self.modules_to_save) or None,
-            task_type="CAUSAL_LM",
+            modules_to_save=[*self.modules_to_save, *(name for name in whole if name not in PEFTS_HEADS)] or None,
+            task_type=_task(model, bool(whole)),
         )
         try:
             with peft_warnings():
                 return get_peft_model(model, config)
         except ValueError as error:
             raise RecipeError(f"adapter.target_modules: {str(error).splitlines()[0]}") from error
+
+
+def _task(model: Any, values: bool) -> str:
+    """What peft calls the task of a model."""
+    if values:
+        return "SEQ_CLS"
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"

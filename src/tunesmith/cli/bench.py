@@ -13,7 +13,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", default=[], metavar="a.b=c", help="options to change")
     parser.add_argument("--steps", type=natural, default=10, metavar="N", help="counted steps (10; 0: the whole run)")
     parser.add_argument("--warmup", type=positive, default=2, metavar="N", help="steps before them (2)")
-    parser.add_argument("--against", metavar="hf,trl,trl-pack", help="trainers that take turns on the same rows")
+    parser.add_argument("--against", metavar="hf,trl,...", help="contenders that take turns on the same rows")
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="turns of each of them (3)")
     parser.add_argument("--peer-python", default=sys.executable, metavar="PATH", help="the Python they run in")
     parser.add_argument("--peer-batch-size", type=positive, default=8, metavar="N", help="rows of their batch (8)")

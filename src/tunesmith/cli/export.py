@@ -29,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
         facts = {**asdict(report), "path": str(report.path), "passed": report.passed}
         print(json.dumps(facts))
     else:
-        other = f"other greedy tokens at {len(report.partings)} {'ties' if report.passed else 'places'} than"
-        tokens = "the same greedy tokens as" if report.same_greedy_tokens else other
+        other = f"other {report.compared} at {len(report.partings)} {'ties' if report.passed else 'places'} than"
+        tokens = f"the same {report.compared} as" if report.same_greedy_tokens else other
         print(f"wrote {report.path}")
         print(f"verified on {report.prompts} prompts: {tokens} the run; largest logit difference")
         print(f"{report.largest_logit_difference:.3g} (allowed {report.tolerance:.3g})")

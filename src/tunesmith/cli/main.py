@@ -18,6 +18,7 @@ VERBS = {
     "preview": "Show the rows as the model will see them, and count what is trained.",
     "chat": "Talk with a model or with what a run made.",
     "bench": "Measure how fast a recipe trains, also against other trainers.",
+    "score": "Rank answers by a reward model, or say the classes of texts.",
     "compare": "Train some recipes, or take finished runs, and show what each took and gave.",
     "export": "Make a folder that other tools load of a finished run, and verify it.",
     "data": "Write the rows of a data set in another format and file.",

@@ -24,9 +24,9 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = Recipe.load(arguments.recipe, arguments.words)
     look_for_files(recipe)
     from tunesmith.data import page, preview
-    from tunesmith.engine.model import load_tokenizer
+    from tunesmith.engine.encoder_decoder import ready
 
-    tokenizer = recipe.data.template.prepare(load_tokenizer(recipe.model))
+    recipe, tokenizer = ready(recipe)
     rows = arguments.rows or (None if arguments.json else 100 if arguments.html else 5)
     shown = preview.Preview(recipe, tokenizer, rows, arguments.all)
     if arguments.html:

@@ -11,12 +11,14 @@ Where rows come from
 
 From a row to tokens
     render      rows to samples: read, written, tokenised once, kept or dropped
+    rendered    a sample as tokens, or why there is none
     loss        what of a conversation is learned, as characters of its text
     place       the same as a weight for each token
     prompt      the tokens before an answer, as chat and serving send them
     parity      the gate: what is trained is what they send and stop at
     overlong    samples that are too long: truncated or split
     shared      what the sequences of a sample begin with in common
+    sides       a conversation as what an encoder reads and what a decoder writes
     refuse      which rows are refused, and when the whole source is
     workers     rendering in processes of its own
 
@@ -27,6 +29,9 @@ Samples that are kept
     choose      which are trained on, held out, or left out
     mix         the samples of each epoch, in order
     pack        which samples stand together in a row
+    mismatched  samples with the answer of another one beside their own
+    reference   samples with the log-probabilities of a frozen model
+    taught      samples with the likeliest words of a teacher
     batch       packed rows as a dataset, and rows joined to a micro-batch
 
 Samples that stream

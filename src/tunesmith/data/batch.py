@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tunesmith.data.pack import Plan, offsets_of, plan_documents, plan_epoch
+from tunesmith.data.pack import Plan, offsets_of, padded_places, plan_documents, plan_epoch, plan_padded
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Tokens
@@ -88,11 +88,15 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
             columns["weight"].append(np.pad(tokens.weight[ahead], missing))
             if tokens.reference is not None:
                 columns.setdefault("reference", []).append(np.pad(tokens.reference[ahead], missing))
+            if tokens.teacher is not None:
+                learned = np.flatnonzero(tokens.weight[1:])  # the positions that are asked for a learned token
+                columns.setdefault("teacher", []).append(tokens.teacher[(learned >= start) & (learned < end)])
             prefix.append((len(lengths) - 1 if tokens.shared else 0, tokens.shared))
             lengths.append(end - start)
             labels.append(store.label[sample])
             numbers.append(number)
-    return {
+    beside = {name: np.concatenate(columns[name]) for name in ("reference", "teacher") if name in columns}
+    return beside | {
         "input_ids": np.concatenate(columns["input_ids"]).astype(np.int64),
         "target": np.concatenate(columns["target"]).astype(np.int64),
         "weight": np.concatenate(columns["weight"]),
@@ -100,7 +104,7 @@ def lay(store: Samples, pieces: np.ndarray) -> PackedRow:
         "prefix": np.asarray(prefix, np.int64),
         "label": np.asarray(labels, np.float32),
         "branch": np.asarray(numbers, np.int64),
-    } | ({"reference": np.concatenate(columns["reference"])} if "reference" in columns else {})
+    }
 
 
 def join(rows: list[PackedRow]) -> dict[str, Any]:
@@ -116,6 +120,9 @@ def join(rows: list[PackedRow]) -> dict[str, Any]:
     for name in ("weight", "reference"):
         if name in rows[0]:
             flat[name] = np.concatenate([row[name] for row in rows])[None]
+    if "teacher" in rows[0]:
+        told = np.concatenate([row["teacher"] for row in rows])  # [N]
+        flat |= {"teacher_words": told["words"].astype(np.int64), "teacher_logps": told["logps"]}
     prefix = np.concatenate([row["prefix"] for row in rows])  # [S, 2]
     counts = zip(prefix[:, 1], lengths, strict=True)
     flat["position_ids"] = np.concatenate([np.arange(shared, shared + length) for shared, length in counts])[None]
@@ -143,7 +150,7 @@ def training_rows(recipe: Recipe, store: WholeSet, orders: Iterator[np.ndarray],
     train = recipe.train
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * ranks
     wanted = train.max_steps * per_step if train.max_steps is not None else None
-    lengths = store.lengths()
+    lengths = sizes(recipe, store)
     plans: list[Plan] = []
     rows = 0
     while rows < wanted if wanted is not None else len(plans) < train.num_train_epochs:
@@ -153,15 +160,14 @@ def training_rows(recipe: Recipe, store: WholeSet, orders: Iterator[np.ndarray],
     if wanted is None:
         unfinished = len(plans) - train.num_train_epochs  # the share of the last epoch that is not wanted
         wanted = max(1, rows - int(unfinished * len(plans[-1])))
-    assert isinstance(train.row_tokens, int), "resolved before the run"
-    return PackedRows(store, _chained(plans).first(wanted), plans[0].fill(train.row_tokens))
+    return PackedRows(store, _chained(plans).first(wanted), plans[0].tokens / max(1, room(recipe, plans[0], lengths)))
 
 
 def evaluation_rows(recipe: Recipe, store: WholeSet, samples: np.ndarray) -> PackedRows:
     """The rows of the held-out samples, once, in order. Raises RecipeError, as `pack`."""
-    assert isinstance(recipe.train.row_tokens, int), "resolved before the run"
-    plan = pack(recipe, store.lengths(), samples, seed=None)
-    return PackedRows(store, plan, plan.fill(recipe.train.row_tokens))
+    lengths = sizes(recipe, store)
+    plan = pack(recipe, lengths, samples, seed=None)
+    return PackedRows(store, plan, plan.tokens / max(1, room(recipe, plan, lengths)))
 
 
 def hold_out(recipe: Recipe, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -194,8 +200,21 @@ def hold_out(recipe: Recipe, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def sizes(recipe: Recipe, store: Any) -> np.ndarray:
+    """What rows are planned by: the tokens of each sample [M], or of its two sequences [M, 2] where one is encoded."""
+    found: np.ndarray = store.sides() if type(recipe.objective).encodes else store.lengths()
+    return found
+
+
+def room(recipe: Recipe, plan: Plan, lengths: np.ndarray) -> int:
+    """The tokens that the rows of a plan could hold; where two sequences are padded, the places that they take."""
+    row_tokens = recipe.train.row_tokens
+    assert isinstance(row_tokens, int), "resolved before the run"
+    return padded_places(plan, lengths) if type(recipe.objective).encodes else row_tokens * len(plan)
+
+
 def pack(recipe: Recipe, lengths: np.ndarray, order: np.ndarray, seed: tuple[int, ...] | None) -> Plan:
-    """Samples of these lengths as rows, taken in `order`, as the recipe's objective wants them.
+    """Samples of these lengths (see `sizes`) as rows, taken in `order`, as the recipe's objective wants them.
 
     Raises:
         RecipeError: a sample is longer than a row, and the objective splits none.
@@ -204,12 +223,14 @@ def pack(recipe: Recipe, lengths: np.ndarray, order: np.ndarray, seed: tuple[int
     assert isinstance(row_tokens, int), "resolved before the run"
     if type(recipe.objective).documents:
         return plan_documents(lengths, row_tokens, order)
-    longest = int(lengths[order].max())
+    padded = type(recipe.objective).encodes
+    longest = int((lengths[order].sum(axis=1) if padded else lengths[order]).max())
     if longest > row_tokens:
         raise RecipeError(
             f"train.row_tokens is {row_tokens}, and a sample has {longest} tokens: raise it, or lower data.max_tokens"
         )
-    return plan_epoch(lengths, row_tokens, recipe.data.window_samples, order, seed)
+    plan = plan_padded if padded else plan_epoch
+    return plan(lengths, row_tokens, recipe.data.window_samples, order, seed)
 
 
 def _chained(plans: list[Plan]) -> Plan:

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.batch import pack
+from tunesmith.data.batch import pack, room, sizes
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.mix import due
 from tunesmith.data.pack import Plan
 from tunesmith.data.reader import Opened, Reader
 from tunesmith.data.refuse import Tolerance
-from tunesmith.data.render import Rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.data.shared import own_tokens
 from tunesmith.data.workers import Workers
 from tunesmith.errors import DataError, RecipeError
@@ -60,6 +60,7 @@ class Point:
     block: int = 0
     packed_rows: int = 0
     packed_tokens: int = 0
+    packed_room: int = 0  # places in those rows
     carried: list[list[str]] = field(default_factory=list)  # what no row holds yet of documents: ids and weights
     ledger: dict[str, Any] = field(default_factory=lambda: Ledger().as_dict())
 
@@ -98,6 +99,10 @@ class Buffer:
     def lengths(self) -> np.ndarray:
         """The tokens that each sample takes in a row, all branches together and what they share once: [M]."""
         return np.asarray([own_tokens(branches) for branches in self.samples], np.int64)
+
+    def sides(self) -> np.ndarray:
+        """The tokens of the two sequences of each sample, where each has two: [M, 2]."""
+        return np.asarray([[len(tokens) for tokens in branches] for branches in self.samples], np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,13 +156,15 @@ class Blocks:
         buffer = Buffer([*((tokens,) for tokens in carried), *new.samples], label)
         order = self._order(len(carried), len(new), start.block)
         seed = (self.data.seed, 5, start.block) if self.data.shuffle else None
-        plan = pack(self.recipe, buffer.lengths(), order, seed)
+        planned_by = sizes(self.recipe, buffer)
+        plan = pack(self.recipe, planned_by, order, seed)
         if type(self.recipe.objective).documents:
             plan, rest = self._whole_rows(plan, buffer, order)
             end.carried = [_encoded(tokens) for tokens in rest]
         end.block += 1
         end.packed_rows += len(plan)
-        end.packed_tokens += int((plan.pieces[:, 2] - plan.pieces[:, 1]).sum())
+        end.packed_tokens += plan.tokens
+        end.packed_room += room(self.recipe, plan, planned_by)
         self._at = end
         return Block(buffer, plan, start, end)
 

@@ -9,7 +9,7 @@ from tunesmith.data.shared import own_tokens
 from tunesmith.data.source import Registered
 
 if TYPE_CHECKING:
-    from tunesmith.data.render import Rendered
+    from tunesmith.data.rendered import Rendered
     from tunesmith.recipe_data import Source
 
 FIRST_PLACES = 3  # rows named for each reason
@@ -19,6 +19,7 @@ NEAR_DUPLICATE = "near duplicate of an earlier sample"
 LEAKED = "equals a held-out sample"
 NEARLY_LEAKED = "nearly equals a held-out sample"
 SPECIAL = "has a special token in its own text"
+EARLIER = "has earlier answers, which are read and not learned"
 CUT = "cut off by data.overlong=truncate"
 
 FOUND = {  # what is looked for in the samples: how it is said, and the option that changes it
@@ -29,6 +30,10 @@ FOUND = {  # what is looked for in the samples: how it is said, and the option t
     SPECIAL: (
         "have in their own text what is read as a special token, an end of a turn for one",
         "`replace` of a source changes it",
+    ),
+    EARLIER: (
+        "have earlier answers, which are read and not learned",
+        "data.template=per_turn, with a chat template, makes a sample of each",
     ),
 }
 
@@ -58,6 +63,7 @@ class Ledger:
     rows_refused: int = 0  # of the dropped ones: those that the format cannot read or the template cannot write
     repeated_tokens: int = 0  # that conversations of one row begin with in common, and that are computed again
     shared_tokens: int = 0  # that branches of one sample begin with in common, and that are computed once
+    tied_answers: int = 0  # that are left out of rows, since another one is as good
     joined_answers: int = 0  # whose beginning is part of their header's last token, which is not learned
     tokens_dropped: dict[str, int] = field(default_factory=dict)
     found: dict[str, dict[str, Any]] = field(default_factory=dict)  # by what: those of `FOUND`, dropped or not
@@ -100,8 +106,11 @@ class Ledger:
         for part in kept:
             if part.special_said:
                 note(self.found, SPECIAL, part.where)
+            if part.earlier_read:
+                note(self.found, EARLIER, part.where)
             self.repeated_tokens += part.repeated_tokens
             self.joined_answers += part.joined_answers
+            self.tied_answers += part.tied_answers
             bucket = lengths.bucket(own_tokens(part.branches))
             self.lengths[bucket] = self.lengths.get(bucket, 0) + 1
             self.shared_tokens += sum(tokens.shared for tokens in part.branches)
@@ -141,6 +150,8 @@ class Ledger:
             facts.append(f"{self.repeated_tokens:,} tokens are what conversations of one row begin with in common")
         if self.shared_tokens:
             facts.append(f"{self.shared_tokens:,} tokens are shared by sequences of one sample, and computed once")
+        if self.tied_answers:
+            facts.append(f"{self.tied_answers:,} answers are ranked the same as another one of their row, and left out")
         if self.joined_answers:
             facts.append(
                 f"{self.joined_answers:,} answers begin within the last token of their header, which is not learned"

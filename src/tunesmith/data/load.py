@@ -97,9 +97,8 @@ def load_rows(
         number = len(chosen.held)
         lines.append(f"held out: {number:,} of {chosen.ledger.samples:,} samples (data.seed {data.seed})")
         ledger["eval"] = {"samples": number} | _packing(recipe, held_out)
-    assert isinstance(recipe.train.row_tokens, int), "resolved before the run"
     lines += [f"data: {line}" for line in mix.lines(data, own, epoch)]
-    lines.append(_packed(recipe.train.row_tokens, train.fill))
+    lines.append(_packed(recipe, train.fill))
     return Rows(train, held_out, ledger, fingerprint, end_tokens(store, tokenizer), tuple(lines))
 
 
@@ -118,7 +117,7 @@ def _streamed(
         digest = f"+{other.digest}"
     stream = open_stream(recipe, tokenizer, rows, point)
     counts = account(stream.rows.block.end, stream.rows.row_tokens)
-    lines = (*(f"data: {line}" for line in stream.lines), *said, _packed(stream.rows.row_tokens, counts["fill"]))
+    lines = (*(f"data: {line}" for line in stream.lines), *said, _packed(recipe, counts["fill"]))
     ends = end_tokens(stream.first, tokenizer)
     return Rows(stream.rows, held_out, {"train": counts} | evaluated, stream.fingerprint + digest, ends, lines)
 
@@ -144,8 +143,13 @@ def _packing(recipe: Recipe, rows: PackedRows) -> dict[str, Any]:
     return {"packed_rows": len(rows), "row_tokens": recipe.train.row_tokens, "fill": round(rows.fill, 4)}
 
 
-def _packed(row_tokens: int, fill: float) -> str:
-    return f"packed: rows of {row_tokens:,} tokens, {fill:.1%} full, no padding"
+def _packed(recipe: Recipe, fill: float) -> str:
+    if type(recipe.objective).encodes:
+        return (
+            f"padded: rows of at most {recipe.train.row_tokens:,} tokens, prompts and answers of like length together, "
+            f"{1 - fill:.1%} of them padding"
+        )
+    return f"packed: rows of {recipe.train.row_tokens:,} tokens, {fill:.1%} full, no padding"
 
 
 def context_problem(ledger: Mapping[str, Any], config: Any) -> str | None:
@@ -171,6 +175,6 @@ def end_tokens(store: Samples, tokenizer: "PreTrainedTokenizerBase") -> tuple[in
     ends = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     found = set()
     for sample in range(min(END_SAMPLES, len(store))):
-        for tokens in store.branches(sample):
+        for tokens in filter(lambda one: one.trained, store.branches(sample)):
             found.add(int(tokens.ids[tokens.weight.nonzero()[0][-1]]))
     return tuple(sorted(found & ends))

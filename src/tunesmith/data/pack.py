@@ -32,10 +32,14 @@ class Plan:
         """The first rows of the plan."""
         return Plan(self.pieces[: self.row_offsets[rows]], self.row_offsets[: rows + 1])
 
+    @property
+    def tokens(self) -> int:
+        """The tokens in the rows."""
+        return int((self.pieces[:, 2] - self.pieces[:, 1]).sum())
+
     def fill(self, row_tokens: int) -> float:
         """Tokens in the rows over the tokens that they could hold."""
-        used = int((self.pieces[:, 2] - self.pieces[:, 1]).sum())
-        return used / (row_tokens * max(1, len(self)))
+        return self.tokens / (row_tokens * max(1, len(self)))
 
 
 def plan_epoch(
@@ -64,6 +68,53 @@ def plan_epoch(
     pieces = np.zeros((len(laid), 3), np.int32)
     pieces[:, 0], pieces[:, 2] = laid, lengths[laid]
     return Plan(pieces, offsets_of(np.concatenate(counts)))
+
+
+def plan_padded(
+    sides: np.ndarray, row_tokens: int, window: int, order: np.ndarray, seed: tuple[int, ...] | None
+) -> Plan:
+    """Rows of samples whose two sequences [M, 2] are padded, each to its longest in the row: those of like length.
+
+    With its padding a row takes at most `row_tokens` places. Windows, order and `seed` are as in `plan_epoch`.
+    """
+    rows: list[np.ndarray] = []
+    for start in range(0, len(order), window):
+        some = order[start : start + window]
+        found = _alike(sides[some], row_tokens)
+        if seed is None:
+            found.sort(key=lambda row: row.min())
+        else:
+            found = [found[row] for row in np.random.default_rng([*seed, start]).permutation(len(found))]
+        rows += [some[row] for row in found]
+    laid = np.concatenate(rows)
+    pieces = np.zeros((len(laid), 3), np.int32)
+    pieces[:, 0], pieces[:, 2] = laid, sides[laid].sum(axis=1)
+    return Plan(pieces, offsets_of(np.asarray([len(row) for row in rows])))
+
+
+def _alike(sides: np.ndarray, row_tokens: int) -> list[np.ndarray]:
+    """Samples in rows: by the octave of their shorter side, then by their longer one, where padding is dear."""
+    shorter, longer = np.argsort(sides.sum(axis=0), kind="stable")
+    octave = np.floor(np.log2(sides[:, shorter]))
+    found: list[np.ndarray] = []
+    row: list[int] = []
+    longest = np.zeros(2, np.int64)
+    for item in np.lexsort((-sides[:, longer], -octave)).tolist():
+        together = np.maximum(longest, sides[item])
+        if row and (len(row) + 1) * together.sum() > row_tokens:
+            found.append(np.asarray(row))
+            row, together = [], sides[item]
+        row.append(item)
+        longest = together
+    return [*found, np.asarray(row)] if row else found
+
+
+def padded_places(plan: Plan, sides: np.ndarray) -> int:
+    """The places that the rows of a plan take with their padding, for sides [M, 2]."""
+    if not len(plan):
+        return 0
+    longest = np.maximum.reduceat(sides[plan.pieces[:, 0]], plan.row_offsets[:-1])  # [R, 2]
+    return int((longest.sum(axis=1) * np.diff(plan.row_offsets)).sum())
 
 
 def plan_documents(lengths: np.ndarray, row_tokens: int, order: np.ndarray) -> Plan:

@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.data.ledger import places
 from tunesmith.data.lengths import in_order, readable
 from tunesmith.data.preview import Piece, Preview, branches, headline, pieces, runs, trained_tokens, visible
-from tunesmith.data.render import Rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.errors import DataError
 
 MARK = "<!doctype html>\n<!-- tunesmith preview -->\n"

@@ -18,7 +18,8 @@ from tunesmith.component import Component, spell
 from tunesmith.data import ledger, prompt, registry, render, source
 from tunesmith.data.digests import user_cache
 from tunesmith.data.refuse import Tolerance
-from tunesmith.data.render import Rendered, Renderer, Row
+from tunesmith.data.render import Renderer, Row
+from tunesmith.data.rendered import Rendered
 from tunesmith.data.store import Store, StoreWriter, is_whole
 from tunesmith.data.workers import Workers
 from tunesmith.errors import DataError

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunesmith.data import lengths, registry
+from tunesmith.data import lengths, registry, sides
 from tunesmith.data.ledger import DUPLICATE, Ledger, note, source_names
 from tunesmith.data.prompt import notes
 from tunesmith.data.refuse import unlearnable
-from tunesmith.data.render import Rendered, format_notes, rendered
+from tunesmith.data.render import format_notes, rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.data.shared import own_tokens
 from tunesmith.data.store import whole_key
-from tunesmith.types import Tokens
+from tunesmith.types import Label, Tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,7 +103,7 @@ class Preview:
         self._begun.append(one)
         self.notes += registry.notes((one,))
         self.notes += format_notes(source_names(self._begun)[-1], one, format_)
-        self.branches = format_.branches()
+        self.branches = sides.NAMES if type(self.recipe.objective).encodes else format_.branches()
         if (problem := unlearnable(format_, self.recipe.objective)) is not None:
             self.notes.append(f"{one.path}: {problem}")
 
@@ -172,9 +173,10 @@ def branches(one: Rendered, names: Sequence[str]) -> Iterator[tuple[str, Tokens]
     if len(one.branches) == 1:
         yield "", one.branches[0]
         return
-    divided = len(names) != len(one.branches)
+    named = len(names) == len(one.branches)
+    kind = "conversation" if len(names) == 1 else "answer"  # of a divided row, or one of several from the best on
     for number, tokens in enumerate(one.branches):
-        name = f"conversation {number + 1} of {len(one.branches)}" if divided else names[number]
+        name = names[number] if named else f"{kind} {number + 1} of {len(one.branches)}"
         shared = f", of which the first {tokens.shared:,} stand above" if tokens.shared else ""
         yield f"{name}: {len(tokens):,} tokens{shared}", tokens
 
@@ -184,7 +186,7 @@ def headline(one: Rendered) -> str:
     if one.dropped is not None:
         return f"dropped: {one.dropped}"
     number, trained = sum(map(len, one.branches)), trained_tokens(one)
-    label = "" if one.label is None else f", label {one.label:g}"
+    label = "" if one.label is None else f", label {_label(one.label)}"
     cut = ", truncated" if one.truncated else f", part {one.part + 1}" if one.part else ""
     return f"{number:,} tokens, {trained:,} trained ({trained / number:.0%}){label}{cut}"
 
@@ -232,6 +234,13 @@ def show(preview: Preview, console: "Console | None" = None) -> None:
     console.print()
     for size, bar, number in lengths.bars(preview.ledger.as_dict()["lengths"], blocks=colour):
         console.print(Text.assemble("  ", (size, "dim"), "  ", (bar, "#22a559"), f" {number}"), soft_wrap=True)
+
+
+def _label(label: Label) -> str:
+    """A number, or the numbers of the classes that hold."""
+    if isinstance(label, tuple):
+        return "[" + ", ".join(str(number) for number, holds in enumerate(label) if holds) + "]"
+    return f"{label:g}"
 
 
 def _legend(colour: bool) -> "Text":

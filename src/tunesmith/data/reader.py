@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tunesmith.data.render import CHUNK_ROWS, Rendered, Renderer, Row, format_of
+from tunesmith.data.render import CHUNK_ROWS, Renderer, Row, format_of
+from tunesmith.data.rendered import Rendered
 from tunesmith.data.workers import Workers
 from tunesmith.recipe_data import Source
 from tunesmith.seams import Format

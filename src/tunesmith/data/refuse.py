@@ -19,7 +19,7 @@ from tunesmith.seams import Format, Objective
 from tunesmith.types import Message, Sample
 
 if TYPE_CHECKING:
-    from tunesmith.data.render import Rendered
+    from tunesmith.data.rendered import Rendered
 
 LEAST_ROWS, LOOK_ROWS = 10, 1_000
 MOST_REFUSED = 0.1  # of the rows
@@ -60,26 +60,52 @@ def judge(rows: int, refused: int, first: Iterable[str]) -> None:
         )
 
 
+def fits(format_: Format, objective: type[Objective]) -> bool:
+    """Whether an objective learns from all that the rows of a format hold, and they hold what it learns from.
+
+    A label of a comparison is more than it needs; one of a single answer is what it learns.
+    """
+    labels, wanted = format_.labels(), objective.labels
+    if objective.mismatched and not type(format_).judges:
+        return False
+    return format_.branches() == objective.branches and (labels == wanted or (wanted and len(objective.branches) > 1))
+
+
 def unlearnable(format_: Format, objective: Objective) -> str | None:
     """Why an objective cannot learn from the rows of a format, and what to say instead; None when it can."""
+    if fits(format_, type(objective)):
+        return None
     rows, wanted = format_.branches(), type(objective).branches
     name, kind = name_of(format_), name_of(objective)
-    labels = format_.labels() and not type(objective).labels
-    if rows == wanted and not labels:
-        return None
+    takes = " or ".join(
+        other
+        for other, found in all_of(Format).items()
+        if issubclass(found, Format) and other != Format.default and fits(found(), type(objective))
+    )
+    if rows == wanted and len(rows) > 1:
+        return (
+            f"rows of the format {name} hold margins, which the objective {kind} does not learn from: leave "
+            "format.margin out, or say objective=reward"
+        )
     if rows != wanted and len(rows) == 1:
         return (
             f"the objective {kind} learns from {' and '.join(wanted)} conversations, and a row of the format {name} "
-            "holds one: say the format of rows that compare (format: pairs), or another objective"
+            f"holds one: say the format of rows that compare (format: {takes}), or another objective"
         )
+    if rows == wanted and type(objective).labels:
+        learned = "whether an answer is good or bad" if type(objective).mismatched else "a label"
+        return f"the objective {kind} learns {learned}, which the format {name} does not say: say format: {takes}"
     held = "labels for good and bad" if rows == wanted else f"{' and '.join(rows)} conversations"
     learning = [
         other
         for other, found in all_of(Objective).items()
-        if issubclass(found, Objective) and found.branches == rows and found.labels == format_.labels()
+        if issubclass(found, Objective) and fits(format_, found) and found.encodes == type(objective).encodes
     ]
     only = f"format: {{type: {name}, only: {'good' if rows == wanted else rows[0]}}}, to learn from those alone"
-    ways = [only] if "only" in type(format_).model_fields else []
+    if type(objective).labels:
+        ways = [f"format: {takes}"]
+    else:
+        ways = [only] if "only" in type(format_).model_fields else []
     ways += [f"objective={' or '.join(learning)}"] if learning else []
     instead = ", or ".join(ways) or "another format, which leaves them out"
     return f"rows of the format {name} hold {held}, which the objective {kind} does not learn from: say {instead}"

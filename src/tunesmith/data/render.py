@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.component import name_of
-from tunesmith.data import loss, overlong, parity, refuse, registry, shared, source
+from tunesmith.data import loss, overlong, parity, refuse, registry, shared, sides, source
 from tunesmith.data.loss import Learned
+from tunesmith.data.mismatched import answer_begins
 from tunesmith.data.place import weigh
+from tunesmith.data.rendered import Rendered, losing, refused
 from tunesmith.errors import DataError, ModelError, RecipeError, Skipped, TemplateError
 from tunesmith.formats.auto import Auto, choose
 from tunesmith.recipe import Recipe
@@ -30,24 +32,8 @@ CHUNK_ROWS = 512  # rows that are tokenised in one call
 EMPTY_ANSWER = "empty answer"
 EMPTY_TEXT = "empty text"
 OVERLONG = "longer than data.max_tokens"
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """One sample as tokens, or why there is none. A split row gives several, its parts numbered from 0."""
-
-    where: str
-    branches: tuple[Tokens, ...]  # empty when dropped
-    label: float | None = None
-    dropped: str | None = None  # the reason
-    part: int = 0
-    truncated: bool = False
-    lost_tokens: int = 0  # of the row, in none of its samples; 0 where the row was never written as tokens
-    refused: str | None = None  # the whole message, when the row could not be read or written
-    divided: bool = False  # whether the template makes several conversations of the row
-    repeated_tokens: int = 0  # at its beginning, that the row's part before begins with too
-    joined_answers: int = 0  # whose first characters are part of their header's last token, which is not learned
-    special_said: bool = False  # whether the row's own text has a special token, which is read as one
+OVERLONG_PROMPT = "prompt alone longer than data.max_tokens"
+EQUAL_ANSWERS = "two of its answers are the same"
 
 
 Part = tuple[Sample, tuple[Learned, ...]]  # one conversation of a row, or several to compare; no text of a document
@@ -71,6 +57,8 @@ class Renderer:
                 f"the tokenizer of {self.tokenizer.name_or_path} does not say where its tokens stand in a "
                 "text, and what is trained is found by that: use a fast one (with a tokenizer.json)"
             )
+        if type(self.objective).encodes:
+            sides.refuse(self.data, self.objective, self.tokenizer)
         if type(self.objective).documents and self.data.loss != Loss():
             raise RecipeError(f"data.loss: the objective {name_of(self.objective)} learns every token: leave it out")
         if self.data.loss.train_on_prompt and self.data.template.divides():
@@ -108,19 +96,26 @@ class Renderer:
                     own += self._judge(where, sample, tuple(islice(documents, 1)))
                     continue
                 branches, joined = zip(*islice(encoded, len(texts)), strict=True)
-                if number in looked_at:
+                if number in looked_at and not self._encodes:
                     parity.check(self.tokenizer, where, sample, texts, branches)
                 own += self._judge(where, sample, branches, sum(joined))
             if any(map(self._says_special, (sample for sample, _ in one))):
                 own = [replace(some, special_said=True) for some in own]
+            if one[0][0].ties:
+                own = [replace(some, tied_answers=one[0][0].ties) for some in own]
+            if self._encodes and any(sides.learns_earlier(sample) for sample, _ in one):
+                own = [replace(some, earlier_read=True) for some in own]
             found += self._in_samples(own) if len(one) == 1 else self._as_parts(own)
-        assert all(tokens.trained for one in found for tokens in one.branches), "a kept sample asks something"
+        asking = (one.branches[self._encodes :] for one in found)  # what an encoder reads asks nothing
+        assert all(tokens.trained for branches in asking for tokens in branches), "a kept sample asks something"
         return found
 
     def _read(self, where: str, row: Mapping[str, Any], format_: Format, must: bool) -> list[Part] | Rendered:
         """The conversations of a row as text, or why it is left out. One that must be read is an error then."""
         try:
             sample = format_.read(row)
+            if not self.to_look and (problem := self.objective.problem(sample.label)):
+                raise RecipeError(f"{where}: {problem}")
             reason = refuse.media(where, sample)
             return self._parts(sample) if reason is None else Rendered(where, (), dropped=reason)
         except Skipped as skipped:
@@ -128,13 +123,15 @@ class Renderer:
         except (DataError, TemplateError) as error:
             if must:
                 raise type(error)(f"{where}: {error}", error.reason) from error
-            return _refused(where, error)
+            return refused(where, error)
 
     def _parts(self, sample: Sample) -> list[Part]:
         """What a sample is trained as: itself, or the conversations that the template divides it into."""
+        if self._encodes:
+            return sides.parts(self.data.template, sample, self.tokenizer)
         if sample.is_document:
             return [(sample, ())]
-        if type(self.objective).documents:  # all of it is learned, so nothing is asked of single turns
+        if self._reads_all:  # all of it is learned, so nothing is asked of single turns
             return [(sample, tuple(self._write(_untrained(turns), sample) for turns in sample.branches))]
         branches = sample.branches
         if self._chooses or any(turn.spans is not None for turns in branches for turn in turns):
@@ -147,14 +144,24 @@ class Renderer:
                     "that compare answers must train one: give the others `train: false`"
                 )
             divided = [tuple(turns for (turns,) in divided)]
-            whole = [Sample(divided[0], sample.label, sample.tools)]
+            whole = [replace(sample, branches=divided[0])]
         else:
-            whole = [Sample((turns,), sample.label, sample.tools) for turns in divided[0]]
+            whole = [replace(sample, branches=(turns,)) for turns in divided[0]]
         return [(one, tuple(self._write(turns, one) for turns in one.branches)) for one in whole]
+
+    @cached_property
+    def _reads_all(self) -> bool:
+        """Whether a conversation is learned from as a whole, with no regard to who says what."""
+        kind = type(self.objective)
+        return kind.documents or "label" in kind.needs
 
     @cached_property
     def _chooses(self) -> bool:
         return self.data.loss != Loss()
+
+    @cached_property
+    def _encodes(self) -> bool:
+        return type(self.objective).encodes
 
     def _documents(self, samples: Sequence[Sample]) -> list[Tokens]:
         """Documents with the tokens that the tokenizer puts around a text, each ended by EOS."""
@@ -188,6 +195,8 @@ class Renderer:
 
     def _encode(self, written: Sequence[Learned]) -> list[tuple[Tokens, int]]:
         """Tokenise each text once, and place what is learned on the tokens. The number is of `joined_answers`."""
+        if self._encodes:
+            return sides.encode(written, self.tokenizer, self.objective)
         if not written:
             return []
         encoded = self.tokenizer(
@@ -205,22 +214,31 @@ class Renderer:
 
     def _judge(self, where: str, sample: Sample, branches: tuple[Tokens, ...], joined: int = 0) -> list[Rendered]:
         """Keep, shorten, split or drop a sample."""
-        if type(self.objective).documents and not sample.is_document:
-            branches = tuple(Tokens(one.ids, np.ones(len(one), np.float32)) for one in branches)
-        reason = self._reason(sample, branches)
+        if self._reads_all and not sample.is_document:
+            branches = tuple(map(_all_learned, branches))
+        reason = (
+            sides.reason(sample, branches, self.data.max_tokens) if self._encodes else self._reason(sample, branches)
+        )
+        if reason == sides.LONG_SOURCE and self.data.overlong == "truncate":
+            cut = sides.shortened(sample, branches, self.data.max_tokens, self.tokenizer)
+            lost = len(branches[0]) - len(cut[0])
+            return [Rendered(where, cut, sample.label, truncated=True, lost_tokens=lost)]
         if reason is None:
             return [Rendered(where, branches, sample.label, joined_answers=joined)]
         if reason == OVERLONG and self.data.overlong != "drop" and len(branches) == 1:
             shorten = self._shortened_document if sample.is_document else self._shortened
             try:
-                return _losing(shorten(where, sample, branches[0]), len(branches[0]))
+                return losing(shorten(where, sample, branches[0]), len(branches[0]))
             except TemplateError as error:
-                return [_refused(where, error)]
+                return [refused(where, error)]
+        judged = len(branches) > 1 or sample.label is not None  # answers to one prompt
+        if reason == OVERLONG and judged and max(map(answer_begins, branches)) > self.data.max_tokens:
+            reason = OVERLONG_PROMPT
         return [Rendered(where, (), sample.label, reason, lost_tokens=sum(map(len, branches)))]
 
     def _in_samples(self, found: list[Rendered]) -> list[Rendered]:
         """Samples of several branches with what those have in common."""
-        if not self.data.shared_prefix:
+        if not self.data.shared_prefix or self._encodes:
             return found
         return [replace(one, branches=shared.branches(one.branches)) if len(one.branches) > 1 else one for one in found]
 
@@ -232,7 +250,8 @@ class Renderer:
             repeated = shared.common(before, one.branches[0].ids) if one.branches else 0
             numbered.append(replace(one, part=number, divided=True, repeated_tokens=repeated))
             before = one.branches[0].ids if one.branches else before
-        return shared.together(numbered, self.data.max_tokens) if self.data.shared_prefix else numbered
+        shares = self.data.shared_prefix and not self._encodes
+        return shared.together(numbered, self.data.max_tokens) if shares else numbered
 
     def _reason(self, sample: Sample, branches: tuple[Tokens, ...]) -> str | None:
         """Why a sample cannot be trained on as it is, if so."""
@@ -245,6 +264,8 @@ class Renderer:
             return None
         if any(turn.weight and _is_empty(turn) for branch in sample.branches for turn in branch):
             return EMPTY_ANSWER
+        if len({tokens.ids.tobytes() for tokens in branches}) < len(branches):
+            return EQUAL_ANSWERS
         return OVERLONG if max(map(len, branches)) > self.data.max_tokens else None
 
     def _shortened_document(self, where: str, sample: Sample, tokens: Tokens) -> list[Rendered]:
@@ -270,6 +291,7 @@ class Renderer:
                 found.append(Rendered(where, (), sample.label, OVERLONG, part=number))
                 continue
             tokens, joined = self._encode([self._write(part, sample)])[0]
+            tokens = _all_learned(tokens) if self._reads_all else tokens
             reason = self._reason(Sample((part,), sample.label, sample.tools), (tokens,))
             if reason is not None:
                 found.append(Rendered(where, (), sample.label, reason, part=number))
@@ -281,11 +303,8 @@ class Renderer:
         return found
 
 
-def _losing(found: list[Rendered], tokens: int) -> list[Rendered]:
-    """The samples of a shortened row of so many tokens; what none has is lost with the first cut or left out."""
-    lost = max(0, tokens - sum(len(branch) for one in found for branch in one.branches))
-    at = next((index for index, one in enumerate(found) if one.truncated or one.dropped), None)
-    return found if at is None else [*found[:at], replace(found[at], lost_tokens=lost), *found[at + 1 :]]
+def _all_learned(tokens: Tokens) -> Tokens:
+    return Tokens(tokens.ids, np.ones(len(tokens), np.float32))
 
 
 def _untrained(turns: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -303,11 +322,6 @@ def _asked_tokens(read: list[Part] | Rendered) -> int:
     if isinstance(read, Rendered):
         return 0
     return sum(len(text.text) * (2 + len(text.answers)) for _, texts in read for text in texts) // 8
-
-
-def _refused(where: str, error: DataError | TemplateError) -> Rendered:
-    kind = "unreadable" if isinstance(error, DataError) else "the template refuses it"
-    return Rendered(where, (), dropped=f"{kind}: {error.reason}", refused=str(error))
 
 
 def format_of(one: Source, row: Mapping[str, Any], where: str) -> Format:
@@ -351,7 +365,8 @@ def rendered(
     """
     recipe = registry.applied(recipe)
     template: Template = recipe.data.template
-    renderer = Renderer(recipe.data, recipe.objective, template.prepare(tokenizer), to_look=opened is not None)
+    ready = sides.prepared(template, recipe.objective, tokenizer)
+    renderer = Renderer(recipe.data, recipe.objective, ready, to_look=opened is not None)
     for one in recipe.data.train:
         tolerance = refuse.Tolerance()
         for number, (rows, format_) in enumerate(chunks(one, source.read(one))):

@@ -17,7 +17,7 @@ import numpy as np
 from tunesmith.types import Tokens
 
 if TYPE_CHECKING:
-    from tunesmith.data.render import Rendered
+    from tunesmith.data.rendered import Rendered
 
 
 def common(one: np.ndarray, other: np.ndarray) -> int:

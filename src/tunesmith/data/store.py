@@ -23,7 +23,7 @@ import numpy as np
 
 from tunesmith import atomic
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.render import Rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.errors import DataError
 from tunesmith.types import Tokens
 
@@ -33,7 +33,7 @@ ARRAYS: dict[str, np.dtype] = {
     "branch_tokens": np.dtype("<i8"),  # [B] tokens of each branch
     "shared": np.dtype("<i8"),  # [B] of its first ones: those that stand in the branch before
     "sample_branches": np.dtype("<i8"),  # [M] branches of each sample
-    "label": np.dtype("<f4"),  # [M]
+    "label": np.dtype("<f4"),  # [M], or [M * classes] where several can hold at once
     "row": np.dtype("<i8"),  # [M] number of the row that each sample comes from; the parts of a split row share it
     "source": np.dtype("<i4"),  # [M] which source it comes from
     "file": np.dtype("<i4"),  # [M] which file, and
@@ -93,9 +93,8 @@ class Store:
             token_offsets=np.concatenate([[0], np.cumsum(arrays["branch_tokens"])]),
             branch_offsets=np.concatenate([[0], np.cumsum(arrays["sample_branches"])]),
             key=arrays["key"].reshape(-1, 2),
-            **{
-                name: arrays[name] for name in ("shared", "label", "row", "source", "file", "line", "trained", "equals")
-            },
+            label=_by_sample(arrays["label"], len(arrays["row"])),
+            **{name: arrays[name] for name in ("shared", "row", "source", "file", "line", "trained", "equals")},
             files=tuple(meta["files"]),
             sources=tuple(meta["sources"]),
             ledger=Ledger.from_dict(meta["ledger"]),
@@ -123,6 +122,10 @@ class Store:
     def _lengths(self) -> np.ndarray:
         shared = np.concatenate([[0], np.cumsum(self.shared)])
         return np.diff((self.token_offsets - shared)[self.branch_offsets])
+
+    def sides(self) -> np.ndarray:
+        """The tokens of the two sequences of each sample, where each has two and they share nothing: [M, 2]."""
+        return np.diff(self.token_offsets).reshape(-1, 2)
 
     def tokens(self) -> np.ndarray:
         """The tokens of each sample, all branches together and also what they share: [M]."""
@@ -301,6 +304,11 @@ def _remove_dead(parent: Path) -> None:
             written = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
             if time.time() - written > DEAD_SECONDS:
                 shutil.rmtree(folder)
+
+
+def _by_sample(label: np.ndarray, samples: int) -> np.ndarray:
+    """The labels of so many samples: [M], or [M, classes]."""
+    return label if len(label) == samples else label.reshape(samples, -1)
 
 
 def _mapped(path: Path, kind: np.dtype) -> np.ndarray:

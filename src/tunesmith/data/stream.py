@@ -199,7 +199,7 @@ def _beginning(rows: StreamedRows) -> Iterator[str]:
 
 def account(point: Point, row_tokens: int) -> dict[str, Any]:
     """The ledger of a stream up to a point."""
-    fill = point.packed_tokens / max(1, point.packed_rows * row_tokens)
+    fill = point.packed_tokens / max(1, point.packed_room)
     packed = {"packed_rows": point.packed_rows, "row_tokens": row_tokens, "fill": round(fill, 4)}
     return point.as_dict()["ledger"] | packed | {"epochs": point.epoch, "blocks": point.block}
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from tunesmith.component import Component, spell
-from tunesmith.data.render import Rendered, Renderer, Row
+from tunesmith.data.render import Renderer, Row
+from tunesmith.data.rendered import Rendered
 from tunesmith.errors import DataError
 from tunesmith.seams import Format
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith import atomic
 from tunesmith.engine import multi_adapter
-from tunesmith.engine.model import base_of, is_adapted, without_progress_bar
+from tunesmith.engine.model import base_of, has_words, is_adapted, without_progress_bar
 from tunesmith.errors import RunError
 
 FOLDER = "checkpoints"
@@ -200,6 +200,9 @@ def save_weights(model: Any, folder: Path) -> None:
     try:
         if is_adapted(model):
             multi_adapter.save(model, multi_adapter.active(model), folder)
+            if not has_words(model):
+                base.config.architectures = [type(base).__name__]
+                base.config.save_pretrained(folder)  # how many values its head has, and their names
         else:
             with without_progress_bar():
                 model.save_pretrained(folder)

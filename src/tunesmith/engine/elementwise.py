@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 COMPILED_FROM = 50_000_000  # parameters of a model from which some seconds of compiling are soon paid back
+LEAST_LOGIT = -1e30  # of a word that is left out: finite, so that a block may hold no other
 GELU_TANH = 0.7978845608028654  # sqrt(2 / pi), of the tanh form of GELU (arXiv 1606.08415)
 
 
@@ -138,6 +139,86 @@ def spread(
     return (found * slope).to(logits.dtype)
 
 
+def apart(student: torch.Tensor, teacher: torch.Tensor, kind: str, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The terms of a divergence of log-probabilities, and its slope by each of the student's, but for one constant.
+
+    The constant goes when the slope by a logit is made, which is slope - probability * (sum of slopes). `forward_kl` is
+    KL(teacher | student), `reverse_kl` KL(student | teacher), and `jsd` with m = weight * teacher + (1 - weight) *
+    student is weight * KL(teacher | m) + (1 - weight) * KL(student | m) (arXiv 2306.13649, section 2).
+    """
+    own = student.exp()
+    if kind == "forward_kl":
+        share = teacher.exp()
+        return share * (teacher - student), own - share  # 0 where both are equal, to the last bit
+    if kind == "reverse_kl":
+        terms = own * (student - teacher)
+        return terms, terms
+    lead = teacher - student
+    part = torch.where(lead > 0, 1 - weight, weight)  # of the smaller one in m
+    above = torch.log1p(part * torch.expm1(-lead.abs()))  # log m - the larger one: 0 where both are equal
+    slopes = -(1 - weight) * own * (above + lead.clamp_min(0))
+    return slopes - weight * teacher.exp() * (above + (-lead).clamp_min(0)), slopes
+
+
+def compare(
+    student: torch.Tensor,  # [T, V]
+    teacher: torch.Tensor,  # [T, V]
+    totals: tuple[torch.Tensor, torch.Tensor],  # [T, 1] log of the sum of exp(logit) of each
+    ours: tuple[float, float | None],
+    theirs: tuple[float, float | None],
+    kind: str,
+    weight: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of a divergence's terms and slopes over a block of two models' unshaped logits: [T, 1] each."""
+    terms, slopes = apart(shaped(student, *ours)[0] - totals[0], shaped(teacher, *theirs)[0] - totals[1], kind, weight)
+    return terms.sum(-1, keepdim=True), slopes.sum(-1, keepdim=True)
+
+
+def compare_pull(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    totals: tuple[torch.Tensor, torch.Tensor],
+    ours: tuple[float, float | None],
+    theirs: tuple[float, float | None],
+    kind: str,
+    weight: float,
+    slope_sum: torch.Tensor,  # [T, 1] of all blocks
+    gradient: torch.Tensor,  # [T, 1] of the divergence
+) -> torch.Tensor:
+    """The gradient of a divergence with respect to a block of the student's unshaped logits [T, V]."""
+    bent, bend = shaped(student, *ours)
+    own = bent - totals[0]
+    _, slopes = apart(own, shaped(teacher, *theirs)[0] - totals[1], kind, weight)
+    return ((slopes - own.exp() * slope_sum) * gradient * bend).to(student.dtype)
+
+
+def log_sum_but(
+    logits: torch.Tensor,
+    apart_from: torch.Tensor,  # [T, V] bool
+    most: torch.Tensor,
+    total: torch.Tensor,
+    scale: float,
+    cap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `log_sum`, without some words."""
+    bent = torch.where(apart_from, LEAST_LOGIT, shaped(logits, scale, cap)[0])
+    return log_sum(bent, most, total, 1.0, None)
+
+
+def pull_but(
+    logits: torch.Tensor,  # [T, V]
+    apart_from: torch.Tensor,  # [T, V] bool
+    own: torch.Tensor,  # [T, V] the gradient at those, shaped
+    rest: torch.Tensor,  # [T, 1] log of the sum of exp(logit) of all others
+    gradient: torch.Tensor,  # [T, 1] of that
+    scale: float,
+    cap: float | None,
+) -> torch.Tensor:
+    """The gradient with respect to a block of unshaped logits, of which some stand alone and the rest together."""
+    bent, bend = shaped(logits, scale, cap)
+    return (torch.where(apart_from, own, gradient * torch.exp(bent - rest)) * bend).to(logits.dtype)
+
+
 def quantise(x: torch.Tensor, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """X [T, D] (times a weight [D]) as int8 with a scale for each row [T, 1], half to even."""
     wide = x.float() if weight is None else x.float() * weight
@@ -167,6 +248,10 @@ class Elementwise:
     weigh: Callable[..., Any] = weigh
     log_sum: Callable[..., tuple[torch.Tensor, torch.Tensor]] = log_sum
     spread: Callable[..., torch.Tensor] = spread
+    compare: Callable[..., tuple[torch.Tensor, torch.Tensor]] = compare
+    compare_pull: Callable[..., torch.Tensor] = compare_pull
+    log_sum_but: Callable[..., tuple[torch.Tensor, torch.Tensor]] = log_sum_but
+    pull_but: Callable[..., torch.Tensor] = pull_but
     quantise: Callable[..., tuple[torch.Tensor, torch.Tensor]] = quantise
     widen: Callable[..., torch.Tensor] = widen
 

@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from tunesmith.engine.model import base_of
+from tunesmith.engine.model import base_of, has_words, head_modules
+from tunesmith.errors import RecipeError
 
 FORWARD, BACKWARD = 2, 4  # products of attention: scores and sums; the gradients of queries, keys, scores and values
 NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # as configs say it
@@ -58,12 +59,21 @@ class Cost:
 
     @classmethod
     def of(cls, model: Any) -> "Cost":
-        """The cost of a loaded and adapted model, by its modules and what of them is trained."""
+        """The cost of a loaded and adapted model, by its modules and what of them is trained.
+
+        Raises:
+            RecipeError: the model has an encoder beside its decoder, whose tokens are others.
+        """
         base = base_of(model)
+        if base.config.is_encoder_decoder:
+            raise RecipeError(
+                f"bench counts the arithmetic of decoders as yet, and {type(base).__name__} has an encoder too: the "
+                "tokens per second of a training run are measured"
+            )
         config = base.config.get_text_config()
         share = _share_of_experts(config)
-        head = set(base.get_output_embeddings().modules())
-        run = {*base.get_decoder().modules(), *head}  # what sees pictures or sound is given none
+        head = head_modules(model) if has_words(model) else set()  # which only asked tokens enter
+        run = {*base.get_decoder().modules(), *head_modules(model)}  # what sees pictures or sound is given none
         per = {False: 0.0, True: 0.0}  # by whether it is the head's
         attention: list[Attention] = []
         trained_before = False

@@ -18,6 +18,7 @@ from tunesmith.engine.compat import int8_product
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import Elementwise, quantise
 from tunesmith.engine.linear import Layer, Product, linear
+from tunesmith.engine.model import head_modules
 from tunesmith.errors import RecipeError
 
 PART_SUMS = 1 << 22  # int32 sums that exist at once: 16 MB
@@ -94,7 +95,7 @@ def hold(model: Any, kind: str, ops: Elementwise) -> str:
     device = next(model.parameters()).device.type
     if kind == "int8" and device != "cpu":
         raise RecipeError(f"model.frozen_dtype: int8 is for a CPU as yet, and this is {device}: leave it out")
-    head = set(model.get_output_embeddings().modules())
+    head = head_modules(model)
     weights = 0
     module: Any
     held: Any

@@ -45,6 +45,10 @@ class Shaping(NamedTuple):
         cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
         return cls(scale, cap)
 
+    def cooled(self, temperature: float) -> "Shaping":
+        """The shape of logits that are divided by a temperature."""
+        return Shaping(self.scale / temperature, None if self.cap is None else self.cap / temperature)
+
 
 @dataclass(frozen=True)
 class Means:
@@ -103,7 +107,7 @@ class _Row:
 
 
 @dataclass(frozen=True, eq=False)
-class _Head:
+class Head:
     """The weights of a head."""
 
     weights: Sequence[torch.Tensor]  # [V, D] each
@@ -112,7 +116,7 @@ class _Head:
 
     def blocks(self) -> Iterator[slice]:
         """Blocks of the vocabulary."""
-        return _parts(len(self.weights[0]), max(16, self.means.logits // self.means.tokens))
+        return parts_of(len(self.weights[0]), max(16, self.means.logits // self.means.tokens))
 
     def logits(self, inputs: Sequence[torch.Tensor], words: slice) -> torch.Tensor:
         """The logits of a block of words, unshaped [n, v]."""
@@ -175,7 +179,7 @@ class _Head:
         return row, slopes, warm_slopes
 
     def together(
-        self, inputs: Sequence[torch.Tensor], target: torch.Tensor, known: torch.Tensor, by: "_Sums"
+        self, inputs: Sequence[torch.Tensor], target: torch.Tensor, known: torch.Tensor, by: "Sums"
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Log-probabilities [n, 1] of some tokens, and the gradients of known * log-probability by each input [n, D].
 
@@ -196,7 +200,7 @@ class _Head:
         inputs: Sequence[torch.Tensor],
         target: torch.Tensor,
         wanted: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
-        by: "_Sums",
+        by: "Sums",
         blocks: list[torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:
         """The gradients by each input [n, D] where `blocks` of logits are given; those by weights and bias into `by`.
@@ -219,14 +223,15 @@ class _Head:
 
 
 @dataclass(eq=False)
-class _Sums:
+class Sums:
     """Gradients of a head's trained weights and bias, summed in float32; None where one is frozen."""
 
     weights: list[torch.Tensor | None]
     bias: torch.Tensor | None
 
     @classmethod
-    def of(cls, head: _Head, needs_bias: bool, needs: Sequence[bool]) -> "_Sums":
+    def of(cls, head: Head, needs_bias: bool, needs: Sequence[bool]) -> "Sums":
+        """Zeros for those that are trained."""
         found = [
             torch.zeros_like(one, dtype=torch.float32) if needed else None
             for one, needed in zip(head.weights, needs, strict=True)
@@ -255,7 +260,7 @@ class _LogProbabilities(torch.autograd.Function):
         *tensors: torch.Tensor,
     ) -> Any:
         inputs, weights = tensors[0::2], tensors[1::2]
-        head = _Head(weights, bias, means)
+        head = Head(weights, bias, means)
         needs_bias, needs_inputs, needs_weights = (
             ctx.needs_input_grad[place] for place in (4, slice(5, None, 2), slice(6, None, 2))
         )
@@ -263,18 +268,18 @@ class _LogProbabilities(torch.autograd.Function):
         ctx.head, ctx.target, ctx.entropy, ctx.count = head, target, entropy, len(inputs)
         ctx.needs = needs_bias, needs_inputs, needs_weights
         if trained and known is not None:
-            by = _Sums.of(head, needs_bias, needs_weights)
+            by = Sums.of(head, needs_bias, needs_weights)
             size = max(64, means.kept // len(weights[0]))
             parts = [
                 head.together([x[part] for x in inputs], target[part], known[part], by)
-                for part in _parts(len(target), size)
+                for part in parts_of(len(target), size)
             ]
             ctx.known, ctx.by = known, by
             ctx.slopes = [torch.cat(one) for one in zip(*(slopes for _, slopes in parts), strict=True)]
             return torch.cat([logps for logps, _ in parts])[:, 0]
         ctx.known = None
         made = []
-        for part in _parts(len(target), means.tokens):
+        for part in parts_of(len(target), means.tokens):
             some = [x[part] for x in inputs]
             if entropy or any(needs_inputs):
                 made.append(head.online(some, target[part], entropy))
@@ -295,7 +300,7 @@ class _LogProbabilities(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Weights' and bias's gradients are summed in float32 and given in their own dtype."""
         head, (needs_bias, needs_inputs, needs_weights) = ctx.head, ctx.needs
-        by = _Sums([None] * ctx.count, None)
+        by = Sums([None] * ctx.count, None)
         if ctx.known is not None:
             by, ctx.by = ctx.by, None
             assert by is not None, "a head's gradients are made once"
@@ -309,7 +314,7 @@ class _LogProbabilities(torch.autograd.Function):
             for one, warm in zip(by_inputs, ctx.warm, strict=False):
                 one += warm * gradients[1][:, None].to(one.dtype)
             if needs_bias or any(needs_weights):
-                by = _Sums.of(head, needs_bias, needs_weights)
+                by = Sums.of(head, needs_bias, needs_weights)
                 _pull_weights(ctx, gradients, by)
         found: list[torch.Tensor | None] = []
         made = by_inputs or [None] * ctx.count
@@ -320,15 +325,16 @@ class _LogProbabilities(torch.autograd.Function):
         return (None, None, None, None, by_bias, *found)
 
 
-def _pull_weights(ctx: Any, gradients: tuple[torch.Tensor, ...], by: _Sums) -> None:
+def _pull_weights(ctx: Any, gradients: tuple[torch.Tensor, ...], by: Sums) -> None:
     """Make the logits again, for the gradients of a trained head."""
     inputs = ctx.saved_tensors
-    for part in _parts(len(ctx.target), ctx.head.means.tokens):
+    for part in parts_of(len(ctx.target), ctx.head.means.tokens):
         warm = (gradients[1][part, None], ctx.entropies[part]) if ctx.entropy else (None, None)
         wanted = (gradients[0][part, None], *warm)
         ctx.head.pull(ctx.log_total[part], [x[part] for x in inputs], ctx.target[part], wanted, by)
 
 
-def _parts(length: int, size: int) -> Iterator[slice]:
+def parts_of(length: int, size: int) -> Iterator[slice]:
+    """The slices of a length, each of a size but the last; one empty slice where there is nothing."""
     for start in range(0, max(length, 1), size):
         yield slice(start, min(start + size, length))

@@ -31,10 +31,10 @@ class Share:
     value: torch.Tensor  # []
     metrics: dict[str, tuple[Any, Any]]
 
-    def loss(self, scores: Scores) -> tuple[LossSum, Scores]:
-        """A sum with the gradient of the whole step's loss and with its value; and the scores."""
+    def loss(self, scores: Scores) -> LossSum:
+        """A sum with the gradient of the whole step's loss and with its value."""
         pulled = (self.weight * scores.logps).sum()
-        return LossSum(pulled - pulled.detach() + self.value, self.metrics), scores
+        return LossSum(pulled - pulled.detach() + self.value, self.metrics)
 
 
 def shares(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,14 +13,16 @@ from tunesmith.engine.compat import attention_of
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import COMPILED_FROM, PLAIN, Elementwise, compiled, compiler
 from tunesmith.engine.layers import Fused, fuse
-from tunesmith.engine.model import base_of
+from tunesmith.engine.model import base_of, has_words
 from tunesmith.engine.scores import Scorer
+from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.types import Batch
+from tunesmith.types import Batch, Scores
 
 LENGTHS = (11, 5, 17)  # tokens of the probe's sequences
 SHARED = 7  # of the first one's, by which the last one goes on when sharing is tried
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # of log-probabilities around -10
+OF_VALUES = 0.5  # the part of that tolerance, times the largest of them, that values may differ by
 OTHER = {"sdpa": "eager", "eager": "sdpa"}  # the same attention, rounded in other places
 
 
@@ -30,7 +33,7 @@ FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, As
 class Kernels:
     """The scorer of a model, what had to be said about it, and what the model came with."""
 
-    scorer: Scorer
+    scorer: Scorer | ValueScorer
     shares: bool  # whether sequences may go on from the beginning of another one
     notes: tuple[str, ...]
     own_attention: str  # transformers' choice for the model, right for generation
@@ -59,11 +62,11 @@ class Kernels:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A model, random sequences, and what it says of each of them alone."""
+    """A model, random sequences, and what it says of each of them alone: log-probabilities, or values."""
 
     model: Any
     batch: Batch
-    reference: torch.Tensor  # [1, T]
+    reference: torch.Tensor  # [1, T], or [S, labels]
     allowed: tuple[float, float]  # mean and largest difference that rounding makes
 
     @classmethod
@@ -72,7 +75,8 @@ class _Trial:
         batch = _probe_batch(model)
         kind = compute_dtype(next(model.parameters()))
         reference = _alone(model, batch)
-        allowed = [TOLERANCE.get(kind, 0.2)] * 2
+        size = 1.0 if has_words(model) else OF_VALUES * reference.abs().max().item()
+        allowed = [TOLERANCE.get(kind, 0.2) * size] * 2
         base = base_of(model)
         own = attention_of(base)
         if kind != torch.float32 and own in OTHER:
@@ -82,13 +86,14 @@ class _Trial:
             allowed = [max(pair) for pair in zip(allowed, (noise.mean().item(), noise.max().item()), strict=True)]
         return cls(model, batch, reference, (allowed[0], allowed[1]))
 
-    def scores(self, scorer: Scorer) -> str | None:
-        """What is wrong with a scorer's log-probabilities of the packed sequences, if anything."""
+    def scores(self, scorer: Scorer | ValueScorer) -> str | None:
+        """What is wrong with a scorer's log-probabilities or values of the packed sequences, if anything."""
         try:
-            found = scorer(self.model, self.batch).logps
+            found = _read(scorer(self.model, self.batch))
         except FAILURES as error:
             return _said(error)
-        return None if self.agree(found, self.reference) else f"log-probabilities differ by {self.most(found):.2g}"
+        what = "log-probabilities" if has_words(self.model) else "values"
+        return None if self.agree(found, self.reference) else f"{what} differ by {self.most(found):.2g}"
 
     def agree(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
         """Whether log-probabilities differ by no more than rounding."""
@@ -100,7 +105,7 @@ class _Trial:
         """The largest difference from the reference."""
         return (found - self.reference).abs().max().item()
 
-    def goes_on(self, scorer: Scorer) -> bool:
+    def goes_on(self, scorer: Scorer | ValueScorer) -> bool:
         """Whether the last sequence scores as behind the first tokens of the first one when it shares them."""
         own = slice(-LENGTHS[-1], None)
         positions = self.batch.position_ids.clone()
@@ -108,8 +113,12 @@ class _Trial:
         prefix = torch.tensor([[0, 0]] * (len(LENGTHS) - 1) + [[0, SHARED]])
         whole = _batch(torch.cat([self.batch.input_ids[:, :SHARED], self.batch.input_ids[:, own]], dim=1))
         try:
-            shared = scorer(self.model, replace(self.batch, position_ids=positions, prefix=prefix)).logps[0, own]
-            expected = scorer(self.model, whole).logps[0, SHARED:]
+            shared = _read(scorer(self.model, replace(self.batch, position_ids=positions, prefix=prefix)))
+            expected = _read(scorer(self.model, whole))
+            if has_words(self.model):
+                shared, expected = shared[0, own], expected[0, SHARED:]
+            else:
+                shared = shared[-1:]
         except FAILURES:
             return False
         return self.agree(shared, expected)
@@ -150,8 +159,13 @@ def choose(model: Any, ops: Elementwise = PLAIN) -> Kernels:
     packed = problem is None
     if not packed:
         base.set_attn_implementation(own)
-        notes.append(f"packed attention is off ({problem}): transformers' {own} with its packed mask is used")
-        problem = trial.scores(Scorer.of(model, fused=False, packed=False))
+        instead = (
+            f"transformers' {own} with its packed mask is used"
+            if has_words(model)
+            else f"transformers' {own} is used, and sequences of like length are filled up to batches"
+        )
+        notes.append(f"packed attention is off ({problem}): {instead}")
+        problem = trial.scores(_plain(model, packed=False))
         if problem is not None:
             raise ModelError(f"{type(base).__name__} cannot be trained on packed rows: {problem}")
     elif next(model.parameters()).is_cuda:
@@ -159,12 +173,12 @@ def choose(model: Any, ops: Elementwise = PLAIN) -> Kernels:
             cuda_attention.said(*cuda_attention.of_model(base.config, compute_dtype(next(model.parameters()))))
         )
     layers = fuse(model, ops if ops.compiled else None)
-    problem = trial.scores(Scorer.of(model, fused=False, packed=packed, ops=ops)) if layers.before else None
+    problem = trial.scores(_plain(model, packed, ops)) if layers.before else None
     if problem is not None:
         layers.undo()
         layers = Fused(())
         notes.append(f"the model's layers run as they are ({problem})")
-    scorer = _choose_head(trial, packed, ops, notes)
+    scorer = _choose_head(trial, packed, ops, notes) if has_words(model) else ValueScorer.of(model, packed, ops)
     shares = packed and trial.goes_on(scorer)
     model.train(was_training)
     return Kernels(scorer, shares, tuple(notes), own, getattr(base.config, "use_cache", None), layers)
@@ -192,6 +206,15 @@ def elementwise(model: Any, wanted: bool | None) -> tuple[Elementwise, list[str]
             f"nothing is compiled, since there is no {missing}: with it, norms, gates and softmax are quicker"
         ]
     return compiled(), []
+
+
+def _plain(model: Any, packed: bool, ops: Elementwise = PLAIN) -> Scorer | ValueScorer:
+    """The scorer that leaves a model's head as it is."""
+    return Scorer.of(model, False, packed, ops) if has_words(model) else ValueScorer.of(model, packed, ops)
+
+
+def _read(found: Scores) -> torch.Tensor:
+    return found.logps if found.values is None else found.values
 
 
 def _choose_head(trial: _Trial, packed: bool, ops: Elementwise, notes: list[str]) -> Scorer:
@@ -222,7 +245,7 @@ def _try_packed(trial: _Trial, own: str) -> str | None:
     problem = trial.masks()
     if problem is None:
         base.set_attn_implementation(attention.NAME)
-        problem = trial.scores(Scorer.of(trial.model, fused=False, packed=True))
+        problem = trial.scores(_plain(trial.model, packed=True))
     return problem
 
 
@@ -257,10 +280,13 @@ def _batch(ids: torch.Tensor, lengths: tuple[int, ...] | None = None) -> Batch:
 
 
 def _alone(model: Any, batch: Batch) -> torch.Tensor:
-    """The log-probabilities of a batch's targets, each sequence through the model by itself: [1, T]."""
+    """What a model says of each sequence by itself: log-probabilities of the targets [1, T], or values [S, labels]."""
     found = torch.zeros_like(batch.weight)
     bounds = batch.offsets.tolist()
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    if not has_words(model):
+        each = (model(input_ids=batch.input_ids[:, first:last]).logits for first, last in pairwise(bounds))
+        return torch.cat(list(each)).float()
+    for first, last in pairwise(bounds):
         logits = model(input_ids=batch.input_ids[:, first:last], use_cache=False).logits.float()
         logps = logits[:, :-1].log_softmax(-1).gather(-1, batch.input_ids[:, first + 1 : last, None])
         found[:, first : last - 1] = logps[..., 0]

@@ -102,15 +102,15 @@ class _Updated(lora.Linear):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's result of x [.., I]: [.., O]."""
-        if args or kwargs or not self.is_plain():
+        if args or kwargs or _active(self) is None:
             return super().forward(x, *args, **kwargs)
-        if self.shared is not None and all(one.is_plain() for one in self.shared.members):
+        if self.shared is not None and all(_active(one) is not None for one in self.shared.members):
             return self.shared.result(self, x)
         return linear(x.to(compute_dtype(x)), [layer_of(self)])[0]
 
     def is_plain(self) -> bool:
         """Whether one update is on, which `linear` computes, and not merged into the weight; others may be off."""
-        return not self.disable_adapters and not self.merged and _active(self) is not None
+        return _active(self) is not None
 
 
 def layer_of(module: Any) -> Layer:
@@ -165,7 +165,9 @@ def _is_plain_update(module: Any, name: str) -> bool:
 
 
 def _active(module: Any) -> str | None:
-    """The adapter of peft's layer that is on, if it is one alone and plain; the layer may lack an adapter of others."""
+    """The adapter of peft's layer that is on and not merged, if it is one alone and plain; others may be off."""
+    if module.disable_adapters or module.merged:
+        return None
     on = [name for name in module.active_adapters if name in module.lora_A]
     return on[0] if len(on) == 1 and _is_plain_update(module, on[0]) else None
 
@@ -256,7 +258,7 @@ class _GatedPair(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The block's result of x [.., D]: [.., D]."""
         gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
-        if isinstance(down, _Updated) and down.is_plain():
+        if isinstance(down, _Updated) and _active(down) is not None:
             return gated_linear(gate, up, self.activation, self.ops, layer_of(down))
         product: Any = _Gated.apply(gate, up, self.activation, self.ops)
         return down(product)

@@ -21,9 +21,10 @@ from tunesmith.engine.compat import DispatchMode
 from tunesmith.engine.device import COUNTED, free_memory_bytes, held_memory_bytes
 from tunesmith.engine.model import base_of
 from tunesmith.engine.scores import Scorer
+from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
-from tunesmith.types import Batch
+from tunesmith.types import Batch, Scores
 
 TRIAL_TOKENS = (256, 512)  # of the two rows that are measured
 MOST_TOKENS = 16_384  # of a row that is chosen here: a longer one makes fewer steps of the same data
@@ -72,7 +73,7 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
-def choose_row(model: Any, scorer: Scorer, recipe: Recipe) -> int:
+def choose_row(model: Any, scorer: Scorer | ValueScorer, recipe: Recipe) -> int:
     """What `train.row_tokens: auto` is: the largest row that fits, from data.max_tokens to MOST_TOKENS.
 
     Raises:
@@ -93,7 +94,7 @@ def _least(recipe: Recipe) -> int:
     return STEP if type(recipe.objective).documents else recipe.data.max_tokens
 
 
-def fitting_row(model: Any, scorer: Scorer, recipe: Recipe, reserved_bytes: int) -> int:
+def fitting_row(model: Any, scorer: Scorer | ValueScorer, recipe: Recipe, reserved_bytes: int) -> int:
     """The tokens of the largest packed row that fits in what is free now, as two short rows measure it.
 
     It counts `per_device_train_batch_size` rows, the gradients, and what is reserved for the optimizer's state, under
@@ -157,7 +158,7 @@ def _drop(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-def _peak_bytes(model: Any, scorer: Scorer, recipe: Recipe, tokens: int) -> int:
+def _peak_bytes(model: Any, scorer: Scorer | ValueScorer, recipe: Recipe, tokens: int) -> int:
     """The most that a forward and a backward pass of a random row hold beside what is held before."""
     batch = random_batch(model, recipe.data.max_tokens, tokens)
     likelihood = recipe.objective.is_likelihood()  # which holds other things
@@ -165,12 +166,16 @@ def _peak_bytes(model: Any, scorer: Scorer, recipe: Recipe, tokens: int) -> int:
         parameter.grad = None
     if batch.input_ids.device.type not in COUNTED:
         with LiveTensors() as held:
-            scorer(model, batch, likelihood=likelihood).logps.sum().backward()
+            _summed(scorer(model, batch, likelihood=likelihood)).backward()
         return held.peak
     before = torch.accelerator.memory_allocated()
     torch.accelerator.reset_peak_memory_stats()
-    scorer(model, batch, likelihood=likelihood).logps.sum().backward()
+    _summed(scorer(model, batch, likelihood=likelihood)).backward()
     return torch.accelerator.max_memory_allocated() - before
+
+
+def _summed(scores: Scores) -> torch.Tensor:
+    return (scores.logps if scores.values is None else scores.values).sum()
 
 
 def random_batch(model: Any, longest: int, tokens: int) -> Batch:
@@ -186,6 +191,7 @@ def random_batch(model: Any, longest: int, tokens: int) -> Batch:
         "lengths": np.asarray(lengths),
         "prefix": np.zeros((len(lengths), 2), np.int64),
         "label": np.full(len(lengths), np.nan, np.float32),
+        "branch": np.zeros(len(lengths), np.int64),
     }
     device = next(model.parameters()).device
     fields = join([row])

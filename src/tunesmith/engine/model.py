@@ -1,12 +1,13 @@
 """Loading a model and its tokenizer; the only `from_pretrained` of weights in the package."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError, near
 from tunesmith.recipe import Model
+from tunesmith.types import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,31 +61,115 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {place} has no fast version, and token offsets come from that")
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
         raise ModelError(f"the tokenizer of {place} has no eos_token: set one in its tokenizer_config.json")
+    if tokenizer.eos_token_id is None:  # an encoder's: its texts end with what separates them
+        tokenizer.eos_token = tokenizer.sep_token
     return tokenizer
 
 
-def load_model(model: Model, device: str, attention: str | None = None) -> "PreTrainedModel":
-    """The causal language model on a device, in `model.dtype` (auto is as stored).
+def with_padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """A tokenizer that can fill up batches, as users of a model with a head of its own do; with its end, if need be."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
-    `attention` names an attention implementation; None leaves the choice to transformers. Raises ModelError.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+
+def load_config(model: Model) -> Any:
+    """The config of a model. Raises ModelError."""
+    from transformers import AutoConfig
 
     place = resolve_path(model.path)
+    with _explained(place):
+        return AutoConfig.from_pretrained(place, revision=model.revision)
+
+
+def load_model(
+    model: Model, device: str, attention: str | None = None, head: Head | None = None, pad: int | None = None
+) -> "PreTrainedModel":
+    """The causal language model, or the one with another head, on a device, in `model.dtype` (auto is as stored).
+
+    `attention` names an attention implementation; None leaves the choice to transformers. A head that the stored model
+    lacks is new, by the random numbers of now; `pad` is the token that fills a batch for it. Raises ModelError.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+    place, config = resolve_path(model.path), load_config(model)
+    words: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
-    with _explained(place), without_progress_bar():
+    kind: Any = words if head is None else AutoModelForSequenceClassification
+    options: dict[str, Any] = {"attn_implementation": attention}
+    with _explained(place), without_progress_bar(), contextlib.nullcontext() if head is None else _without_report():
+        if head is not None or model.from_scratch:
+            options["config"] = config
+        if head is not None:
+            _put(head, pad, options["config"])
         if model.from_scratch:
-            config = AutoConfig.from_pretrained(place, revision=model.revision)
-            float_type = torch.float32 if dtype == "auto" else dtype
-            made = AutoModelForCausalLM.from_config(config, dtype=float_type, attn_implementation=attention)
-            return made.to(device)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, revision=model.revision, dtype=dtype, attn_implementation=attention
+            return kind.from_config(dtype=torch.float32 if dtype == "auto" else dtype, **options).to(device)
+        loaded, found = kind.from_pretrained(
+            place, revision=model.revision, dtype=dtype, output_loading_info=True, **options
         )
-        return loaded.to(device)
+    if head is not None:
+        _refuse_missing(loaded, found["missing_keys"], place)
+    return loaded.to(device)
+
+
+def _put(head: Head, pad: int | None, config: Any) -> None:
+    """Make a model's config one with a head. Raises ModelError."""
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"a {config.model_type} model has an encoder and a decoder, and classes and rewards are learned by models "
+            "of one of them: choose another model"
+        )
+    config.id2label = dict(enumerate(head.names))
+    config.label2id = {name: number for number, name in enumerate(head.names)}
+    config.problem_type = head.problem_type
+    if pad is not None:
+        config.get_text_config().pad_token_id = pad
+
+
+def _refuse_missing(model: Any, missing: Iterable[str], place: str) -> None:
+    """Raise ModelError when a stored model lacks more than its head."""
+    heads = tuple(f"{name}." for name in heads_of(model))
+    lacking = sorted(name for name in missing if not name.startswith(heads))
+    if lacking:
+        raise ModelError(f"{place} cannot be trained with a new head: it lacks weights of the model, as {lacking[0]}")
+
+
+def has_words(model: Any) -> bool:
+    """Whether a model's head gives words, and not values of a sequence."""
+    return base_of(model).get_output_embeddings() is not None
+
+
+def heads_of(model: Any) -> tuple[str, ...]:
+    """The modules that make values of what a model's body says, in their order: all that stands outside of it.
+
+    A `pooler`, which prepares a sequence for its head, is one of them: many stored encoders have none.
+    """
+    base = base_of(model)
+    body = base.base_model_prefix
+    poolers = [f"{body}.pooler"] if getattr(getattr(base, body), "pooler", None) is not None else []
+    outside = [name for name, child in base.named_children() if name != body and any(True for _ in child.parameters())]
+    return (*poolers, *outside)
+
+
+def keep_heads_exact(model: Any) -> None:
+    """Have a new head in float32, also behind a body of half precision: what is trained whole needs its small steps."""
+    for name in heads_of(model):
+        base_of(model).get_submodule(name).float().register_forward_pre_hook(_as_float)
+
+
+def _as_float(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].float(), *args[1:])
+
+
+def head_modules(model: Any) -> set[Any]:
+    """The modules of a model's head: those that make words, or values."""
+    base = base_of(model)
+    if has_words(model):
+        return set(base.get_output_embeddings().modules())
+    return {module for name in heads_of(model) for module in base.get_submodule(name).modules()}
 
 
 def is_adapted(model: Any) -> bool:
@@ -111,6 +196,19 @@ def _explained(place: str) -> Iterator[None]:
         raise ModelError(
             f"{place} is neither a folder here (in {Path.cwd()}) nor can it be loaded from the hub: {first}"
         ) from error
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from telling of a head that is new or left out, which is meant."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

@@ -69,6 +69,15 @@ def everyones(value: Found) -> list[Found]:
     return found
 
 
+def counted(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors of counts by name, added over all of them; a rank may lack a name that another one has."""
+    total: dict[str, Any] = {}
+    for part in everyones(dict(counts)):
+        for name, one in part.items():
+            total[name] = total.get(name, 0) + one
+    return total
+
+
 def added(sums: Mapping[str, Sequence[Any]]) -> dict[str, tuple[float, float]]:
     """Sums and counts by name, over all of them; a rank may lack a name that another one has."""
     total: dict[str, tuple[float, float]] = {}

@@ -19,7 +19,8 @@ from tunesmith.data.prepare import cache_folder
 from tunesmith.data.reference import FOLDER, Referenced, missing, open_file, places
 from tunesmith.engine import multi_adapter, ranks
 from tunesmith.engine.model import is_adapted
-from tunesmith.engine.scores import Scorer
+from tunesmith.engine.scores import Scorer, asked_of
+from tunesmith.engine.values import ValueScorer
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch
 
@@ -34,7 +35,7 @@ class Reference:
     """
 
     model: Any
-    scorer: Scorer
+    scorer: Scorer | ValueScorer
     identity: str | None  # tells its weights from others; None: they are not known, and nothing is kept
     adapter: str | None = None  # the name of an adapter on the trained model
 
@@ -46,7 +47,7 @@ class Reference:
         """
         model = trained if self.model is None else self.model
         inner = (trained if unwrapped is None else unwrapped) if self.model is None else self.model
-        with frozen(inner, self.adapter):
+        with frozen(inner, self.adapter) if self.model is None else nullcontext():  # its own adapter is part of it
             return self.scorer(model, batch).logps
 
 
@@ -86,7 +87,15 @@ def stored(
     needed = missing(samples, wanted, values)
     if any(ranks.everyones(len(needed))):
         started = monotonic()
-        tokens = _filled(recipe, reference, trained, samples, needed, values)
+        device = next(trained.parameters()).device
+
+        def made(batch: Batch) -> np.ndarray:
+            return reference.logps(trained, batch)[0, asked_of(batch)].cpu().numpy()
+
+        def lacking() -> np.ndarray:
+            return missing(samples, wanted, values)
+
+        tokens = fill(recipe, places(samples), needed, values, made, device, lacking)
         said = f"{len(needed):,} samples, {tokens:,} tokens, in {monotonic() - started:,.1f} s"
         say(f"reference: its log-probabilities were made once: {said}")
     else:
@@ -100,38 +109,44 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
     return {"dtype": model.dtype, "frozen_dtype": model.frozen_dtype, "bf16": recipe.train.bf16}
 
 
-def _filled(
-    recipe: Recipe, reference: Reference, trained: Any, samples: WholeSet, needed: np.ndarray, values: np.ndarray
+def fill(
+    recipe: Recipe,
+    placed: WholeSet,
+    needed: np.ndarray,
+    values: np.ndarray,
+    made: Callable[[Batch], np.ndarray],
+    device: torch.device,
+    lacking: Callable[[], np.ndarray],
 ) -> int:
-    """Write the reference's log-probabilities of some samples, a share by each rank; the tokens worked on.
+    """Write what is made of some samples to their places in a file, a share by each rank; the tokens worked on.
 
-    What a rank then does not find (values that are not kept, or on another machine's disk) it makes itself.
+    `made` gives a value for each asked token of a batch; in `placed`, their place is what they have for that value.
+    What a rank then does not find (`lacking`: values that are not kept, or on another machine's disk) it makes itself.
     """
-    tokens = sum(ranks.everyones(_fill(recipe, reference, trained, samples, _share(needed), values)))
-    rest = missing(samples, needed, values) if ranks.number() > 1 else needed[:0]
-    return tokens + _fill(recipe, reference, trained, samples, rest, values)
-
-
-def _share(samples: np.ndarray) -> np.ndarray:
-    return samples[ranks.own() :: ranks.number()]
+    share = needed[ranks.own() :: ranks.number()]
+    tokens = sum(ranks.everyones(_fill(recipe, placed, share, values, made, device)))
+    rest = lacking() if ranks.number() > 1 else needed[:0]
+    return tokens + _fill(recipe, placed, rest, values, made, device)
 
 
 def _fill(
-    recipe: Recipe, reference: Reference, trained: Any, samples: WholeSet, needed: np.ndarray, values: np.ndarray
+    recipe: Recipe,
+    placed: WholeSet,
+    needed: np.ndarray,
+    values: np.ndarray,
+    made: Callable[[Batch], np.ndarray],
+    device: torch.device,
 ) -> int:
-    """Write the reference's log-probabilities of some samples to their places; the tokens that it worked on."""
     if not len(needed):
         return 0
-    placed, device = places(samples), next(trained.parameters()).device
-    plan = pack(recipe, samples.lengths(), needed, seed=None)
+    plan = pack(recipe, placed.lengths(), needed, seed=None)
     tokens, flushed = 0, monotonic()
     for number in range(len(plan)):
-        row = join([lay(placed, plan.row(number))])
-        place = row.pop("reference")[0]  # [T] int64
-        batch = Batch(**{name: _on(value, device) for name, value in row.items()})
-        found = reference.logps(trained, batch)[0].cpu()
-        asked = row["asked"]
-        values[place[asked].numpy()] = found[asked].numpy()
+        row = lay(placed, plan.row(number))
+        place = row.pop("teacher") if "teacher" in row else row.pop("reference")[row["weight"].nonzero()[0]]  # [N]
+        fields = join([row])
+        batch = Batch(**{name: _on(value, device) for name, value in fields.items()})
+        values[place] = made(batch)
         tokens += batch.input_ids.numel()
         if isinstance(values.base, np.memmap) and monotonic() - flushed > FLUSH_SECONDS:
             values.base.flush()

@@ -8,17 +8,20 @@ Letters: T tokens, N asked tokens, D hidden size, V vocabulary.
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tunesmith.engine.attention import Layout
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import PLAIN, Elementwise
-from tunesmith.engine.head import Means, Shaping, log_probabilities
+from tunesmith.engine.head import Means, Pairs, Shaping, log_probabilities
 from tunesmith.engine.layers import plain_linear, update_of
 from tunesmith.engine.model import base_of
 from tunesmith.types import Batch, Scores
+
+if TYPE_CHECKING:
+    from tunesmith.engine.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Scorer:
     selects: bool  # the model takes `logits_to_keep`
     packed: bool  # the model's attention is tunesmith's
     ops: Elementwise = field(default=PLAIN, repr=False)
+    teacher: "Teacher | None" = None  # whose words the model's own are compared with
 
     @classmethod
     def of(cls, model: Any, fused: bool = True, packed: bool = True, ops: Elementwise = PLAIN) -> "Scorer":
@@ -51,6 +55,32 @@ class Scorer:
         """
         asked = batch.weight[0].nonzero()[:, 0] if batch.asked is None else batch.asked  # [N]
         target = batch.target[0, asked]
+        told = None if self.teacher is None else self.teacher.told(batch)  # first: a student's pass holds more
+        divergences = None
+        found = self.run(model, batch, asked)
+        if self.fused:
+            pairs, bias = self.entering(found)
+            known = batch.weight[0, asked] if likelihood else None
+            with torch.autocast(batch.weight.device.type, enabled=False):
+                if self.teacher is not None and told is not None:
+                    divergences = self.teacher.compare(pairs, bias, self.means, told)
+                    if not self.teacher.how.likelihood:
+                        pairs = [(x.detach(), weight.detach()) for x, weight in pairs]
+                        bias = None if bias is None else bias.detach()
+                logps, entropies = log_probabilities(pairs, bias, target, self.means, known, entropy)
+        else:
+            logits = found.float()  # [N, V]
+            logps = logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)
+            entropies = torch.special.entr(logits.softmax(-1)).sum(-1) if entropy else None
+        places = (torch.zeros_like(asked), asked)
+        made = {"logps": logps, "entropy": entropies, "divergence": divergences}
+        placed: dict[str, Any] = {
+            name: torch.zeros_like(batch.weight).index_put(places, one) for name, one in made.items() if one is not None
+        }
+        return Scores(**placed)
+
+    def run(self, model: torch.nn.Module, batch: Batch, asked: torch.Tensor) -> torch.Tensor:
+        """What enters a fused head at the asked positions [N, D]; of another one, the logits there [N, V]."""
         inputs: dict[str, Any] = {
             "input_ids": batch.input_ids,
             "position_ids": batch.position_ids,
@@ -62,32 +92,18 @@ class Scorer:
             assert batch.prefix is None, "run.py refuses shared beginnings without packed attention"
         if self.selects:
             inputs["logits_to_keep"] = asked
-        if self.fused:
-            hidden = head_input(model, self.head, inputs)  # [1, N or T, D]
-            hidden = hidden[0] if self.selects else hidden[0, asked]
-            known = batch.weight[0, asked] if likelihood else None
-            logps, entropies = self._from_hidden(hidden, target, known, entropy)
-        else:
-            logits = model(**inputs).logits[0]
-            logits = (logits if self.selects else logits[asked]).float()  # [N, V]
-            logps = logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)
-            entropies = torch.special.entr(logits.softmax(-1)).sum(-1) if entropy else None
-        places = (torch.zeros_like(asked), asked)
-        return Scores(
-            torch.zeros_like(batch.weight).index_put(places, logps),
-            entropy=None if entropies is None else torch.zeros_like(batch.weight).index_put(places, entropies),
-        )
+        found = head_input(model, self.head, inputs)[0] if self.fused else model(**inputs).logits[0]
+        return found if self.selects else found[asked]
 
-    def _from_hidden(
-        self, hidden: torch.Tensor, target: torch.Tensor, known: torch.Tensor | None, entropy: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def entering(self, hidden: torch.Tensor) -> tuple[Pairs, torch.Tensor | None]:
+        """What enters a fused head [N, D] with the head's weights, and what enters its update; and its bias."""
         plain = plain_linear(self.head)
         assert plain is not None, "fused heads are"
         dtype = compute_dtype(plain.weight)
         hidden = hidden.to(dtype)
         pairs = [(hidden, plain.weight.to(dtype))]
         with torch.autocast(hidden.device.type, enabled=False):
-            update = update_of(self.head)
+            update = None if plain is self.head else update_of(self.head)
             if update is not None:
                 assert update.down is not None and update.up is not None
                 low = (
@@ -97,8 +113,12 @@ class Scorer:
                     * update.scale
                 )
                 pairs.append((low, update.up.to(dtype)))
-            bias = None if plain.bias is None else plain.bias.to(dtype)
-            return log_probabilities(pairs, bias, target, self.means, known, entropy)
+            return pairs, None if plain.bias is None else plain.bias.to(dtype)
+
+
+def asked_of(batch: Batch) -> torch.Tensor:
+    """The positions of a batch that have a weight: [N]."""
+    return batch.weight[0].nonzero()[:, 0] if batch.asked is None else batch.asked
 
 
 def head_input(model: torch.nn.Module, head: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:

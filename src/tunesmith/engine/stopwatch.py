@@ -29,6 +29,7 @@ class Step:
     seconds: dict[str, float]  # by part
     row_tokens: int  # places in its rows
     sequences: tuple[Sequence, ...]
+    samples: int
     asked: int  # tokens that are learned
     loss: float  # the mean over the units of the step
 
@@ -36,6 +37,11 @@ class Step:
     def real_tokens(self) -> int:
         """The tokens of its sequences."""
         return sum(one.tokens for one in self.sequences)
+
+    @property
+    def shared_tokens(self) -> int:
+        """The tokens that stand once where several sequences begin with them, counted each time but the first."""
+        return sum(one.shared for one in self.sequences)
 
 
 class Stopwatch(TrainerCallback):
@@ -77,6 +83,7 @@ class Stopwatch(TrainerCallback):
                     seconds,
                     sum(batch.input_ids.numel() for batch, _ in own),
                     tuple(one for batch, _ in own for one in _sequences(batch)),
+                    sum(_samples(batch) for batch, _ in own),
                     sum(int((batch.weight != 0).sum()) for batch, _ in own),
                     sum(float(loss) for _, loss in own),
                 )
@@ -90,6 +97,10 @@ class Stopwatch(TrainerCallback):
             if part == "optimizer":
                 yield spent
                 spent = dict.fromkeys(PARTS, 0.0)
+
+
+def _samples(batch: Batch) -> int:
+    return len(batch.label) if batch.branch is None else int((batch.branch == 0).sum())
 
 
 def _sequences(batch: Batch) -> Iterator[Sequence]:

@@ -7,7 +7,7 @@ transformers' Trainer has the loop, devices, mixed precision and distribution. W
 - `_get_num_items_in_batch`: units (tokens, pairs) of the whole optimizer step, over micro-batches and ranks; and what
   each micro-batch has of a loss that compares samples.
 - `compute_loss`: the objective's sum over those units.
-- `evaluate`: a sum divided once, so that it does not depend on the batch size.
+- `evaluate`: a sum divided once, so that it does not depend on the batch size; and numbers made of counts.
 - `log`: the loss over all units since the last line, token counts, and a stop when it is not finite.
 - `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_rng_state`, `_load_scaler`:
   checkpoints that are atomic, verified and free of pickle.
@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ from tunesmith.engine.metrics import MetricsFile
 from tunesmith.engine.reference import Reference
 from tunesmith.engine.release import ReleasedGradients
 from tunesmith.engine.scores import Scorer
+from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch, LossSum, Scores
 
+Pairs = dict[str, tuple[Any, Any]]  # a sum and a count by name
 Metric = Callable[[Scores, Batch], tuple[Any, Any]]  # what a user's own metric gives: a sum and a count
 
 TRAINED = ("loss", "learning_rate", "grad_norm")  # of transformers' own logs
@@ -56,7 +59,7 @@ class Trainer(transformers.Trainer):
         self,
         recipe: Recipe,
         model: Any,
-        scorer: Scorer,
+        scorer: Scorer | ValueScorer,
         args: transformers.TrainingArguments,
         rows: PackedRows | StreamedRows,
         held_out: PackedRows | None,
@@ -70,6 +73,8 @@ class Trainer(transformers.Trainer):
             raise RecipeError(f"metrics: {', '.join(taken)} is a name of the run's own lines: choose another")
         self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
         self.reference = reference
+        self.compares = recipe.objective.compares_samples()
+        self.likelihood = recipe.objective.is_likelihood()
         self.shares: list[Share] = []  # of the step in hand, where its loss compares samples
         self.sums: dict[str, list[float]] = {}  # since the last line of metrics: name to sum and count
         self.tokens = self.trained_tokens = self.in_hand_tokens = 0
@@ -98,11 +103,11 @@ class Trainer(transformers.Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         objective = self.recipe.objective
-        batches = [Batch(**one) for one in batch_samples]
         self.shares = []
-        if objective.compares_samples() and (len(batches) > 1 or self.accelerator.num_processes > 1):
+        if self.compares and (len(batch_samples) > 1 or self.accelerator.num_processes > 1):
             with torch.no_grad(), joint.same_chance(device):
-                self.shares = joint.shares(objective, *self._scored(self.model_wrapped, batches), self.accelerator)
+                self.shares = self._shares_of([Batch(**one) for one in batch_samples], self.model_wrapped)
+        batches = (Batch(**one) for one in batch_samples)
         counts = [torch.as_tensor(0 if one.blank else objective.count(one), dtype=torch.float32) for one in batches]
         return self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
 
@@ -115,67 +120,54 @@ class Trainer(transformers.Trainer):
     ) -> Any:
         """The summed loss of a micro-batch over the units of the step; times the ranks, which average gradients."""
         batch = Batch(**inputs)
-        if self.shares:
-            summed, scores = self.shares.pop(0).loss(self.scores(model, batch))
-        else:
-            summed, scores = self.summed_loss(model, batch)
-        for name, pair in self._measured(summed, scores, batch).items():
-            self._remember(name, *pair)
+        summed, pairs, scores = self.measured(model, batch, self.shares.pop(0) if self.shares else None)
         if not batch.blank:
-            self._remember("tokens", batch.input_ids.numel(), 1)
-            self._remember("trained_tokens", (batch.weight != 0).sum(), 1)
+            pairs |= {"tokens": (batch.input_ids.numel(), 1), "trained_tokens": ((batch.weight != 0).sum(), 1)}
+        for name, (total, count) in pairs.items():
+            before = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = [before[0] + total, before[1] + count]
         units = num_items_in_batch / self.accelerator.num_processes
         loss = summed.total * 0 if batch.blank else summed.total / units
         return (loss, scores) if return_outputs else loss
 
-    def _measured(self, summed: LossSum, scores: Scores, batch: Batch) -> dict[str, tuple[Any, Any]]:
-        """The loss and the metrics of a batch, as sums and counts."""
-        if batch.blank:
-            return {"loss": (0.0, 0.0)}
-        found: dict[str, tuple[Any, Any]] = {"loss": (summed.total, self.recipe.objective.count(batch))}
-        found |= dict(summed.metrics) | {name: metric(scores, batch) for name, metric in self.metrics.items()}
-        return {name: (_detached(total), _detached(count)) for name, (total, count) in found.items()}
-
-    def summed_loss(self, model: Any, batch: Batch) -> tuple[LossSum, Scores]:
-        """The objective's sum on a batch, and the scores it was made from."""
-        scores = self.scores(model, batch)
-        with self.accelerator.autocast():
-            return self.recipe.objective.loss(scores, self.referred(model, batch)), scores
-
-    def scores(self, model: Any, batch: Batch) -> Scores:
-        """What the model in training says of a batch."""
+    def measured(self, model: Any, batch: Batch, share: Share | None = None) -> tuple[LossSum, Pairs, Scores]:
+        """The objective's sum on a batch, or its share in that of its step; the loss and metrics; and the scores."""
         objective = self.recipe.objective
         self.in_hand_tokens = batch.input_ids.numel()
         with self.accelerator.autocast():
-            return self.scorer(model, batch, likelihood=objective.is_likelihood(), entropy="entropy" in objective.needs)
+            scores = self.scorer(model, batch, likelihood=self.likelihood, entropy="entropy" in objective.needs)
+            if share is None and self.reference is not None:
+                batch = self._referred(model, batch)
+            summed = objective.loss(scores, batch) if share is None else share.loss(scores)
+        if batch.blank:
+            return summed, {"loss": (0.0, 0.0)}, scores
+        pairs: Pairs = {"loss": (summed.total, objective.count(batch)), **summed.metrics}
+        pairs |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
+        tensors = {name: map(torch.as_tensor, pair) for name, pair in pairs.items()}
+        return summed, {name: (total.detach(), count.detach()) for name, (total, count) in tensors.items()}, scores
 
-    def referred(self, model: Any, batch: Batch) -> Batch:
+    def _referred(self, model: Any, batch: Batch) -> Batch:
         """A batch with the reference's log-probabilities, where they are made in every step."""
         if self.reference is None:
             return batch
+        return replace(batch, reference=self.reference.logps(model, batch, self.accelerator.unwrap_model(model)))
+
+    def _shares_of(self, batches: Sequence[Batch], model: Any) -> list[Share]:
+        """What each of some batches has of the loss of all of them."""
         with self.accelerator.autocast():
-            logps = self.reference.logps(model, batch, self.accelerator.unwrap_model(model))
-        return replace(batch, reference=logps)
+            logps = [self.scorer(model, batch).logps for batch in batches]
+            batches = [self._referred(model, batch) for batch in batches]
+        return joint.shares(self.recipe.objective, batches, logps, self.accelerator)
 
-    def _scored(self, model: Any, batches: Sequence[Batch]) -> tuple[list[Batch], list[torch.Tensor]]:
-        """Batches with what the reference says of them, and the log-probabilities of the model in training."""
-        logps = [self.scores(model, batch).logps for batch in batches]
-        return [self.referred(model, batch) for batch in batches], logps
-
-    def _remember(self, name: str, total: Any, count: Any) -> None:
-        old = self.sums.get(name, [0.0, 0.0])
-        self.sums[name] = [old[0] + total, old[1] + count]
-
-    def _summed_each(self, model: Any, batches: Iterable[Batch]) -> Iterator[tuple[LossSum, Scores, Batch]]:
-        """The sum of each of some batches; where the loss compares samples, the whole one with the first of them."""
-        if not self.recipe.objective.compares_samples():
-            yield from ((*self.summed_loss(model, batch), batch) for batch in batches)
-            return
-        batches, logps = self._scored(model, list(batches))
-        for share, batch, one in zip(
-            joint.shares(self.recipe.objective, batches, logps, self.accelerator), batches, logps, strict=True
-        ):
-            yield *share.loss(Scores(one)), batch
+    def _measured_each(self, model: Any, batches: Iterable[Batch]) -> Iterator[tuple[LossSum, Pairs]]:
+        """The sum and the metrics of each of some batches; where the loss compares samples, its share in all."""
+        if self.compares:
+            batches = list(batches)
+            shares: Iterable[Share | None] = self._shares_of(batches, model)
+        else:
+            shares = repeat(None)
+        for batch, share in zip(batches, shares, strict=False):
+            yield self.measured(model, batch, share)[:2]
 
     @torch.no_grad()
     def evaluate(
@@ -183,17 +175,22 @@ class Trainer(transformers.Trainer):
     ) -> dict[str, float]:
         """The loss and the metrics over the whole held-out set."""
         sums: dict[str, list[Any]] = {}
+        counts: dict[str, torch.Tensor] = {}
         model: Any = self.model
         model.eval()
         loader = self.get_eval_dataloader(eval_dataset)
         prepared: Iterator[dict[str, Any]] = map(self._prepare_inputs, loader)
-        for summed, scores, batch in self._summed_each(model, (Batch(**one) for one in prepared)):
-            for name, pair in self._measured(summed, scores, batch).items():
+        for summed, pairs in self._measured_each(model, (Batch(**one) for one in prepared)):
+            for name, pair in pairs.items():
                 old = sums.setdefault(name, [0.0, 0.0])
                 for place in (0, 1):
                     old[place] = old[place] + torch.as_tensor(pair[place], dtype=torch.float64, device=self.args.device)
+            for name, one in summed.counts.items():
+                counts[name] = counts.get(name, 0) + one.cpu()
         model.train()
-        metrics = {f"{metric_key_prefix}_{name}": _ratio(*pair) for name, pair in ranks.added(sums).items()}
+        found: dict[str, Any] = {name: _ratio(*pair) for name, pair in ranks.added(sums).items()}
+        found |= self.recipe.objective.measures(ranks.counted(counts))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -219,6 +216,7 @@ class Trainer(transformers.Trainer):
             self._refuse_infinite("eval_loss", logs["eval_loss"])
         if self.is_world_process_zero():
             self.metrics_file.append({"step": step, **logs})
+        logs = {name: value for name, value in logs.items() if not isinstance(value, list)}  # a table is for the file
         if "loss" in logs:
             logs |= {"memory_gb": peak_memory_bytes(self.args.device.type) / 1e9}
         super().log(logs, start_time)
@@ -323,10 +321,6 @@ class Trainer(transformers.Trainer):
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoints.read_state(Path(checkpoint))["scaler"])
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def _ratio(total: float, count: float) -> float:

@@ -8,21 +8,17 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from tunesmith import atomic
 from tunesmith.engine import checkpoint
 from tunesmith.errors import RunError
-from tunesmith.generate.engine import Generator, answering, continue_ids, forward_options
+from tunesmith.generate.engine import Generator, continue_ids, logits_of
 from tunesmith.generate.load import RECIPE, has_weights, load, locate
 from tunesmith.recipe import DeviceName, Dtype
 from tunesmith.recipe_text import parse
 from tunesmith.seams import Report
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TOKENS = 32  # greedy tokens compared on each prompt
 MOST_PROMPTS = 5
@@ -68,18 +64,8 @@ def probe(generator: Generator, asked: Sequence[str]) -> list[Probe]:
     for question in asked:
         prompt = generator.prompt([{"role": "user", "content": question}], TOKENS).ids
         tokens = tuple(continue_ids(generator.model, prompt, TOKENS))
-        probes.append(Probe(question, prompt, tokens, _logits(generator.model, prompt, tokens)))
+        probes.append(Probe(question, prompt, tokens, logits_of(generator.model, prompt, tokens)))
     return probes
-
-
-@torch.no_grad()
-def _logits(model: "PreTrainedModel", prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-    """The logits [K, V] that a model gives each of the tokens after the prompt, all in one pass."""
-    only_last = {"logits_to_keep": len(tokens) + 1} if "logits_to_keep" in forward_options(model) else {}
-    ids = torch.tensor([[*prompt, *tokens]], device=model.device)
-    with answering(model):
-        logits = model(input_ids=ids, use_cache=False, **only_last).logits[0]
-    return logits[-len(tokens) - 1 : -1].float().cpu()
 
 
 @contextlib.contextmanager
@@ -107,7 +93,7 @@ def verify(folder: Path, probes: Sequence[Probe], device: DeviceName, dtype: Dty
     differences, partings = [], []
     for one in probes:
         tokens = tuple(continue_ids(generator.model, one.prompt, TOKENS))
-        differences.append((_logits(generator.model, one.prompt, one.tokens) - one.logits).abs().max())
+        differences.append((logits_of(generator.model, one.prompt, one.tokens) - one.logits).abs().max())
         if tokens != one.tokens:
             partings.append(_lead(one, tokens))
     largest = torch.stack(differences).max().item()  # NaN stays NaN, which no tolerance allows

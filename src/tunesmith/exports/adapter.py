@@ -7,7 +7,7 @@ from tunesmith.errors import RunError
 from tunesmith.recipe import DeviceName
 from tunesmith.seams import Export, Report
 
-FILES = ("adapter_config.json", "adapter_model.safetensors", "generation_config.json")
+FILES = ("adapter_config.json", "adapter_model.safetensors", "generation_config.json", "config.json")
 
 
 class PlainAdapter(Export):
@@ -23,19 +23,25 @@ class PlainAdapter(Export):
             RunError: the run trained whole weights, is not finished or is damaged; `out` holds something; or
                 the copy does not answer as the run does, and is removed.
         """
+        from tunesmith.exports import _values
         from tunesmith.exports._check import new_folder, probe, questions, verify, weights_of
         from tunesmith.generate.engine import Generator
-        from tunesmith.generate.load import is_adapter
+        from tunesmith.generate.load import is_adapter, stored_head
 
         place = weights_of(run)
         if not is_adapter(place):
             raise RunError(f"{run} trained the model's own weights, so it has no adapter: use type=merged")
         with new_folder(out) as folder:
-            generator = Generator.open(place, self.device)
-            probes = probe(generator, questions(run))
             for name in FILES:
                 if (Path(place) / name).is_file():
                     shutil.copyfile(Path(place) / name, folder / name)
+            if stored_head(place) is not None:
+                asked = questions(run)
+                before = _values.said(place, self.device, None, asked)
+                before.tokenizer.save_pretrained(folder)
+                return _values.verify(folder, before.values, self.device, None, asked, out)
+            generator = Generator.open(place, self.device)
+            probes = probe(generator, questions(run))
             generator.tokenizer.save_pretrained(folder)
             del generator
             return verify(folder, probes, self.device, None, out)

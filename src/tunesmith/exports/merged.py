@@ -31,25 +31,35 @@ class Merged(Export):
                 not answer as the run does, and is removed.
             ModelError: the base model cannot be loaded.
         """
+        from tunesmith.exports import _values
         from tunesmith.exports._check import new_folder, questions, verify, weights_of
+        from tunesmith.generate.load import stored_head
 
         place = weights_of(run)
         with new_folder(out) as folder:
+            if stored_head(place) is not None:
+                asked = questions(run)
+                before = _values.said(place, self.device, self.dtype, asked)
+                self._write(before.model, before.tokenizer, folder)
+                return _values.verify(folder, before.values, self.device, "auto", asked, out)
             probes = self._merge(place, folder, questions(run))
             return verify(folder, probes, self.device, "auto", out)
 
     def _merge(self, place: str, folder: Path, asked: tuple[str, ...]) -> "list[Probe]":
         """Write the merged weights, and return what the run answered before they were merged."""
-        from tunesmith.engine.model import without_progress_bar
         from tunesmith.exports._check import probe
         from tunesmith.generate.engine import Generator
-        from tunesmith.generate.load import is_adapter
 
         generator = Generator.open(place, self.device, self.dtype)
         probes = probe(generator, asked)
-        model: Any = generator.model
-        merged = model.merge_and_unload() if is_adapter(place) else model
+        self._write(generator.model, generator.tokenizer, folder)
+        return probes
+
+    def _write(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Write a model with its adapter, if it has one, in its weights."""
+        from tunesmith.engine.model import is_adapted, without_progress_bar
+
+        merged = model.merge_and_unload() if is_adapted(model) else model
         with without_progress_bar():
             merged.save_pretrained(folder, max_shard_size=self.max_shard_size)
-        generator.tokenizer.save_pretrained(folder)
-        return probes
+        tokenizer.save_pretrained(folder)

@@ -7,14 +7,16 @@ from pydantic import field_validator
 
 from tunesmith.errors import DataError, near
 from tunesmith.formats import _answers, _turns, _write
-from tunesmith.formats._fields import Fields, described
+from tunesmith.formats._fields import Fields, described, from_json
 from tunesmith.formats._tags import OPENAI
 from tunesmith.seams import Format
-from tunesmith.types import Sample
+from tunesmith.types import Label, Sample
 
 
 class Classes(Format):
     """A `text` (or a conversation as messages) and its `label`: the number of a class, counted from 0, or its name.
+
+    Where several classes, or none, can hold at once the label is a list of them, and `classes` names all there are.
 
     ```yaml
     text: The soup was cold and the waiter colder.
@@ -44,18 +46,31 @@ class Classes(Format):
         """Every sample has a label."""
         return True
 
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.classes
+
     def read(self, row: Mapping[str, Any]) -> Sample:
         """The sample of one row. Raises DataError."""
         fields = Fields(row)
         turns = _answers.said(fields, "text", OPENAI, "text")
         if turns[0].role != "text":
             turns = _answers.whole(fields, turns)
-        return Sample((turns,), float(self._number(fields)), _turns.tools(fields))
+        return Sample((turns,), self._label(fields), _turns.tools(fields))
 
-    def _number(self, row: Fields) -> int:
+    def _label(self, row: Fields) -> Label:
         if "label" not in row.values:
             raise row.wrong("label", "is missing")
-        label = row.values["label"]
+        said = row.values["label"]
+        said = from_json(said) if isinstance(said, str) and said.lstrip().startswith("[") else said
+        if not isinstance(said, list | tuple):
+            return float(self._number(row, said))
+        if not self.classes:
+            raise row.wrong("label", "is a list of classes: say `classes: [NAME, ...]`, all there are, in their order")
+        holding = {self._number(row, one) for one in said}
+        return tuple(float(number in holding) for number in range(len(self.classes)))
+
+    def _number(self, row: Fields, label: Any) -> int:
         if isinstance(label, str) and label in self.classes:
             return self.classes.index(label)
         number = int(label) if isinstance(label, bool | int) or _is_number(label) else None
@@ -80,11 +95,14 @@ class Classes(Format):
         _write.refuse("classes", sample, documents=True, label=True, tools=True)
         turns, label = sample.branches[0], sample.label
         assert label is not None
-        if label != int(label) or (self.classes and not 0 <= label < len(self.classes)):
-            raise DataError(f"the format classes holds the number of a class, and the label is {label}")
         text = _write.texts_alone("classes", turns)[0] if sample.is_document else _turns.written(turns, OPENAI)
-        row: dict[str, Any] = {"text": text, "label": self.classes[int(label)] if self.classes else int(label)}
-        return _write.finished(self, sample, row)
+        several = isinstance(label, tuple)
+        numbers = [number for number, holds in enumerate(label) if holds] if isinstance(label, tuple) else [label]
+        known = len(self.classes) or MOST_CLASSES
+        if any(number != int(number) or not 0 <= number < known for number in numbers):
+            raise DataError(f"the format classes holds the number of a class, and the label is {label}")
+        said = [self.classes[int(number)] if self.classes else int(number) for number in numbers]
+        return _write.finished(self, sample, {"text": text, "label": said if several else said[0]})
 
 
 MOST_CLASSES = 2**24  # whole numbers that a label holds, which is a float32

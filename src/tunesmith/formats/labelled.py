@@ -30,6 +30,7 @@ class Labelled(Format):
     """
 
     required: ClassVar[tuple[str, ...]] = ("label",)
+    judges: ClassVar[bool] = True
 
     only: Literal["good"] | None = None
     """Read the rows labelled good alone, as ordinary conversations; the others are counted and left out."""

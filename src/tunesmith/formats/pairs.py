@@ -1,11 +1,14 @@
 """Rows of a better and a worse answer to the same prompt."""
 
+import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from tunesmith.errors import DataError
 from tunesmith.formats import _answers, _turns, _write
-from tunesmith.formats._fields import Fields
+from tunesmith.formats._fields import Fields, described
 from tunesmith.formats._tags import OPENAI, Tags
 from tunesmith.seams import Format
 from tunesmith.types import Message, Sample
@@ -33,12 +36,18 @@ class Pairs(Format):
 
     only: Literal["chosen", "rejected"] | None = None
     """Read one of the answers alone, as the answer of an ordinary conversation."""
+    margin: Annotated[str, Field(min_length=1)] | None = None
+    """Column that says by how much the chosen answer is better, 0 or more, for objective: reward. None: not read."""
     tags: Tags = Tags()
     """Other names of the keys and speakers."""
 
     def branches(self) -> tuple[str, ...]:
         """What the branches are: the chosen and the rejected conversation, or the one that is read."""
         return ("answer",) if self.only else ANSWERS
+
+    def labels(self) -> bool:
+        """Whether samples have a label: the margin."""
+        return self.margin is not None and not self.only
 
     def read(self, row: Mapping[str, Any]) -> Sample:
         """The sample of one row. Raises DataError."""
@@ -57,7 +66,23 @@ class Pairs(Format):
             prompt = _answers.unlearned(prompt)
         chosen, rejected = (_answers.whole(fields, (*prompt, *answer)) for answer in answers)
         branches = {None: (chosen, rejected), "chosen": (chosen,), "rejected": (rejected,)}[self.only]
-        return Sample(branches, tools=_turns.tools(fields))
+        return Sample(branches, self._margin(fields), _turns.tools(fields))
+
+    def _margin(self, row: Fields) -> float | None:
+        """The margin of a row. Raises DataError when it is no number of 0 or more."""
+        if not self.labels():
+            return None
+        assert self.margin is not None, "labels says so"
+        if self.margin not in row.values:
+            raise row.wrong(self.margin, "is missing")
+        value = row.values[self.margin]
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if isinstance(value, bool) or not 0 <= number < math.inf:
+            raise row.wrong(self.margin, f"must be a number of 0 or more and is {described(value)}")
+        return number
 
     def _divided(
         self, row: Fields, conversations: list[tuple[Message, ...]]
@@ -76,7 +101,7 @@ class Pairs(Format):
 
     def write(self, sample: Sample) -> dict[str, Any]:
         """The row of two conversations that begin with the same turns. Raises DataError."""
-        _write.refuse("pairs", sample, branches=True, tools=True)
+        _write.refuse("pairs", sample, branches=True, tools=True, **({"label": True} if self.labels() else {}))
         if self.only:
             raise DataError(f"the format pairs writes two answers, and `only: {self.only}` says one")
         first, second = sample.branches
@@ -84,6 +109,8 @@ class Pairs(Format):
         row: dict[str, Any] = {"prompt": _turns.written(first[:common], OPENAI)} if common else {}
         for key, turns in zip(ANSWERS, (first, second), strict=True):
             row[key] = _turns.written(turns[common:], OPENAI)
+        if self.margin is not None:
+            row[self.margin] = sample.label
         return _write.finished(self, sample, row)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from tunesmith.data.prompt import prompt_ids
+from tunesmith.data.sides import source_ids
 from tunesmith.engine.model import base_of
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.generate.load import load
@@ -130,15 +131,17 @@ class Generator:
     ) -> Prompt:
         """A conversation as ids, without its oldest exchanges where they have no room; system turns stay.
 
-        Room is kept for `max_new_tokens`, at most half of the context.
+        Room is kept for `max_new_tokens`, at most half of the context; a decoder beside an encoder has its own.
 
         Raises:
             TemplateError: the chat template refuses the conversation.
             ModelError: there is nothing to answer, or the last turn alone is too long.
         """
-        kept, ids = list(messages), prompt_ids(self.tokenizer, messages, tools)
+        write = source_ids if encodes(self.model) else prompt_ids
+        kept, ids = list(messages), write(self.tokenizer, messages, tools)
         if self.context_tokens is not None:
-            room = self.context_tokens - min(max_new_tokens, self.context_tokens // 2)
+            answer = 0 if encodes(self.model) else min(max_new_tokens, self.context_tokens // 2)
+            room = self.context_tokens - answer
             while len(ids) > room:
                 kept = _without_oldest(kept)
                 if not kept:
@@ -146,7 +149,7 @@ class Generator:
                         f"the last message makes a prompt of {len(ids)} tokens, and the model's context of "
                         f"{self.context_tokens} has room for {room} before an answer: shorten it"
                     )
-                ids = prompt_ids(self.tokenizer, kept, tools)
+                ids = write(self.tokenizer, kept, tools)
         if not ids:
             raise ModelError("there is nothing to answer: the prompt is empty")
         return Prompt(tuple(ids), len(messages) - len(kept))
@@ -174,7 +177,7 @@ class Generator:
         prompt = self.prompt(messages, max_new_tokens, tools)
         limit = max_new_tokens
         if self.context_tokens is not None:
-            limit = min(limit, self.context_tokens - len(prompt.ids))
+            limit = min(limit, self.context_tokens - (1 if encodes(self.model) else len(prompt.ids)))
         tokens = continue_ids(self.model, prompt.ids, limit, temperature, top_p, seed)
         return Answer(prompt, tokens, self.stops, self.tokenizer)
 
@@ -235,20 +238,64 @@ def continue_ids(
         generator.manual_seed(seed)
     step, cache = list(prompt_ids), None
     with answering(model):
+        encoded = encode(model, prompt_ids) if encodes(model) else None
+        if encoded is not None:
+            step = [start_token(model)]
         for _ in range(max_new_tokens):
-            logits, cache = _next(model, step, cache)
+            logits, cache = _next(model, step, cache, encoded)
             token = _pick(logits, temperature, top_p, generator)
             yield token
             step = [token]
 
 
 @torch.no_grad()
-def _next(model: "PreTrainedModel", step: Sequence[int], cache: Any) -> tuple[torch.Tensor, Any]:
-    """The logits [V] after a step of tokens, and the cache that holds all before."""
+def logits_of(model: "PreTrainedModel", prompt_ids: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+    """The logits [K, V] that a model gives each of the tokens after a prompt, all in one pass: float32, on the CPU."""
+    with answering(model):
+        if encodes(model):
+            step = torch.tensor([[start_token(model), *tokens[:-1]]], device=model.device)
+            encoded = encode(model, prompt_ids)
+            output: Any = model(encoder_outputs=encoded, decoder_input_ids=step, use_cache=False)
+            return output.logits[0].float().cpu()
+        only_last = {"logits_to_keep": len(tokens) + 1} if "logits_to_keep" in forward_options(model) else {}
+        ids = torch.tensor([[*prompt_ids, *tokens]], device=model.device)
+        output = model(input_ids=ids, use_cache=False, **only_last)
+        return output.logits[0, -len(tokens) - 1 : -1].float().cpu()
+
+
+@torch.no_grad()
+def _next(model: "PreTrainedModel", step: Sequence[int], cache: Any, encoded: Any) -> tuple[torch.Tensor, Any]:
+    """The logits [V] after a step of tokens, and the cache that holds all before; `encoded` is what an encoder read."""
     only_last = {"logits_to_keep": 1} if "logits_to_keep" in forward_options(model) else {}
     ids = torch.tensor([step], device=model.device)  # [1, P]
-    output: Any = model(input_ids=ids, past_key_values=cache, use_cache=True, **only_last)
+    given = {"input_ids": ids} if encoded is None else {"encoder_outputs": encoded, "decoder_input_ids": ids}
+    output: Any = model(**given, past_key_values=cache, use_cache=True, **only_last)
     return output.logits[0, -1].float(), output.past_key_values
+
+
+def encodes(model: Any) -> bool:
+    """Whether a model, or the one that peft stands around, has an encoder for the prompt beside its decoder."""
+    return bool(base_of(model).config.is_encoder_decoder)
+
+
+@torch.no_grad()
+def encode(model: Any, prompt_ids: Sequence[int]) -> Any:
+    """What the encoder of a model makes of a prompt."""
+    base = base_of(model)
+    return base.get_encoder()(input_ids=torch.tensor([list(prompt_ids)], device=base.device))
+
+
+def start_token(model: Any) -> int:
+    """The token that an answer of a decoder beside an encoder begins with. Raises ModelError when none is said."""
+    base = base_of(model)
+    said = (getattr(one, "decoder_start_token_id", None) for one in (base.generation_config, base.config))
+    found = next((token for token in said if token is not None), None)
+    if found is None:
+        raise ModelError(
+            f"{type(base).__name__} does not say which token starts an answer: set decoder_start_token_id in its "
+            "generation_config.json"
+        )
+    return found
 
 
 def forward_options(model: Any) -> Mapping[str, Any]:

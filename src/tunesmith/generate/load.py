@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.engine import checkpoint
 from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.device import choose
-from tunesmith.engine.model import load_model, load_tokenizer, resolve_path
+from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path
 from tunesmith.errors import ModelError, RunError, near
 from tunesmith.recipe import Dtype, Model
+from tunesmith.types import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,11 +67,32 @@ def _way_on(run: Path) -> str:
     return f"Go on with: tunesmith train {run}{newest}"
 
 
+def stored_head(place: str) -> Head | None:
+    """The head for rewards or classes that what `locate` found was trained with; None where it says words.
+
+    Raises:
+        ModelError: its config cannot be read.
+    """
+    from transformers import AutoConfig
+
+    if is_adapter(place) and not (Path(place) / MODEL).is_file():
+        return None
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
+    kinds = config.architectures or ()
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        return None
+    return Head(tuple(config.id2label[number] for number in sorted(config.id2label)), config.problem_type)
+
+
 def load(
-    path: str, device: str = "auto", dtype: Dtype | None = None
+    path: str, device: str = "auto", dtype: Dtype | None = None, values: bool = False
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model (a peft model where the path is an adapter's) in evaluation mode, and its tokenizer.
 
+    `values` asks for one that says a reward or classes, and not words.
     `device` is a word of `train.device`; `dtype` None is the stored one, or float32 where the device has no
     bfloat16 arithmetic.
 
@@ -79,14 +101,18 @@ def load(
         RecipeError: this machine has no such device.
     """
     place = locate(path)
+    head = stored_head(place) if values or Path(place).is_dir() else None
+    if (head is not None) != values:
+        says = "rewards or classes, and no words: see tunesmith score" if head else "words, and no rewards or classes"
+        raise ModelError(f"{path} says {says}")
     chosen = choose(device)
     precision: Dtype = dtype or ("auto" if chosen.has_bf16 else "float32")
     if is_adapter(place):
         base = base_of(place)
-        model = _adapted(Path(place), base.model_copy(update={"dtype": precision}), chosen.type)
+        model = _adapted(Path(place), base.model_copy(update={"dtype": precision}), chosen.type, head)
     else:
         base = Model(path=place)
-        model = load_model(Model(path=place, dtype=precision), chosen.type)
+        model = load_model(Model(path=place, dtype=precision), chosen.type, head=head)
     with_tokenizer = (Path(place) / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(Model(path=place, tokenizer=place) if with_tokenizer else base)
     return model.eval(), tokenizer
@@ -101,16 +127,18 @@ def base_of(adapter: str) -> Model:
     return Model(path=name, revision=config.get("revision"))
 
 
-def _adapted(folder: Path, base: Model, device: str) -> Any:
+def _adapted(folder: Path, base: Model, device: str, head: Head | None) -> Any:
     """An adapter folder's base model with the adapter beside its weights."""
     from peft import PeftModel
     from safetensors import SafetensorError
     from transformers import GenerationConfig
 
     try:
-        model = load_model(base, device)
+        model = load_model(base, device, head=head)
     except ModelError as error:
         raise ModelError(f"the adapter {folder} needs its base model {base.path!r}: {error}") from error
+    if head is not None:
+        keep_heads_exact(model)
     try:
         with peft_warnings():
             adapted = PeftModel.from_pretrained(model, str(folder))

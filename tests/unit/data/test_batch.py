@@ -9,7 +9,7 @@ from fixtures_chats import recipe, write_rows
 from tunesmith.data import mix
 from tunesmith.data.batch import evaluation_rows, hold_out, join, training_rows
 from tunesmith.data.prepare import prepare
-from tunesmith.data.render import Rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.data.store import Store, StoreWriter
 from tunesmith.errors import RecipeError
 from tunesmith.types import Batch, Tokens

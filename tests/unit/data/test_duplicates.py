@@ -9,7 +9,7 @@ from tunesmith.data import duplicates, lengths
 from tunesmith.data.duplicates import among, near_an_earlier, near_another, rows_of_a_band, sketched
 from tunesmith.data.ledger import DUPLICATE, LEAKED, NEAR_DUPLICATE, NEARLY_LEAKED
 from tunesmith.data.load import load_rows
-from tunesmith.data.render import Rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.data.store import Store, StoreWriter, first_equal
 from tunesmith.errors import DataError
 from tunesmith.types import Tokens

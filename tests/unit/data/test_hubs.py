@@ -69,7 +69,7 @@ def test_the_address_and_the_bare_id_read_the_same(here):
 def test_a_hub_out_of_reach_is_one_quick_line(here):
     """In a process of its own, as this one is told to be offline. Nothing answers at port 9."""
     code = (
-        "import sys; from tunesmith.data import source; from tunesmith.recipe import Source; from tunesmith.errors"
+        "import sys; from tunesmith.data import source; from tunesmith.recipe_data import Source; from tunesmith.errors"
         " import DataError\ntry: next(source.read(Source(path='hf://owner/name')))\nexcept DataError as e: print(e)"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(here)}

@@ -5,7 +5,7 @@ import pytest
 import fixtures_chats as chats
 from tunesmith.data.load import load_rows
 from tunesmith.data.refuse import Tolerance
-from tunesmith.data.render import Rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.engine.model import load_tokenizer
 from tunesmith.errors import DataError
 from tunesmith.recipe import Model

@@ -30,7 +30,7 @@ class TwoAnswers(Format):
         return ("chosen", "rejected")
 
     def read(self, row: Mapping[str, Any]) -> Sample:
-        return Sample(((Message("user", "a"), Message("assistant", "b")),) * 2)
+        return Sample(tuple((Message("user", "a"), Message("assistant", said)) for said in "bc"))
 
 
 def test_a_token_is_in_the_span_that_it_begins_in():
@@ -157,7 +157,7 @@ class Rated(Format):
 
 def test_what_an_objective_cannot_learn_from_is_refused_with_the_way_out():
     said = r"^rows:1: rows of the format .* hold chosen and rejected conversations, which the objective sft does not"
-    with pytest.raises(DataError, match=said + r" learn from: say another format"):
+    with pytest.raises(DataError, match=said + r" learn from: say objective=.*dpo"):
         render([{}], TwoAnswers())
     with pytest.raises(DataError, match=said + r" learn from: say format: .*only: chosen}, to learn from those"):
         render([{}], TwoGivenOne())
@@ -179,7 +179,7 @@ def test_a_preview_says_what_the_objective_cannot_learn_from(tmp_path):
     (one,) = list(shown)
     assert shown.branches == ("chosen", "rejected") and len(one.branches) == 2
     note = shown.notes[-1]
-    assert note.endswith("say format: {type: pairs, only: chosen}, to learn from those alone")
+    assert "say format: {type: pairs, only: chosen}, to learn from those alone, or objective=" in note
     with pytest.raises(DataError, match="say format: {type: pairs, only: chosen}"):
         list(rendered(recipe, fixtures_models.tiny_tokenizer()))
 

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from tunesmith.data.render import Rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.data.store import ARRAYS, DEAD_SECONDS, META, Store, StoreWriter, is_whole
 from tunesmith.errors import DataError
 from tunesmith.types import Tokens
@@ -18,7 +18,7 @@ KILLED = """
 import os, sys, time
 import numpy as np
 from pathlib import Path
-from tunesmith.data.render import Rendered
+from tunesmith.data.rendered import Rendered
 from tunesmith.data.store import StoreWriter
 from tunesmith.types import Tokens
 tokens = Tokens(np.arange(5000, dtype=np.int32), np.ones(5000, np.float32))

@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 import fixtures_models
-from tunesmith.engine.model import base_of, is_adapted, load_model, load_tokenizer
+from tunesmith.engine.model import base_of, is_adapted, load_model, load_tokenizer, with_padding
 from tunesmith.errors import ModelError
 from tunesmith.recipe import Model
 
@@ -64,3 +64,12 @@ def test_the_base_of_a_model():
     assert not is_adapted(plain) and base_of(plain) is plain
     adapted = fixtures_models.tiny_lora(plain)
     assert is_adapted(adapted) and base_of(adapted) is plain
+
+
+def test_a_tokenizer_without_padding_gets_some_for_values_alone(folder):
+    tokenizer = fixtures_models.tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    loaded = load_tokenizer(Model(path=str(folder)))
+    assert loaded.pad_token is None
+    assert with_padding(loaded).pad_token == loaded.eos_token == "<|im_end|>"

@@ -55,3 +55,16 @@ def test_a_written_label_is_the_name_where_there_are_names():
     assert Classes().write(NAMES.read({"text": "x", "label": "good"})) == {"text": "x", "label": 1}
     with pytest.raises(DataError, match="holds the number of a class, and the label is 12.0"):
         NAMES.write(Classes().read({"text": "x", "label": 12}))
+
+
+def test_a_list_of_classes_is_one_number_for_each_of_them():
+    several = Classes(classes=("a", "b", "c"))
+    for label in (["c", "a"], [2, 0], '["a", "c"]'):
+        assert several.read({"text": "x", "label": label}).label == (1.0, 0.0, 1.0)
+    assert several.read({"text": "x", "label": []}).label == (0.0, 0.0, 0.0)
+    sample = several.read({"text": "x", "label": ["c"]})
+    assert several.write(sample) == {"text": "x", "label": ["c"]}
+    with pytest.raises(DataError, match="is a list of classes: say `classes:"):
+        Classes().read({"text": "x", "label": [1]})
+    with pytest.raises(DataError, match="no class that is known"):
+        several.read({"text": "x", "label": ["d"]})

@@ -127,3 +127,15 @@ def test_what_is_wrong_is_named(row, said):
 def test_a_written_pair_has_the_same_prompt(row):
     sample = Pairs().read(row)
     assert Pairs().read(Pairs().write(sample)) == sample
+
+
+def test_a_margin_is_the_label_of_a_pair():
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "by": "1.5"}
+    format_ = Pairs(margin="by")
+    assert format_.labels() and not Pairs().labels() and not Pairs(margin="by", only="chosen").labels()
+    assert format_.read(row).label == 1.5 and Pairs().read(row).label is None
+    for wrong in (-1, "far", None, True, float("inf")):
+        with pytest.raises(DataError, match="column 'by' must be a number of 0 or more"):
+            format_.read(row | {"by": wrong})
+    with pytest.raises(DataError, match="column 'by' is missing"):
+        format_.read({name: value for name, value in row.items() if name != "by"})

@@ -1,0 +1,210 @@
+"""A trained reward model or classifier at work: what it says of conversations, and the best of several answers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tunesmith.data import source
+from tunesmith.data.render import Renderer
+from tunesmith.data.rendered import Rendered
+from tunesmith.engine.model import base_of
+from tunesmith.engine.values import filled
+from tunesmith.errors import DataError, RunError
+from tunesmith.formats._fields import Fields
+from tunesmith.formats.auto import choose
+from tunesmith.formats.classes import Classes
+from tunesmith.generate.load import RECIPE, load
+from tunesmith.objectives.classify import Classify
+from tunesmith.objectives.reward import Reward
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_data import Data, Source
+from tunesmith.seams import Format
+from tunesmith.types import Message, Sample
+
+if TYPE_CHECKING:
+    from tunesmith.generate.engine import Generator
+
+TOGETHER = 16  # sequences that are looked at in one pass
+
+
+class Answers(Format):
+    """A prompt and `answers`, a list of texts to be ranked."""
+
+    def read(self, row: Mapping[str, Any]) -> Sample:
+        """The sample of one row, a branch for each answer. Raises DataError."""
+        fields = Fields(row)
+        asked = next((key for key in ("prompt", "question", "instruction") if key in row), "prompt")
+        prompt = Message("user", fields.text(asked))
+        answers = fields.items("answers")
+        if not answers or not all(isinstance(one, str) for one in answers):
+            raise fields.wrong("answers", "must be a list of texts")
+        return Sample(tuple((prompt, Message("assistant", one)) for one in answers))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model that says values of conversations, and how it was taught to read them."""
+
+    model: Any
+    renderer: Renderer
+    names: tuple[str, ...]  # of its values
+
+    @classmethod
+    def open(cls, path: str, device: str = "auto") -> "Judge":
+        """The judge that a run, checkpoint, adapter or model folder, or a hub id, is.
+
+        A run's rows are read as the run read its own; other folders by their tokenizer's chat template.
+
+        Raises:
+            RunError, ModelError: it cannot be loaded, or says words.
+        """
+        model, tokenizer = load(path, device, values=True)
+        config = base_of(model).config
+        names = tuple(config.id2label[number] for number in sorted(config.id2label))
+        data, file = Data(train=("-",)), Path(path).expanduser() / RECIPE
+        if file.is_file():
+            data = Recipe.load(str(file)).data
+        data = data.model_copy(update={"shared_prefix": False, "overlong": "drop"})
+        several = config.problem_type == "multi_label_classification"
+        objective = Reward() if len(names) == 1 else Classify(num_labels=len(names), multi_label=several)
+        template = data.template
+        if file.is_file() or tokenizer.chat_template is not None:
+            tokenizer = template.prepare(tokenizer)
+        return cls(model.eval(), Renderer(data, objective, tokenizer, to_look=True), names)
+
+    @torch.no_grad()
+    def values(self, sequences: Sequence[Any]) -> torch.Tensor:
+        """What it says of sequences of tokens: [S, labels] float32."""
+        base = base_of(self.model)
+        pad = getattr(base.config.get_text_config(), "pad_token_id", None)
+        ids = [torch.as_tensor(one, dtype=torch.long, device=base.device) for one in sequences]
+        found = [filled(self.model, part, pad).float().cpu() for part in _some(iter(ids))]
+        return torch.cat(found)
+
+    def judged(self, rows: Sequence[tuple[str, Mapping[str, Any]]], format_: Format) -> Iterator[tuple[Rendered, Any]]:
+        """Rows as tokens, each with the values of its branches [B, labels]; None where it was left out."""
+        for one in self.renderer.render(rows, format_):
+            yield one, self.values([tokens.ids for tokens in one.branches]) if one.branches else None
+
+    def rewards(self, messages: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float]:
+        """The reward of each answer to a conversation; an answer that cannot be read has none (-inf)."""
+        row = {"messages": list(messages), "answers": list(answers)}
+        ((_, values),) = self.judged([("answers", row)], _Sampled())
+        return [] if values is None else values[:, 0].tolist()
+
+
+class _Sampled(Format):
+    """A conversation and answers to it, as `Judge.rewards` has them."""
+
+    def read(self, row: Mapping[str, Any]) -> Sample:
+        """A branch for each answer."""
+        prompt = tuple(Message(turn["role"], turn["content"], train=False) for turn in row["messages"])
+        return Sample(tuple((*prompt, Message("assistant", answer)) for answer in row["answers"]))
+
+
+def format_of(row: Mapping[str, Any], names: tuple[str, ...]) -> Format:
+    """How rows like this one are read: answers to rank, a text with a class, or what they fit."""
+    if "answers" in row:
+        return Answers()
+    if len(names) > 1 and Classes.fits(row):
+        return Classes(classes=names)
+    return choose(row)
+
+
+def score(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
+    """What a judge says of the rows of a file, a JSON object each.
+
+    Of a reward model: `answers` with `answer` (its place in the row), `reward` and `text`, the best first. Of a
+    classifier: `label` (a list where several can hold) and `scores`, the probability of each class.
+
+    Raises:
+        DataError: the file or its first row cannot be read.
+    """
+    format_: Format | None = None
+    for rows in _some(source.read(Source(path=path))):
+        format_ = format_ or format_of(rows[0][1], judge.names)
+        for one, values in judge.judged(rows, format_):
+            yield {"where": one.where} | ({"dropped": one.dropped} if values is None else _said(judge, one, values))
+
+
+def _some(items: Iterator[Any]) -> Iterator[list[Any]]:
+    """The items, some at a time."""
+    while found := list(islice(items, TOGETHER)):
+        yield found
+
+
+def _said(judge: Judge, one: Rendered, values: torch.Tensor) -> dict[str, Any]:
+    if len(judge.names) == 1:
+        texts = [_answer(judge.renderer.tokenizer, tokens) for tokens in one.branches]
+        order = values[:, 0].argsort(descending=True, stable=True).tolist()
+        return {"answers": [{"answer": at, "reward": values[at, 0].item(), "text": texts[at]} for at in order]}
+    several = base_of(judge.model).config.problem_type == "multi_label_classification"
+    shares = values[0].sigmoid() if several else values[0].softmax(0)
+    holding = [name for name, share in zip(judge.names, shares.tolist(), strict=True) if share > 0.5]
+    label = holding if several else judge.names[int(shares.argmax())]
+    return {"label": label, "scores": dict(zip(judge.names, shares.tolist(), strict=True))}
+
+
+def _answer(tokenizer: Any, tokens: Any) -> str:
+    """The text of what is learned of a sequence: its answer."""
+    return tokenizer.decode(tokens.ids[tokens.weight != 0], skip_special_tokens=True).strip()
+
+
+def best_of(
+    judge: Judge,
+    generator: "Generator",
+    messages: Sequence[Mapping[str, Any]],
+    number: int,
+    *,
+    temperature: float = 1.0,
+    max_new_tokens: int = 256,
+    seed: int = 42,
+) -> list[tuple[float, str]]:
+    """So many sampled answers of a model to a conversation, each with its reward, the best first.
+
+    Raises:
+        RunError: every answer is empty or too long for the reward model.
+    """
+    options: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens}
+    answers = [generator.complete(messages, seed=seed + place, **options) for place in range(number)]
+    answers = [one for one in dict.fromkeys(answers) if one.strip()]
+    rewards = judge.rewards(messages, answers) if answers else []
+    if not rewards:
+        raise RunError(f"none of {number} answers can be judged: they are empty, or longer than data.max_tokens")
+    return sorted(zip(rewards, answers, strict=True), key=lambda pair: -pair[0])
+
+
+def sampled(judge: Judge, generator: "Generator", path: str, number: int, **options: Any) -> Iterator[dict[str, Any]]:
+    """The best of so many answers of a model to each prompt of a file, a JSON object each, as `score` gives them.
+
+    Raises:
+        DataError: the file or a row of it cannot be read, or a row has no prompt.
+    """
+    if len(judge.names) > 1:
+        raise RunError(f"answers are ranked by a reward model, and this one says {len(judge.names)} classes")
+    format_: Format | None = None
+    for where, row in source.read(Source(path=path)):
+        format_ = format_ or format_of(row, judge.names)
+        turns = format_.read(row).branches[0]
+        while turns and turns[-1].role == "assistant":
+            turns = turns[:-1]
+        if not turns or turns[-1].role == "text":
+            raise DataError(f"{where}: the row has no prompt to answer")
+        found = best_of(judge, generator, [turn.spoken() for turn in turns], number, **options)
+        yield {"where": where, "answers": [{"reward": reward, "text": text} for reward, text in found]}
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """What was found of a row, for people."""
+    if "dropped" in found:
+        yield f"{found['where']}: not read ({found['dropped']})"
+    elif "label" in found:
+        label = found["label"] if isinstance(found["label"], str) else ", ".join(found["label"]) or "none"
+        yield f"{found['where']}: {label} ({max(found['scores'].values()):.1%} is the most likely)"
+    else:
+        yield f"{found['where']}:"
+        yield from (f"  {one['reward']:+.3f}  {' '.join(one['text'].split())}" for one in found["answers"])

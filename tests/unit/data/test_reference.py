@@ -1,0 +1,51 @@
+"""Log-probabilities of a frozen model beside the rows: kept, filled in where they lack, laid where they belong."""
+
+import numpy as np
+import pytest
+from tests.unit.data.test_batch import store_of
+
+from tunesmith.data.batch import join, lay
+from tunesmith.data.reference import Referenced, missing, open_file, places
+
+
+@pytest.fixture
+def store(tmp_path):
+    pair = [([1, 2, 3, 4], [0, 0, 1, 1]), ([1, 2, 5], [0, 0, 1])]
+    return store_of(tmp_path, pair, [([7, 8], [0, 1])])
+
+
+def test_numbers_follow_the_tokens_that_they_are_of(store):
+    values = np.array([np.nan, np.nan, -3, -4, np.nan, np.nan, -5, np.nan, -8], np.float32)
+    row = lay(Referenced(store, values), np.array([[0, 0, 7], [1, 0, 2]]))
+    assert row["target"][row["weight"] != 0].tolist() == [3, 4, 5, 8]
+    assert row["reference"][row["weight"] != 0].tolist() == [-3, -4, -5, -8]
+    assert not np.isnan(row["reference"]).any()  # where nothing is asked there is 0
+    assert join([row])["reference"].shape == (1, 9)
+
+
+def test_a_place_is_that_of_the_token_that_is_asked_for(store):
+    row = lay(places(store), np.array([[1, 0, 2], [0, 0, 7]]))
+    asked = row["weight"] != 0
+    assert row["reference"][asked].tolist() == [8, 2, 3, 6]
+
+
+def test_only_what_lacks_is_made(store):
+    values = np.full(9, np.nan, np.float32)
+    assert missing(store, np.array([0, 1]), values).tolist() == [0, 1]
+    values[8] = -1
+    assert missing(store, np.array([0, 1]), values).tolist() == [0]
+    values[[2, 3]] = -1
+    assert missing(store, np.array([0, 1]), values).tolist() == [0]  # the second answer's
+    values[6] = -1
+    assert missing(store, np.array([0, 1]), values).tolist() == []
+
+
+def test_a_file_is_found_again_and_one_of_another_size_is_made_anew(store, tmp_path):
+    path = tmp_path / "folder" / "key"
+    values = open_file(path, store)
+    assert np.isnan(values).all() and len(values) == 9
+    values[3] = -2
+    values.base.flush()
+    assert open_file(path, store)[3] == -2
+    path.write_bytes(path.read_bytes()[:-4])  # as a full disk leaves it
+    assert np.isnan(open_file(path, store)).all()
