@@ -62,7 +62,7 @@ def test_whatever_is_compared_and_wherever_the_reference_is(runs, first, tmp_pat
     centred = runs.own("centred", CENTRED)
     cases = {
         "dpo": ("dpo",),
-        "dpo-step": ("dpo", STEP),
+        "dpo-step": ("dpo", STEP, "train.max_steps=3"),
         "dpo-full": ("dpo", *FULL, STEP),
         "centred": (centred,),
         "centred-step": (centred, STEP),

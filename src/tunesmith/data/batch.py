@@ -57,7 +57,7 @@ class PackedRows:
 
     def __getitem__(self, index: int) -> PackedRow:
         """The arrays of one row."""
-        if index >= len(self.plan):
+        if len(self.plan) <= index < len(self):
             return lay(self.store, self.plan.row(0)) | {"blank": np.ones(0)}
         return lay(self.store, self.plan.row(index))
 

@@ -274,3 +274,33 @@ def test_something_must_be_left_to_train_on(share, number):
 def test_the_longest_of_the_rows_is_that_of_the_batch(tmp_path):
     rows = rows_of(lengths_store(tmp_path, [3, 15, 9]), shuffle=False, num_train_epochs=1, row_tokens=16)
     assert join([rows[n] for n in range(len(rows))])["longest"] == 15
+
+
+# Rows that ranks share
+
+
+@pytest.mark.parametrize(("ranks", "batch"), [(2, 1), (2, 4), (3, 2)])
+def test_ranks_take_every_row_once_and_as_many_micro_batches(tmp_path, ranks, batch):
+    rows = rows_of(lengths_store(tmp_path, [15] * 9), num_train_epochs=1).shared_by(ranks, batch)
+    taken = [rows[number] for number in range(len(rows))]
+    batches = [Batch(**join(taken[first : first + batch])) for first in range(0, len(taken), batch)]
+    assert len(batches) % ranks == 0 and len(rows) - 9 < ranks * batch
+    real = [one for one in batches if not one.blank]
+    assert sorted(int(token) for one in real for token in one.input_ids[0] if token % 100 == 0) == [
+        100 * sample for sample in range(1, 10)
+    ]
+    assert len(real) == -(-9 // batch)  # a micro-batch that has a row has no blank ones beside it
+    with pytest.raises(IndexError):
+        rows[len(rows)]
+
+
+def test_one_process_has_no_blank_rows(tmp_path):
+    rows = rows_of(lengths_store(tmp_path, [15] * 9), num_train_epochs=1)
+    assert rows.shared_by(1, 4) is rows
+
+
+def test_the_steps_of_several_ranks_have_so_many_rows(tmp_path):
+    store = lengths_store(tmp_path, [15] * 9)
+    said = recipe(train={"row_tokens": 20, "max_steps": 4, "gradient_accumulation_steps": 2})
+    orders = mix.epochs(said.data, mix.parts(said.data.train, store, np.arange(9)), store.lengths())
+    assert len(training_rows(said, store, orders, ranks=3)) == 4 * 2 * 3
