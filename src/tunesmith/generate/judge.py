@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from tunesmith.data.rendered import Rendered
 from tunesmith.engine.model import base_of
 from tunesmith.engine.values import filled
 from tunesmith.errors import DataError, RunError
+from tunesmith.formats import _answers, _turns
 from tunesmith.formats._fields import Fields
+from tunesmith.formats._tags import Tags
 from tunesmith.formats.auto import choose
 from tunesmith.formats.classes import Classes
 from tunesmith.generate.load import RECIPE, load
@@ -32,17 +35,22 @@ TOGETHER = 16  # sequences that are looked at in one pass
 
 
 class Answers(Format):
-    """A prompt and `answers`, a list of texts to be ranked."""
+    """A prompt and `answers` to be ranked, read as the format `ranked` reads its own."""
 
     def read(self, row: Mapping[str, Any]) -> Sample:
         """The sample of one row, a branch for each answer. Raises DataError."""
-        fields = Fields(row)
-        asked = next((key for key in ("prompt", "question", "instruction") if key in row), "prompt")
-        prompt = Message("user", fields.text(asked))
+        fields, tags = Fields(row), Tags()
         answers = fields.items("answers")
-        if not answers or not all(isinstance(one, str) for one in answers):
-            raise fields.wrong("answers", "must be a list of texts")
-        return Sample(tuple((prompt, Message("assistant", one)) for one in answers))
+        if not answers:
+            raise fields.wrong("answers", "is empty")
+        prompt = _answers.prompt(fields, tags)
+        if prompt is None:
+            raise fields.wrong("answers", "has no prompt beside it", "answers has no prompt beside it")
+        read = [
+            _answers.answer(Fields({f"answers[{at}]": one}), f"answers[{at}]", tags) for at, one in enumerate(answers)
+        ]
+        prompt = _answers.unlearned(prompt)
+        return Sample(tuple(_answers.whole(fields, (*prompt, *one)) for one in read), tools=_turns.tools(fields))
 
 
 @dataclass(frozen=True)
@@ -92,9 +100,9 @@ class Judge:
 
     def rewards(self, messages: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float]:
         """The reward of each answer to a conversation; an answer that cannot be read has none (-inf)."""
-        row = {"messages": list(messages), "answers": list(answers)}
-        ((_, values),) = self.judged([("answers", row)], _Sampled())
-        return [] if values is None else values[:, 0].tolist()
+        rows = [(f"answer {at}", {"messages": messages, "answers": [one]}) for at, one in enumerate(answers)]
+        values = [values for _, values in self.judged(rows, _Sampled())]
+        return [float("-inf") if one is None else one[0, 0].item() for one in values]
 
 
 class _Sampled(Format):
@@ -173,9 +181,10 @@ def best_of(
     answers = [generator.complete(messages, seed=seed + place, **options) for place in range(number)]
     answers = [one for one in dict.fromkeys(answers) if one.strip()]
     rewards = judge.rewards(messages, answers) if answers else []
-    if not rewards:
+    if not any(map(isfinite, rewards)):
         raise RunError(f"none of {number} answers can be judged: they are empty, or longer than data.max_tokens")
-    return sorted(zip(rewards, answers, strict=True), key=lambda pair: -pair[0])
+    readable = [pair for pair in zip(rewards, answers, strict=True) if isfinite(pair[0])]
+    return sorted(readable, key=lambda pair: -pair[0])
 
 
 def sampled(judge: Judge, generator: "Generator", path: str, number: int, **options: Any) -> Iterator[dict[str, Any]]:
