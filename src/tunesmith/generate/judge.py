@@ -14,7 +14,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.rendered import Rendered
 from tunesmith.engine.model import base_of
 from tunesmith.engine.values import filled
-from tunesmith.errors import DataError, RunError
+from tunesmith.errors import DataError, RunError, TemplateError
 from tunesmith.formats import _answers, _turns
 from tunesmith.formats._fields import Fields
 from tunesmith.formats._tags import Tags
@@ -191,20 +191,34 @@ def sampled(judge: Judge, generator: "Generator", path: str, number: int, **opti
     """The best of so many answers of a model to each prompt of a file, a JSON object each, as `score` gives them.
 
     Raises:
-        DataError: the file or a row of it cannot be read, or a row has no prompt.
+        DataError: the file cannot be read. A row of it that cannot be answered is said, and the next one is read.
     """
     if len(judge.names) > 1:
         raise RunError(f"answers are ranked by a reward model, and this one says {len(judge.names)} classes")
-    format_: Format | None = None
     for where, row in source.read(Source(path=path)):
-        format_ = format_ or format_of(row, judge.names)
-        turns = format_.read(row).branches[0]
-        while turns and turns[-1].role == "assistant":
-            turns = turns[:-1]
-        if not turns or turns[-1].role == "text":
-            raise DataError(f"{where}: the row has no prompt to answer")
-        found = best_of(judge, generator, [turn.spoken() for turn in turns], number, **options)
+        try:
+            found = best_of(judge, generator, [turn.spoken() for turn in _asked(row)], number, **options)
+        except (DataError, TemplateError, RunError) as error:
+            yield {"where": where, "dropped": str(error)}
+            continue
         yield {"where": where, "answers": [{"reward": reward, "text": text} for reward, text in found]}
+
+
+def _asked(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The turns of a row before its answer, whether it has answers or not. Raises DataError."""
+    fields = Fields(row)
+    try:
+        format_ = choose(row)
+    except DataError:  # a prompt alone, or beside answers in no order
+        found = _answers.prompt(fields, Tags())
+        turns = () if found is None else _answers.whole(fields, found)
+    else:
+        turns = format_.read(row).branches[0]
+    while turns and turns[-1].role == "assistant":
+        turns = turns[:-1]
+    if not turns or turns[-1].role == "text":
+        raise DataError("the row has no prompt to answer")
+    return turns
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
