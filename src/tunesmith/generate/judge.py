@@ -135,8 +135,31 @@ def score(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
     format_: Format | None = None
     for rows in _some(source.read(Source(path=path))):
         format_ = format_ or format_of(rows[0][1], judge.names)
+        if isinstance(format_, Answers) and len(judge.names) == 1:
+            yield from (_ranked(judge, where, row) for where, row in rows)
+            continue
         for one, values in judge.judged(rows, format_):
             yield {"where": one.where} | ({"dropped": one.dropped} if values is None else _said(judge, one, values))
+
+
+def _ranked(judge: Judge, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The answers of a row, the best first, each judged by itself; those that cannot be are named last, and why."""
+    try:
+        number = len(Answers().read(row).branches)
+    except DataError as error:
+        return {"where": where, "dropped": str(error)}
+    alone = [(where, {**row, "answers": [one]}) for one in Fields(row).items("answers")]
+    found, left = [], []
+    for at, (one, values) in enumerate(judge.judged(alone, Answers())):
+        if values is None:
+            left.append({"answer": at, "dropped": one.dropped})
+        else:
+            text = _answer(judge.renderer.tokenizer, one.branches[0])
+            found.append({"answer": at, "reward": values[0, 0].item(), "text": text})
+    if len(left) == number:
+        return {"where": where, "dropped": left[0]["dropped"]}
+    ranked = sorted(found, key=lambda one: -one["reward"])
+    return {"where": where, "answers": ranked} | ({"left_out": left} if left else {})
 
 
 def _some(items: Iterator[Any]) -> Iterator[list[Any]]:
@@ -231,3 +254,4 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield f"{found['where']}:"
         yield from (f"  {one['reward']:+.3f}  {' '.join(one['text'].split())}" for one in found["answers"])
+        yield from (f"  answer {one['answer']} is not read ({one['dropped']})" for one in found.get("left_out", ()))
