@@ -240,7 +240,7 @@ def _asked(row: Mapping[str, Any]) -> tuple[Message, ...]:
     while turns and turns[-1].role == "assistant":
         turns = turns[:-1]
     if not turns or turns[-1].role == "text":
-        raise DataError("the row has no prompt to answer")
+        raise DataError(f"the row has no prompt to answer (its columns: {', '.join(row)})", "no prompt")
     return turns
 
 
