@@ -34,18 +34,25 @@ def compare(said: Sequence[str], words: Sequence[str], say: Callable[[str], None
 
     Raises:
         RecipeError, DataError, RunError: one of them cannot be used, which is said before the first is trained.
-        RunError: a training failed.
+        RunError: a training failed; what finished before it is shown.
     """
     runs = [Path(one) if _is_run(one) else None for one in said]
     for run in runs:
         if run is not None:
             numbers(run)
     _refuse([one for one, run in zip(said, runs, strict=True) if run is None], words)
-    found = []
+    from rich.console import Console
+
+    found: list[dict[str, Any]] = []
     for number, (one, run) in enumerate(zip(said, runs, strict=True), start=1):
         if run is None:
             say(f"{number} of {len(said)}: {one}")
-        found.append(numbers(run or _trained(one, words)))
+        try:
+            found.append(numbers(run or _trained(one, words)))
+        except RunError:
+            if found:
+                show(found, Console(stderr=True, highlight=False))
+            raise
     return found
 
 
@@ -78,11 +85,15 @@ def _refuse(recipes: Sequence[str], words: Sequence[str]) -> None:
     """Say what is wrong with any of the recipes before the first is trained."""
     if words and not recipes:
         raise RecipeError(f"{words[0]} changes recipes, and these are runs that are made: leave it out")
+    from tunesmith.data.render import rendered
+    from tunesmith.engine.encoder_decoder import ready
+
     places = []
     for one in recipes:
         recipe = Recipe.load(one, words)
         look_for_files(recipe)
         refuse_full(recipe.train.output_dir)
+        next(rendered(*ready(recipe)), None)  # its model is found, and its objective learns from its first rows
         places += [] if recipe.train.output_dir is None else [recipe.train.output_dir]
     twice = next((place for place in places if places.count(place) > 1), None)
     if twice is not None:

@@ -7,6 +7,7 @@ import pytest
 from fixtures_models import save_model
 from tunesmith import compare
 from tunesmith.cli.main import main
+from tunesmith.errors import RunError
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,33 @@ def test_a_training_that_fails_is_said(recipes, monkeypatch, capsys):
     monkeypatch.chdir(recipes)
     assert main(["compare", "small.yaml", "data.max_tokens=2"]) == 1
     assert "small.yaml ended with 1, as it says above" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [(("objective: dpo", "objective: sft"), "does not learn from"), (("/model", "/none"), "none")]
+)
+def test_a_later_recipe_is_refused_before_the_first_is_trained(recipes, monkeypatch, capsys, change, says):
+    monkeypatch.chdir(recipes)
+    monkeypatch.setattr(compare, "_trained", None)
+    (recipes / "bad.yaml").write_text((recipes / "small.yaml").read_text().replace(*change))
+    assert main(["compare", "small.yaml", "bad.yaml"]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_what_finished_is_shown_when_a_later_training_fails(recipes, monkeypatch, capsys):
+    monkeypatch.chdir(recipes)
+    numbers = {name: 2 for name in compare.PARTS} | {"run": "first", "folder": "runs/first", "metrics": {}}
+
+    def trained(one, words):
+        if one == "all.yaml":
+            raise RunError("all.yaml ended with 1, as it says above")
+        return recipes
+
+    monkeypatch.setattr(compare, "_trained", trained)
+    monkeypatch.setattr(compare, "numbers", lambda run: numbers)
+    assert main(["compare", "small.yaml", "all.yaml"]) == 1
+    said = capsys.readouterr().err
+    assert "first: runs/first" in said and "all.yaml ended with 1, as it says above" in said
 
 
 def test_what_a_run_lacks_is_left_open():

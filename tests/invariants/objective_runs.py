@@ -64,6 +64,12 @@ ROWS_OF = {  # by an objective's own name
     "classify": lambda number: {"text": _words(number, 5), "label": number % 2},
     "token_classify": _tagged,
 }
+WORDS_OF = {  # of its command line
+    "classify": ["objective.num_labels=2"],
+    "token_classify": ["objective.num_labels=2"],
+    "distill": ["teacher.model={folder}/teacher"],
+    "seq2seq": ["model.path={folder}/two-sided", ONE_A_ROW],
+}
 
 
 @dataclass
@@ -76,13 +82,8 @@ class Runs:
     def command(self, objective, run, *words):
         """The command line of a run, without the program's name."""
         common = [f"objective={objective}", f"data.train={self.rows(objective)}", f"train.output_dir={run}"]
-        if objective == "distill":
-            common.append(f"teacher.model={self.folder / 'teacher'}")
-        if objective in ("classify", "token_classify"):
-            common.append("objective.num_labels=2")
-        if objective == "seq2seq":
-            common.append(f"model.path={self.folder / 'two-sided'}")
-        return ["train", str(self.folder / "recipe.yaml"), *common, *words]
+        own = [word.format(folder=self.folder) for word in WORDS_OF.get(objective, ())]
+        return ["train", str(self.folder / "recipe.yaml"), *common, *own, *words]
 
     def of(self, objective, *words):
         """The folder of a finished run."""
@@ -118,7 +119,7 @@ def new_runs(folder):
         "model": {"path": str(folder / "model"), "dtype": "float32"},
         "data": {"train": "", "eval": HELD_OUT, "max_tokens": LIMIT, "cache_dir": str(folder / "cache")},
         "adapter": {"type": "lora", "r": 4, "lora_dropout": 0},
-        "optimizer": {"learning_rate": 2e-3},
+        "optimizer": {"learning_rate": 2e-3, "epsilon": 1e-6},  # 1e-8 makes steps of gradients that are rounding alone
         "train": {"num_train_epochs": STEPS, "warmup_steps": 0, "save_steps": 1, "save_total_limit": STEPS},
         "eval": {"eval_steps": 2},
     }

@@ -89,6 +89,13 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def warmth(text: str) -> float:
+    """A temperature from 0 to 100, for argparse."""
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text) or float(text) > 100:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 100 (it was {text!r})")
+    return float(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns 0, 1 (an error), 2 (a wrong command line) or 130 (Ctrl-C)."""
     words = list(sys.argv[1:] if argv is None else argv)

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from tunesmith.cli.main import UsageError, natural, positive
+from tunesmith.cli.main import UsageError, natural, positive, warmth
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +12,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="rows: prompt and answers, pairs, conversations, or texts")
     parser.add_argument("--sample", type=positive, metavar="N", help="rank N answers that --model makes, not the row's")
     parser.add_argument("--model", metavar="MODEL_OR_RUN", help="the model that answers")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of its answers (1)")
+    parser.add_argument("--temperature", type=warmth, default=1.0, metavar="T", help="of its answers (1)")
     parser.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer (256)")
     parser.add_argument("--seed", type=natural, default=42, metavar="N", help="decides what is drawn (42)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a row")

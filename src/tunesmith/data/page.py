@@ -100,7 +100,7 @@ def _lengths(preview: Preview, counts: Mapping[str, Any]) -> Iterator[str]:
 
 def _article(one: Rendered, preview: Preview) -> Iterator[str]:
     yield "<article class=dropped>\n" if one.dropped else "<article>\n"
-    yield f"<header><h2>{_text(one.where)}</h2><p>{escape(headline(one))}</p></header>\n"
+    yield f"<header><h2>{_text(one.where)}</h2><p>{escape(headline(one, preview.classes))}</p></header>\n"
     if one.branches:
         share = trained_tokens(one) / sum(map(len, one.branches))
         yield f'<div class="bar"><i style="width:{share:.1%}"></i></div>\n'

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tunesmith.component import name_of
 from tunesmith.data import lengths, registry, sides
 from tunesmith.data.ledger import DUPLICATE, Ledger, note, source_names
 from tunesmith.data.prompt import notes
@@ -58,6 +59,7 @@ class Preview:
     ledger: Ledger = field(default_factory=Ledger)
     complete: bool = False  # whether the last row has been read
     branches: tuple[str, ...] = ()  # what the branches of the samples are called, by the format of their source
+    classes: tuple[str, ...] = ()  # the names of those that labels are numbers of, by the format of their source
     notes: list[str] = field(default_factory=list)  # what is to be said of the rows
     _begun: list["Source"] = field(default_factory=list)
     _lengths: "array[int]" = field(default_factory=lambda: array("q"))
@@ -65,7 +67,16 @@ class Preview:
 
     def __iter__(self) -> Iterator[Rendered]:
         """The samples to show, in file order; after the last one the ledger is complete."""
+        kind, name = type(self.recipe.objective), name_of(self.recipe.objective)
+        learns_words = "values" not in kind.needs
         self.notes += notes(self.tokenizer)
+        if not learns_words:
+            self.notes.append(f"the objective {name} trains a head that reads whole sequences: no token is learned")
+        if kind.mismatched:
+            self.notes.append(
+                f"the objective {name} runs each sample also with another sample's answer, which is not learned and "
+                "not shown"
+            )
         if self.recipe.data.near_duplicates is not None or self.recipe.data.leakage == "drop":
             self.notes.append("near duplicates and leaked samples are looked for when a run starts, and are shown here")
         for number, one in enumerate(rendered(self.recipe, self.tokenizer, self._begin)):
@@ -73,6 +84,8 @@ class Preview:
             if beyond and not self.everything and not one.part:  # a row that was begun is counted to its end
                 return
             one = self._looked_at(one)
+            if not learns_words:
+                one = replace(one, branches=tuple(map(_unlearned, one.branches)))
             self.ledger.add(one, source_names(self._begun)[-1])
             if not beyond:
                 yield one
@@ -103,6 +116,7 @@ class Preview:
         self._begun.append(one)
         self.notes += registry.notes((one,))
         self.notes += format_notes(source_names(self._begun)[-1], one, format_)
+        self.classes = format_.class_names()
         self.branches = sides.NAMES if type(self.recipe.objective).encodes else format_.branches()
         if (problem := unlearnable(format_, self.recipe.objective)) is not None:
             self.notes.append(f"{one.path}: {problem}")
@@ -183,12 +197,12 @@ def branches(one: Rendered, names: Sequence[str]) -> Iterator[tuple[str, Tokens]
         yield f"{name}: {len(tokens):,} tokens{shared}", tokens
 
 
-def headline(one: Rendered) -> str:
-    """What is said above a sample."""
+def headline(one: Rendered, classes: Sequence[str] = ()) -> str:
+    """What is said above a sample, whose label is the number of one of `classes` where there are any."""
     if one.dropped is not None:
         return f"dropped: {one.dropped}"
     number, trained = sum(map(len, one.branches)), trained_tokens(one)
-    label = "" if one.label is None else f", label {_label(one.label)}"
+    label = "" if one.label is None else f", label {_label(one.label, classes)}"
     cut = ", truncated" if one.truncated else f", part {one.part + 1}" if one.part else ""
     return f"{number:,} tokens, {trained:,} trained ({trained / number:.0%}){label}{cut}"
 
@@ -224,7 +238,7 @@ def show(preview: Preview, console: "Console | None" = None) -> None:
 
     console.print(_legend(colour), end="\n\n")
     for one in preview:
-        headed((visible(one.where), "bold"), "  ", headline(one))
+        headed((visible(one.where), "bold"), "  ", headline(one, preview.classes))
         for title, tokens in branches(one, preview.branches):
             if title:
                 console.print(Text(title, "italic"))
@@ -238,11 +252,16 @@ def show(preview: Preview, console: "Console | None" = None) -> None:
         console.print(Text.assemble("  ", (size, "dim"), "  ", (bar, "#22a559"), f" {number}"), soft_wrap=True)
 
 
-def _label(label: Label) -> str:
-    """A number, or the numbers of the classes that hold."""
+def _unlearned(tokens: Tokens) -> Tokens:
+    return replace(tokens, weight=np.zeros_like(tokens.weight))
+
+
+def _label(label: Label, classes: Sequence[str]) -> str:
+    """A number or the class that it is of, or those of all the classes that hold."""
     if isinstance(label, tuple):
-        return "[" + ", ".join(str(number) for number, holds in enumerate(label) if holds) + "]"
-    return f"{label:g}"
+        holding = (number for number, holds in enumerate(label) if holds)
+        return "[" + ", ".join(visible(classes[number]) if classes else str(number) for number in holding) + "]"
+    return visible(classes[int(label)]) if classes else f"{label:g}"
 
 
 def _legend(colour: bool) -> "Text":

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.rendered import Rendered
 from tunesmith.engine.model import base_of, says_tokens
 from tunesmith.engine.values import filled
-from tunesmith.errors import DataError, RunError
+from tunesmith.errors import DataError, RunError, TemplateError
+from tunesmith.formats import _answers, _turns
 from tunesmith.formats._fields import Fields
+from tunesmith.formats._tags import Tags
 from tunesmith.formats.auto import choose
 from tunesmith.formats.classes import Classes
 from tunesmith.formats.tagged import Tagged
@@ -35,17 +38,22 @@ TOGETHER = 16  # sequences that are looked at in one pass
 
 
 class Answers(Format):
-    """A prompt and `answers`, a list of texts to be ranked."""
+    """A prompt and `answers` to be ranked, read as the format `ranked` reads its own."""
 
     def read(self, row: Mapping[str, Any]) -> Sample:
         """The sample of one row, a branch for each answer. Raises DataError."""
-        fields = Fields(row)
-        asked = next((key for key in ("prompt", "question", "instruction") if key in row), "prompt")
-        prompt = Message("user", fields.text(asked))
+        fields, tags = Fields(row), Tags()
         answers = fields.items("answers")
-        if not answers or not all(isinstance(one, str) for one in answers):
-            raise fields.wrong("answers", "must be a list of texts")
-        return Sample(tuple((prompt, Message("assistant", one)) for one in answers))
+        if not answers:
+            raise fields.wrong("answers", "is empty")
+        prompt = _answers.prompt(fields, tags)
+        if prompt is None:
+            raise fields.wrong("answers", "has no prompt beside it", "answers has no prompt beside it")
+        read = [
+            _answers.answer(Fields({f"answers[{at}]": one}), f"answers[{at}]", tags) for at, one in enumerate(answers)
+        ]
+        prompt = _answers.unlearned(prompt)
+        return Sample(tuple(_answers.whole(fields, (*prompt, *one)) for one in read), tools=_turns.tools(fields))
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,9 @@ class Judge:
 
     def rewards(self, messages: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float]:
         """The reward of each answer to a conversation; an answer that cannot be read has none (-inf)."""
-        row = {"messages": list(messages), "answers": list(answers)}
-        ((_, values),) = self.judged([("answers", row)], _Sampled())
-        return [] if values is None else values[:, 0].tolist()
+        rows = [(f"answer {at}", {"messages": messages, "answers": [one]}) for at, one in enumerate(answers)]
+        values = [values for _, values in self.judged(rows, _Sampled())]
+        return [float("-inf") if one is None else one[0, 0].item() for one in values]
 
 
 class _Sampled(Format):
@@ -135,6 +143,9 @@ def score(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
     format_: Format | None = None
     for rows in _some(source.read(Source(path=path))):
         format_ = format_ or format_of(rows[0][1], judge.names)
+        if isinstance(format_, Answers) and len(judge.names) == 1:
+            yield from (_ranked(judge, where, row) for where, row in rows)
+            continue
         for one, values in judge.judged(rows, format_):
             yield {"where": one.where} | ({"dropped": one.dropped} if values is None else _said(judge, one, values))
 
@@ -171,6 +182,26 @@ def _score_words(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
             for at in np.flatnonzero(label >= 0).tolist():
                 tags[label[at]] = judge.names[int(values[0, at].argmax())]
             yield {"where": one.where, "tokens": words, "tags": tags}
+
+
+def _ranked(judge: Judge, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The answers of a row, the best first, each judged by itself; those that cannot be are named last, and why."""
+    try:
+        number = len(Answers().read(row).branches)
+    except DataError as error:
+        return {"where": where, "dropped": str(error)}
+    alone = [(where, {**row, "answers": [one]}) for one in Fields(row).items("answers")]
+    found, left = [], []
+    for at, (one, values) in enumerate(judge.judged(alone, Answers())):
+        if values is None:
+            left.append({"answer": at, "dropped": one.dropped})
+        else:
+            text = _answer(judge.renderer.tokenizer, one.branches[0])
+            found.append({"answer": at, "reward": values[0, 0].item(), "text": text})
+    if len(left) == number:
+        return {"where": where, "dropped": left[0]["dropped"]}
+    ranked = sorted(found, key=lambda one: -one["reward"])
+    return {"where": where, "answers": ranked} | ({"left_out": left} if left else {})
 
 
 def _some(items: Iterator[Any]) -> Iterator[list[Any]]:
@@ -215,29 +246,44 @@ def best_of(
     answers = [generator.complete(messages, seed=seed + place, **options) for place in range(number)]
     answers = [one for one in dict.fromkeys(answers) if one.strip()]
     rewards = judge.rewards(messages, answers) if answers else []
-    if not rewards:
+    if not any(map(isfinite, rewards)):
         raise RunError(f"none of {number} answers can be judged: they are empty, or longer than data.max_tokens")
-    return sorted(zip(rewards, answers, strict=True), key=lambda pair: -pair[0])
+    readable = [pair for pair in zip(rewards, answers, strict=True) if isfinite(pair[0])]
+    return sorted(readable, key=lambda pair: -pair[0])
 
 
 def sampled(judge: Judge, generator: "Generator", path: str, number: int, **options: Any) -> Iterator[dict[str, Any]]:
     """The best of so many answers of a model to each prompt of a file, a JSON object each, as `score` gives them.
 
     Raises:
-        DataError: the file or a row of it cannot be read, or a row has no prompt.
+        DataError: the file cannot be read. A row of it that cannot be answered is said, and the next one is read.
     """
     if len(judge.names) > 1 or says_tokens(judge.model):
         raise RunError(f"answers are ranked by a reward model, and this one says {len(judge.names)} classes")
-    format_: Format | None = None
     for where, row in source.read(Source(path=path)):
-        format_ = format_ or format_of(row, judge.names)
-        turns = format_.read(row).branches[0]
-        while turns and turns[-1].role == "assistant":
-            turns = turns[:-1]
-        if not turns or turns[-1].role == "text":
-            raise DataError(f"{where}: the row has no prompt to answer")
-        found = best_of(judge, generator, [turn.spoken() for turn in turns], number, **options)
+        try:
+            found = best_of(judge, generator, [turn.spoken() for turn in _asked(row)], number, **options)
+        except (DataError, TemplateError, RunError) as error:
+            yield {"where": where, "dropped": str(error)}
+            continue
         yield {"where": where, "answers": [{"reward": reward, "text": text} for reward, text in found]}
+
+
+def _asked(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The turns of a row before its answer, whether it has answers or not. Raises DataError."""
+    fields = Fields(row)
+    try:
+        format_ = choose(row)
+    except DataError:  # a prompt alone, or beside answers in no order
+        found = _answers.prompt(fields, Tags())
+        turns = () if found is None else _answers.whole(fields, found)
+    else:
+        turns = format_.read(row).branches[0]
+    while turns and turns[-1].role == "assistant":
+        turns = turns[:-1]
+    if not turns or turns[-1].role == "text":
+        raise DataError(f"the row has no prompt to answer (its columns: {', '.join(row)})", "no prompt")
+    return turns
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -253,3 +299,4 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield f"{found['where']}:"
         yield from (f"  {one['reward']:+.3f}  {' '.join(one['text'].split())}" for one in found["answers"])
+        yield from (f"  answer {one['answer']} is not read ({one['dropped']})" for one in found.get("left_out", ()))

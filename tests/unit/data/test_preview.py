@@ -328,3 +328,42 @@ def test_lengths_and_sources_are_shown(tmp_path):
     assert text.count('<table class="lengths">') == text.count('<table class="sources">') == 1
     assert f"<td>{other}</td><td>1 <i>20.0%</i></td>" in text
     assert text.count('<i style="width:100.0%"></i></td>') >= 1
+
+
+# objectives that learn something else than tokens
+
+
+def of_objective(folder, row, objective, **source):
+    path = folder / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    recipe = Recipe(model="tiny", data={"train": [{"path": str(path)} | source]}, objective=objective)
+    return preview.Preview(recipe, recipe.data.template.prepare(tiny_tokenizer()))
+
+
+@pytest.mark.parametrize(
+    ("row", "objective", "source", "label"),
+    [
+        ({"text": "So good.", "label": "good"}, "classify", ("bad", "good"), ", label good"),
+        ({"text": "So so.", "label": ["b", "a"]}, {"multi_label": True}, ("a", "b"), r", label \[a, b\]"),
+        ({"text": "So good.", "label": 1}, {"num_labels": 2}, (), ", label 1"),
+        ({"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}, "reward", None, ""),
+    ],
+)
+def test_a_head_learns_labels_and_no_token(tmp_path, row, objective, source, label):
+    objective = {"type": "classify", **objective} if isinstance(objective, dict) else objective
+    read = {} if source is None else {"format": {"type": "classes", "classes": list(source)}}
+    given = of_objective(tmp_path, row, objective, **read)
+    out = printed(given, color_system=None)
+    assert re.search(rf"rows.jsonl:1  \d+ tokens, 0 trained \(0%\){label} ", out)
+    assert "\u27e6" not in out.partition("\n")[2] and given.ledger.as_dict()["trained_tokens"] == 0
+    assert out.count("trains a head that reads whole sequences: no token is learned") == 1
+    page.write(str(tmp_path / "page.html"), of_objective(tmp_path, row, objective, **read), "mine")
+    assert re.search(f"0 trained \\(0%\\){label}</p>", (tmp_path / "page.html").read_text(encoding="utf-8"))
+
+
+def test_that_answers_are_also_run_behind_other_prompts_is_said_once(tmp_path):
+    row = {"prompt": "Hi", "completion": "Hello.", "label": True}
+    said = "runs each sample also with another sample's answer, which is not learned"
+    out = printed(of_objective(tmp_path, row, "kto"), color_system=None)
+    assert out.count(said) == 1 and "\u27e6Hello.<|im_end|>\u27e7" in out
+    assert said not in printed(made(tmp_path), color_system=None)
