@@ -1,6 +1,7 @@
 """A frozen model beside the trained one: the reference of preferences, the teacher of a student."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.adapted import precision
@@ -46,7 +47,7 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
         if said.frozen_dtype is not None:
             model = model.merge_and_unload()  # an update would be rounded like a weight, and lost beside it
     else:
-        if stored_head(place) is not None:
+        if Path(place).is_dir() and stored_head(place) is not None:
             raise ModelError(f"{section}.model: {said.path} says rewards or classes, and no words: name another model")
         plain = said.model_copy(update={"dtype": dtype, "path": place})
         model, own = load_model(plain, device), load_tokenizer(plain)

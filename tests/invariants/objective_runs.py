@@ -119,7 +119,7 @@ def new_runs(folder):
         "model": {"path": str(folder / "model"), "dtype": "float32"},
         "data": {"train": "", "eval": HELD_OUT, "max_tokens": LIMIT, "cache_dir": str(folder / "cache")},
         "adapter": {"type": "lora", "r": 4, "lora_dropout": 0},
-        "optimizer": {"learning_rate": 2e-3, "epsilon": 1e-6},  # 1e-8 makes steps of gradients that are rounding alone
+        "optimizer": {"learning_rate": 2e-3, "epsilon": 1e-5},  # 1e-8 makes steps of gradients that are rounding alone
         "train": {"num_train_epochs": STEPS, "warmup_steps": 0, "save_steps": 1, "save_total_limit": STEPS},
         "eval": {"eval_steps": 2},
     }

@@ -190,7 +190,7 @@ def test_the_best_of_some_answers(folder, tmp_path, capsys):
         (
             "classify",
             ("data.train.0.format={type: text}", "objective.num_labels=2"),
-            "learns from labels, and rows of the format text have",
+            "learns a label, which the format text does not say",
         ),
         ("classify", ("objective.num_labels=3",), "objective.num_labels is for 3 classes, and there are 2"),
         ("classify", ("objective.multi_label=true",), r"texts.jsonl:1: the label is one class"),

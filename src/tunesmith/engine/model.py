@@ -192,7 +192,7 @@ def head_modules(model: Any) -> set[Any]:
 
 def is_adapted(model: Any) -> bool:
     """Whether a model is wrapped by peft."""
-    return hasattr(model, "peft_config")
+    return hasattr(model, "get_base_model")
 
 
 def base_of(model: Any) -> Any:
