@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from invariants.objective_runs import ACCUMULATED, CENTRED, equal, killed, learned, new_runs
+from invariants.objective_runs import ACCUMULATED, CENTRED, OBJECTIVES, equal, killed, learned, new_runs
 from invariants.whole_runs import digests, metrics
 from tunesmith.cli.main import main
 
@@ -58,10 +58,9 @@ def test_two_processes_equal_one(runs, first):
 
 @pytest.mark.slow
 def test_whatever_is_compared_and_wherever_the_reference_is(runs, first, tmp_path):
-    """Once started, two processes make all of it, and go on with a run that was killed."""
+    """Once started, two processes make a run of every objective, and go on with one that was killed."""
     centred = runs.own("centred", CENTRED)
-    cases = {
-        "dpo": ("dpo",),
+    cases = {name: (name,) for name in OBJECTIVES if name != "sft"} | {
         "dpo-step": ("dpo", STEP, "train.max_steps=3"),
         "dpo-full": ("dpo", *FULL, STEP),
         "centred": (centred,),
