@@ -37,9 +37,7 @@ def reference_of(
     if recipe.reference.model is not None:
         said = {"path": recipe.reference.model, "frozen_dtype": recipe.reference.frozen_dtype}
         return loaded(Model(**said))
-    if is_adapted(adapted.model):
-        return Reference(None, adapted.kernels.scorer, adapted.fingerprint), []
-    if is_once(recipe):  # the model as it is now, before training
+    if is_adapted(adapted.model) or is_once(recipe):  # without its adapter, or as it is now, before training
         return Reference(None, adapted.kernels.scorer, adapted.fingerprint), []
     if adapted.fingerprint is None:
         raise RecipeError(

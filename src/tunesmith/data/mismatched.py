@@ -1,4 +1,4 @@
-"""WholeSet with a second sequence each: their prompt with the answer of another sample, drawn over the whole set.
+"""Samples with a second sequence each: their prompt with the answer of another sample, drawn over the whole set.
 
 How likely such pairs are under two models says how far those are apart (the KL estimate of KTO, arXiv 2402.01306).
 """
@@ -16,7 +16,7 @@ from tunesmith.types import Tokens
 
 @dataclass(frozen=True, eq=False)
 class Mismatched:
-    """WholeSet of one sequence each, joined by the prompt with the answer of `partner[sample]`: [M].
+    """Samples of one sequence each, joined by the prompt with the answer of `partner[sample]`: [M].
 
     A joined sequence that is longer than `limit` tokens is cut. With `shares`, the prompt of both stands once.
     """

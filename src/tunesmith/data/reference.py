@@ -1,4 +1,4 @@
-"""WholeSet with the log-probabilities of their tokens under a frozen model, kept beside the rendered rows.
+"""Samples with the log-probabilities of their tokens under a frozen model, kept beside the rendered rows.
 
 A file holds one number for each token of a store, NaN where none was made yet: a run makes those of the samples that it
 will see, and another one with the same rows and the same model finds them.
@@ -23,7 +23,7 @@ ROOM = "Say data.cache_dir=FOLDER"
 
 @dataclass(frozen=True, eq=False)
 class Referenced:
-    """WholeSet, each token with a number from `values` [T], which are laid out as the samples' sequences in full."""
+    """Samples, each token with a number from `values` [T], which are laid out as the samples' sequences in full."""
 
     samples: WholeSet
     values: np.ndarray

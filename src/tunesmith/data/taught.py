@@ -22,7 +22,7 @@ WRITTEN_BYTES = 1 << 24  # at once, of a new file
 
 @dataclass(frozen=True, eq=False)
 class Taught(Referenced):
-    """WholeSet, each learned token with a value of `values`: those of sample i begin at `firsts[i]`."""
+    """Samples, each learned token with a value of `values`: those of sample i begin at `firsts[i]`."""
 
     firsts: np.ndarray  # [M+1]
 

@@ -123,35 +123,26 @@ def fill(
     `made` gives a value for each asked token of a batch; in `placed`, their place is what they have for that value.
     What a rank then does not find (`lacking`: values that are not kept, or on another machine's disk) it makes itself.
     """
-    share = needed[ranks.own() :: ranks.number()]
-    tokens = sum(ranks.everyones(_fill(recipe, placed, share, values, made, device)))
-    rest = lacking() if ranks.number() > 1 else needed[:0]
-    return tokens + _fill(recipe, placed, rest, values, made, device)
 
+    def make(some: np.ndarray) -> int:
+        if not len(some):
+            return 0
+        plan = pack(recipe, placed.lengths(), some, seed=None)
+        tokens, flushed = 0, monotonic()
+        for number in range(len(plan)):
+            row = lay(placed, plan.row(number))
+            place = row.pop("teacher") if "teacher" in row else row.pop("reference")[row["weight"].nonzero()[0]]  # [N]
+            fields = join([row])
+            batch = Batch(**{name: _on(value, device) for name, value in fields.items()})
+            values[place] = made(batch)
+            tokens += batch.input_ids.numel()
+            if isinstance(values.base, np.memmap) and monotonic() - flushed > FLUSH_SECONDS:
+                values.base.flush()
+                flushed = monotonic()
+        return tokens
 
-def _fill(
-    recipe: Recipe,
-    placed: WholeSet,
-    needed: np.ndarray,
-    values: np.ndarray,
-    made: Callable[[Batch], np.ndarray],
-    device: torch.device,
-) -> int:
-    if not len(needed):
-        return 0
-    plan = pack(recipe, placed.lengths(), needed, seed=None)
-    tokens, flushed = 0, monotonic()
-    for number in range(len(plan)):
-        row = lay(placed, plan.row(number))
-        place = row.pop("teacher") if "teacher" in row else row.pop("reference")[row["weight"].nonzero()[0]]  # [N]
-        fields = join([row])
-        batch = Batch(**{name: _on(value, device) for name, value in fields.items()})
-        values[place] = made(batch)
-        tokens += batch.input_ids.numel()
-        if isinstance(values.base, np.memmap) and monotonic() - flushed > FLUSH_SECONDS:
-            values.base.flush()
-            flushed = monotonic()
-    return tokens
+    tokens = sum(ranks.everyones(make(needed[ranks.own() :: ranks.number()])))
+    return tokens + make(lacking() if ranks.number() > 1 else needed[:0])
 
 
 def _on(value: Any, device: torch.device) -> Any:

@@ -1,6 +1,8 @@
 """Classes by their number, or by their name where names are known."""
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from tunesmith.errors import near
 from tunesmith.formats._fields import Fields, described
@@ -8,12 +10,15 @@ from tunesmith.formats._fields import Fields, described
 MOST_CLASSES = 2**24  # whole numbers that a label holds, which is a float32
 
 
-def distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names of classes. Raises ValueError when one of them stands twice."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"the class {twice!r} stands twice")
     return names
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
 
 
 def number(row: Fields, key: str, label: Any, names: tuple[str, ...]) -> int:

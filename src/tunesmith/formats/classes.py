@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import field_validator
-
 from tunesmith.errors import DataError
 from tunesmith.formats import _answers, _names, _turns, _write
 from tunesmith.formats._fields import Fields, from_json
@@ -26,13 +24,8 @@ class Classes(Format):
 
     required: ClassVar[tuple[str, ...]] = ("text", "label")
 
-    classes: tuple[str, ...] = ()
+    classes: _names.Names = ()
     """Names of the classes in the order of their numbers, where labels are names."""
-
-    @field_validator("classes", mode="after")
-    @classmethod
-    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return _names.distinct(value)
 
     @classmethod
     def fits(cls, row: Mapping[str, Any]) -> bool:

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from pydantic import field_validator
-
 from tunesmith.formats import _names, _write
 from tunesmith.formats._fields import Fields, described
 from tunesmith.seams import Format
@@ -26,15 +24,10 @@ class Tagged(Format):
     required: ClassVar[tuple[str, ...]] = ("tokens", "tags")
     of_words: ClassVar[bool] = True
 
-    classes: tuple[str, ...] = ()
+    classes: _names.Names = ()
     """Names of the classes in the order of their numbers, where tags are names or a model is to know them."""
     joined_by: str = " "
     """What stands between two words; nothing where a language writes none, as Chinese."""
-
-    @field_validator("classes", mode="after")
-    @classmethod
-    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return _names.distinct(value)
 
     @classmethod
     def fits(cls, row: Mapping[str, Any]) -> bool:
@@ -50,9 +43,9 @@ class Tagged(Format):
         """The sample of one row. Raises DataError."""
         fields = Fields(row)
         words, tags = fields.items("tokens"), fields.items("tags")
-        wrong = next((one for one in words if not isinstance(one, str) or not one), None)
-        if not all(isinstance(one, str) and one for one in words):
-            raise fields.wrong("tokens", f"must be a list of words and has {described(wrong)}")
+        wrong = [one for one in words if not isinstance(one, str) or not one]
+        if wrong:
+            raise fields.wrong("tokens", f"must be a list of words and has {described(wrong[0])}")
         if len(words) != len(tags):
             raise fields.wrong("tags", f"are {len(tags)}, and there are {len(words)} words", "are not as many as words")
         text = Fields({"tokens": self.joined_by.join(words)}).text("tokens")
