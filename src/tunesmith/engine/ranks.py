@@ -3,6 +3,7 @@
 Where there is one process, every function here returns at once and does nothing.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,15 @@ def meet(device: str) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu")
+        atexit.register(_part)
+
+
+def _part() -> None:
+    """Leave the others: threads of theirs that still run when a process ends can end it with an abort."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def wait() -> None:
