@@ -53,7 +53,9 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     if type(recipe.objective).encodes:
         encoder_decoder.begin_answers(model, recipe.objective)
     model = recipe.adapter.apply(model)
-    recipe.optimizer.build(model)  # once, for nothing: what it lacks would come out after the run folder is made
+    recipe.optimizer.build(
+        model, recipe.adapter.factors(model)
+    )  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     ops, notes = kernels.elementwise(model, recipe.train.compile)
     if head is not None:

@@ -238,7 +238,7 @@ def _commands(recipe: Recipe, peers: Peers, length: Length, rows: _Rows, folder:
         "pack-length": max(PACK_TOKENS, recipe.data.max_tokens),
         "dtype": recipe.model.dtype,
         "device": recipe.train.device,
-        "learning-rate": getattr(recipe.optimizer, "learning_rate", 1e-4),
+        "learning-rate": recipe.optimizer.learning_rate,
         "adapter": name_of(adapter),
     }
     if name_of(adapter) == "lora":

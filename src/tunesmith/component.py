@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -46,6 +47,13 @@ class Component(Section):
     def aliases(cls) -> dict[str, dict[str, Any]]:
         """Names of this seam that are no file: a component and options of it, {name: {"type": ..., ...}}."""
         return {}
+
+    def refuses(self, other: "Component") -> str | None:
+        """Why this cannot be in one recipe with a component of another seam, and what can; None when it can.
+
+        It is the one declaration of what goes together: recipes are checked, and pages and self-tests made, by it.
+        """
+        return None
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -182,6 +190,12 @@ def pick(base: type[Component], value: Any) -> Component:
             "{count} problems",
             {"count": error.error_count(), "kind": kind, "error": error},
         ) from None
+
+
+def refusal(parts: Sequence[Component]) -> str | None:
+    """Why some components cannot be in one recipe, as the first that refuses another says it; None: they can."""
+    each = (one.refuses(other) for one in parts for other in parts if other is not one)
+    return next((reason for reason in each if reason is not None), None)
 
 
 def name_of(component: Component) -> str:

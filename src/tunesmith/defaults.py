@@ -57,8 +57,9 @@ def resolve(recipe: Recipe, device: Device) -> Resolved:
     if train.row_tokens is None:
         kind = type(recipe.objective)
         derived["train.row_tokens"] = recipe.data.max_tokens * (len(kind.branches) + kind.mismatched + kind.encodes)
-    if getattr(recipe.optimizer, "learning_rate", 0.0) is None:
-        derived["optimizer.learning_rate"] = type(recipe.adapter).learning_rate
+    if recipe.optimizer.learning_rate is None:
+        factor = type(recipe.optimizer).learning_rate_factor
+        derived["optimizer.learning_rate"] = type(recipe.adapter).learning_rate * factor
     if train.device == "auto":
         derived["train.device"] = device.type
     if recipe.name is None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tunesmith.component import Section, default
+from tunesmith.component import Section, default, refusal
 from tunesmith.errors import RecipeError
 from tunesmith.passthrough import problem
 from tunesmith.recipe_data import Data
@@ -232,6 +232,16 @@ class Recipe(Section):
         if self.data.streaming and (kind.mismatched or self.reference.compute == "once"):
             what = "draws answers over the whole set" if kind.mismatched else "with reference.compute=once looks ahead"
             raise ValueError(f"the objective {kind.__name__.lower()} {what}, and data.streaming never holds it")
+        return self
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Recipe":
+        problem = refusal([self.objective, self.adapter, self.optimizer])
+        if problem is not None:
+            raise ValueError(problem)
+        if self.train.release_gradients and not type(self.optimizer).in_backward:
+            name = type(self.optimizer).__name__.lower()
+            raise ValueError(f"train.release_gradients: {name} needs all gradients of a step together: leave it out")
         return self
 
     @model_validator(mode="after")

@@ -246,7 +246,7 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
 
 def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:
     """Write `final/`: plain weights, tokenizer, template, and the tokens that end an answer."""
-    from tunesmith.engine import checkpoint
+    from tunesmith.engine import checkpoint, companions
     from tunesmith.engine.model import has_words
 
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -257,7 +257,8 @@ def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:
         if problem is not None:
             raise RunError(f"the best weights cannot be loaded: {problem}. Its last are in {folder}/checkpoints")
         checkpoint.load_weights(model, place)
-    with checkpoint.atomic_folder(folder / FINAL) as final:
+        trainer.take_up_companions(place)
+    with companions.settled(trainer.companions), checkpoint.atomic_folder(folder / FINAL) as final:
         checkpoint.save_weights(model, final)
         loaded.tokenizer.save_pretrained(final)
         if has_words(model):

@@ -4,13 +4,13 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from tunesmith.component import Component, Section, all_of
+from tunesmith.component import Component, Section, all_of, find
 from tunesmith.errors import RecipeError, near
 
 WORDS = {
@@ -72,12 +72,16 @@ def options(root: type[Section], **others: type[Section]) -> list[Option]:
     return [option for group in groups(root, **others) for option in group.options]
 
 
-def _walk(section: type[Section], path: str, seen: set[type[Section]]) -> Iterator[Group]:
+def _walk(
+    section: type[Section], path: str, seen: set[type[Section]], without: Collection[str] = ()
+) -> Iterator[Group]:
     shapes = section.model_json_schema()["properties"] if section.model_fields else {}
     prefix = f"{path}." if path else ""
     own: list[Option] = []
     inside: list[Group] = []
     for name, field in section.model_fields.items():
+        if name in without:
+            continue
         here, inner, text = prefix + name, section_of(field.annotation), one_line(field.description or "")
         if inner is not None and issubclass(inner, Component):
             own.append(_component_option(here, inner, text))
@@ -104,8 +108,22 @@ def section_of(annotation: Any) -> type[Section] | None:
 
 
 def _components(path: str, base: type[Component], seen: set[type[Section]]) -> Iterator[Group]:
+    """The options that all components of a seam share, once; then each with those of its own."""
+    if base.model_fields:
+        shapes = find(base, base.default).model_json_schema()["properties"]
+        shared = (
+            Option(
+                f"{path}.{name}", said(shapes[name]), bound(shapes[name]), _default(field), one_line(field.description)
+            )
+            for name, field in base.model_fields.items()
+            if field.description is not None
+        )
+        yield Group(path, _first_paragraph(base), tuple(shared))
     for name, kind in all_of(base).items():
-        yield from _walk(kind, f"{path}[{name}]", seen)
+        own = {
+            each for one in kind.__mro__[: kind.__mro__.index(base)] for each in vars(one).get("__annotations__", {})
+        }
+        yield from _walk(kind, f"{path}[{name}]", seen, base.model_fields.keys() - own)
 
 
 def _component_option(path: str, base: type[Component], text: str) -> Option:

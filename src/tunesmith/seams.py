@@ -1,10 +1,14 @@
 """What a user can add, and the one method each must have."""
 
+import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, field_validator
 
 from tunesmith.component import Component, name_of
 from tunesmith.errors import DataError
@@ -158,6 +162,25 @@ class Objective(Component):
         """The summed loss of a batch, and metrics as (sum, count) pairs."""
 
 
+class Companion:
+    """What goes with a run beside its steps (a schedule of ranks, a mean of the weights), and is saved with it."""
+
+    def stepped(self, step: int) -> None:
+        """What is done after the update of an optimizer step, the first of which is 1; gradients are still there."""
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """A block in which the model has the weights that it is evaluated with, and ends a run with."""
+        yield
+
+    def state(self) -> "dict[str, torch.Tensor]":
+        """What a checkpoint keeps of it, by name."""
+        return {}
+
+    def load(self, state: "Mapping[str, torch.Tensor]") -> None:
+        """Take up what `state` gave."""
+
+
 class Adapter(Component):
     """Which weights are trained."""
 
@@ -166,9 +189,19 @@ class Adapter(Component):
     learning_rate: ClassVar[float]  # what optimizer.learning_rate is when the recipe does not say
     beside: ClassVar[bool]  # whether new weights are trained beside a frozen model, and saved alone
 
+    unmerged: ClassVar[str | None] = None  # why what is trained cannot be put into the model's weights; None: it can
+
     @abstractmethod
     def apply(self, model: "PreTrainedModel") -> Any:
         """The model with exactly the trained weights requiring gradients."""
+
+    def factors(self, model: Any) -> Mapping[str, float]:
+        """What the learning rate of some trained parameters is multiplied by, by their names in the adapted model."""
+        return {}
+
+    def companion(self, model: Any, num_steps: int) -> Companion | None:
+        """What goes with the adapted model through a run of so many optimizer steps, where something does."""
+        return None
 
 
 class Optimizer(Component):
@@ -176,10 +209,37 @@ class Optimizer(Component):
 
     seam: ClassVar[str] = "optimizers"
     default: ClassVar[str] = "adamw"
+    in_backward: ClassVar[bool] = True  # a parameter is updated by its own gradient alone, whenever that is known
+    learning_rate_factor: ClassVar[float] = 1.0  # to the adapter's own learning rate, where the recipe does not say it
+
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate. None: the adapter's own (lora 2e-4, full and freeze 2e-5), or what suits this optimizer."""
+    learning_rates: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Peak learning rates of parameters whose names contain a match of a regular expression: {"embed|lm_head": 1e-5}.
+    The first that matches is taken."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decay of matrices in a step, times the learning rate; vectors (biases and norms) have none."""
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _patterns(cls, rates: dict[str, float]) -> dict[str, float]:
+        for pattern in rates:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return rates
 
     @abstractmethod
-    def build(self, model: "torch.nn.Module") -> "torch.optim.Optimizer":
-        """An optimizer with every trainable parameter in exactly one group."""
+    def build(self, model: "torch.nn.Module", factors: Mapping[str, float] = {}) -> "torch.optim.Optimizer":
+        """An optimizer with every trainable parameter in exactly one group.
+
+        `factors` are those of `Adapter.factors`. `optimizers/_groups.py` makes the groups.
+        """
+
+    def companion(self, built: "torch.optim.Optimizer", model: Any, num_steps: int) -> Companion | None:
+        """What goes with the optimizer through a run of so many steps, where something does."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

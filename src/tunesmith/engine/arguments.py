@@ -32,7 +32,7 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
             per_device_train_batch_size=train.per_device_train_batch_size,
             per_device_eval_batch_size=recipe.eval.per_device_eval_batch_size,
             gradient_accumulation_steps=train.gradient_accumulation_steps,
-            learning_rate=getattr(recipe.optimizer, "learning_rate", None) or 0.0,
+            learning_rate=recipe.optimizer.learning_rate or 0.0,
             lr_scheduler_type=train.lr_scheduler_type,
             warmup_steps=train.warmup_steps,
             max_grad_norm=train.max_grad_norm,

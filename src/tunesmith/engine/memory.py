@@ -124,7 +124,8 @@ def state_bytes(model: Any, recipe: Recipe) -> int:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.random.fork_rng(devices=[]):
         sample = torch.nn.Linear(256, 256, bias=False, dtype=trained[0].dtype)
-    optimizer = recipe.optimizer.build(sample)
+    plain = recipe.optimizer.model_copy(update={"learning_rates": {}})
+    optimizer = plain.build(sample)
     sample.weight.grad = torch.zeros_like(sample.weight)
     optimizer.step()
     kept = sum(tensor.nbytes for tensor in _tensors(optimizer.state[sample.weight].values()))

@@ -27,7 +27,7 @@ import transformers
 from tunesmith.data.batch import PackedRows, join
 from tunesmith.data.stream import StreamedRows, write_account
 from tunesmith.engine import checkpoint as checkpoints
-from tunesmith.engine import joint, ranks
+from tunesmith.engine import companions, joint, ranks
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
 from tunesmith.engine.joint import Share
@@ -38,6 +38,7 @@ from tunesmith.engine.scores import Scorer
 from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
+from tunesmith.seams import Companion
 from tunesmith.types import Batch, LossSum, Scores
 
 Pairs = dict[str, tuple[Any, Any]]  # a sum and a count by name
@@ -72,6 +73,7 @@ class Trainer(transformers.Trainer):
         taken = sorted(metrics.keys() & RESERVED)
         if taken:
             raise RecipeError(f"metrics: {', '.join(taken)} is a name of the run's own lines: choose another")
+        self.companions: tuple[Companion, ...] = ()  # made with the optimizer
         self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
         self.reference = reference
         self.compares = recipe.objective.compares_samples()
@@ -95,7 +97,15 @@ class Trainer(transformers.Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The recipe's optimizer."""
         trained: Any = self.model if model is None else model
-        self.optimizer = self.recipe.optimizer.build(trained)
+        adapter, num_steps = self.recipe.adapter, int(self.args.max_steps)
+        self.optimizer = self.recipe.optimizer.build(trained, adapter.factors(trained))
+        found = (
+            adapter.companion(trained, num_steps),
+            self.recipe.optimizer.companion(self.optimizer, trained, num_steps),
+        )
+        self.companions = tuple(one for one in found if one is not None)
+        if self.companions:
+            self.add_callback(companions.Accompanied(self.companions))
         self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
         return self.optimizer
 
@@ -184,13 +194,15 @@ class Trainer(transformers.Trainer):
         model.eval()
         loader = self.get_eval_dataloader(eval_dataset)
         prepared: Iterator[dict[str, Any]] = map(self._prepare_inputs, loader)
-        for summed, pairs in self._measured_each(model, (Batch(**one) for one in prepared)):
-            for name, pair in pairs.items():
-                old = sums.setdefault(name, [0.0, 0.0])
-                for place in (0, 1):
-                    old[place] = old[place] + torch.as_tensor(pair[place], dtype=torch.float64, device=self.args.device)
-            for name, one in summed.counts.items():
-                counts[name] = counts.get(name, 0) + one.cpu()
+        with companions.settled(self.companions):
+            for summed, pairs in self._measured_each(model, (Batch(**one) for one in prepared)):
+                for name, pair in pairs.items():
+                    old = sums.setdefault(name, [0.0, 0.0])
+                    for place in (0, 1):
+                        one_sum = torch.as_tensor(pair[place], dtype=torch.float64, device=self.args.device)
+                        old[place] = old[place] + one_sum
+                for name, one in summed.counts.items():
+                    counts[name] = counts.get(name, 0) + one.cpu()
         model.train()
         found: dict[str, Any] = _ratios(ranks.added(sums))
         found |= self.recipe.objective.measures(ranks.counted(counts))
@@ -247,6 +259,8 @@ class Trainer(transformers.Trainer):
         if over:
             self._load_from_checkpoint(str(checkpoint))
             self.state = state
+            self.create_optimizer_and_scheduler(int(self.args.max_steps))
+            self._load_optimizer_and_scheduler(str(checkpoint))
         return over
 
     def _drained(self) -> dict[str, float]:
@@ -290,6 +304,7 @@ class Trainer(transformers.Trainer):
         with checkpoints.atomic_folder(final) as folder:
             checkpoints.save_weights(self.accelerator.unwrap_model(model), folder)
             self.tokenizer.save_pretrained(folder)
+            companions.save(self.companions, folder)
             checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters, random)
             self.state.save_to_json(str(folder / "trainer_state.json"))
         checkpoints.prune(run, self.recipe.train.save_total_limit, self.state.best_global_step)
@@ -319,6 +334,12 @@ class Trainer(transformers.Trainer):
         if checkpoint is not None:
             assert self.optimizer is not None, "made before a state is loaded"
             checkpoints.load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+            companions.load(self.companions, Path(checkpoint))
+
+    def take_up_companions(self, checkpoint: Path) -> None:
+        """Bring what goes with the steps to where it was at a checkpoint whose weights are taken up."""
+        if self.companions:
+            self._load_optimizer_and_scheduler(str(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -1,5 +1,6 @@
 """AdamW with its state in 8 bit, a scale for each 256 values (arXiv 2110.02861), by bitsandbytes."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tunesmith.errors import MissingExtra
@@ -12,16 +13,13 @@ if TYPE_CHECKING:
 class AdamW8bit(AdamW):
     """bitsandbytes' AdamW: 2 bytes of state a value, not 8; of weights below 4,096 values the state is float32."""
 
-    def build(self, model: "torch.nn.Module") -> "torch.optim.Optimizer":
-        """AdamW over the trainable parameters in two groups: matrices and vectors. Raises MissingExtra."""
+    def build(self, model: "torch.nn.Module", factors: Mapping[str, float] = {}) -> "torch.optim.Optimizer":
+        """AdamW over the trainable parameters. Raises MissingExtra."""
         try:
             from tunesmith.optimizers._bitsandbytes import PlainAdamW8bit
         except ImportError:
             command = "pip install 'tunesmith[bitsandbytes]'"
             raise MissingExtra(f"optimizer=adamw8bit needs bitsandbytes, which is not installed: {command}") from None
-        from tunesmith.optimizers._groups import matrices_and_vectors
+        from tunesmith.optimizers._groups import parameter_groups
 
-        assert self.learning_rate is not None, "resolved before the run"
-        return PlainAdamW8bit(
-            matrices_and_vectors(model, self.weight_decay), lr=self.learning_rate, betas=self.betas, eps=self.epsilon
-        )
+        return PlainAdamW8bit(parameter_groups(self, model, factors), betas=self.betas, eps=self.epsilon)
