@@ -29,6 +29,8 @@ lint: $(VENV)/installed-test  ## Check format, style and types.
 docs: $(VENV)/installed  ## Write the pages that the program generates.
 	@$(BIN)/tunesmith options --markdown > $(VENV)/options.md
 	@mv $(VENV)/options.md docs/reference/options.md
+	@$(BIN)/tunesmith options --compatibility > $(VENV)/compatibility.md
+	@mv $(VENV)/compatibility.md docs/reference/compatibility.md
 
 clean:  ## Remove .venv and every cache. Runs stay.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

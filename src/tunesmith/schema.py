@@ -5,11 +5,12 @@ import re
 import types
 import typing
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from tunesmith import together
 from tunesmith.component import Component, Section, all_of, find
 from tunesmith.errors import RecipeError, near
 
@@ -123,7 +124,17 @@ def _components(path: str, base: type[Component], seen: set[type[Section]]) -> I
         own = {
             each for one in kind.__mro__[: kind.__mro__.index(base)] for each in vars(one).get("__annotations__", {})
         }
-        yield from _walk(kind, f"{path}[{name}]", seen, base.model_fields.keys() - own)
+        first, *inside = _walk(kind, f"{path}[{name}]", seen, base.model_fields.keys() - own)
+        yield replace(first, help=f"{first.help}{_not_with(base, name)}")
+        yield from inside
+
+
+def _not_with(base: type[Component], name: str) -> str:
+    """What a component does not go with, and why, as a sentence behind its help."""
+    if base not in together.SEAMS:
+        return ""
+    each = together.refused(base, name).items()
+    return "".join(f" Not with {', '.join(others)}: {reason}." for reason, others in each)
 
 
 def _component_option(path: str, base: type[Component], text: str) -> Option:

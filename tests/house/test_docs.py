@@ -11,7 +11,10 @@ from tunesmith.recipe_data import Data, Source
 from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Template
 
 ROOT = Path(__file__).parents[2]
-GENERATED = {"docs/reference/options.md": ("options", "--markdown")}
+GENERATED = {
+    "docs/reference/options.md": ("options", "--markdown"),
+    "docs/reference/compatibility.md": ("options", "--compatibility"),
+}
 SEAMS = (Adapter, Export, Format, Objective, Optimizer, Template)
 
 

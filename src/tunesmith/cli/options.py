@@ -7,27 +7,23 @@ import sys
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "section",
-        nargs="?",
-        default="",
-        metavar="SECTION",
-        help="train, adapter, lora, train.max_steps ...; or all",
-    )
+    words = "train, adapter, lora, train.max_steps ...; or all"
+    parser.add_argument("section", nargs="?", default="", metavar="SECTION", help=words)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--schema", action="store_true", help="print the JSON Schema of a recipe, for editors")
     kind.add_argument("--markdown", action="store_true", help="print the reference page")
+    kind.add_argument("--compatibility", action="store_true", help="print which components go together, as a page")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print. Raises RecipeError when there is no such section or option."""
-    from tunesmith import schema
+    from tunesmith import schema, together
     from tunesmith.recipe import Recipe
     from tunesmith.seams import Export
     from tunesmith.synthesis.options import Synthesis
 
-    if arguments.schema:
-        print(json.dumps(schema.json_schema(Recipe), indent=2))
+    if arguments.schema or arguments.compatibility:
+        print(json.dumps(schema.json_schema(Recipe), indent=2) if arguments.schema else together.page())
         return 0
     found = schema.choose(schema.groups(Recipe, export=Export, synthesize=Synthesis), arguments.section)
     if arguments.markdown:

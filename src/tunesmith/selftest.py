@@ -1,0 +1,188 @@
+"""`tunesmith doctor --selftest`: trains everything that is declared to go together for two steps on the built-in model.
+
+A pair that is refused must be refused before anything is loaded, and what needs a package that is not installed must
+say how to get it. Each is tried in a process of a pool, each process on one thread.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith import together
+from tunesmith.component import all_of, refusal
+from tunesmith.errors import MissingExtra, TunesmithError
+from tunesmith.recipe import Recipe
+from tunesmith.seams import Adapter, Objective
+
+MODEL = "builtin:tiny"
+STEPS, SAMPLES = 2, 4
+Status = Literal["pass", "refused", "missing", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An objective and an adapter, by name."""
+
+    objective: str
+    adapter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a case, and in words why where it is no pass."""
+
+    case: Case
+    status: Status
+    note: str = ""
+    seconds: float = 0.0
+
+
+def cases() -> list[Case]:
+    """Every pair of a shipped objective and adapter."""
+    return [Case(pair.first, pair.second) for pair in together.pairs(Objective, Adapter)]
+
+
+def reason(case: Case) -> str | None:
+    """Why a case is declared not to go together; None where it is declared to."""
+    return refusal([all_of(Objective)[case.objective](), all_of(Adapter)[case.adapter]()])
+
+
+def run(say: Callable[[str], None]) -> list[Outcome]:
+    """Try every case, in as many processes as there are cores, and tell of each as it ends."""
+    found: list[Outcome] = []
+    tried = cases()
+    with tempfile.TemporaryDirectory(prefix="tunesmith-selftest-") as folder:
+        prepare(Path(folder))
+        pool = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=_one_thread)
+        with pool:
+            waiting = [pool.submit(attempt, case, Path(folder)) for case in tried]
+            for number, future in enumerate(as_completed(waiting), start=1):
+                outcome = future.result()
+                found.append(outcome)
+                say(f"{number} of {len(tried)}: {_line(outcome)}")
+    return sorted(found, key=lambda one: tried.index(one.case))
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _line(outcome: Outcome) -> str:
+    case = outcome.case
+    note = f" ({outcome.note})" if outcome.note else ""
+    return f"{case.objective} with {case.adapter}: {outcome.status}{note}"
+
+
+def prepare(folder: Path) -> None:
+    """Write the rows of every objective, what `seq2seq` trains, and a teacher for `distill`, into a folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, T5Config
+
+    from tunesmith.engine.model import resolve_path, without_progress_bar
+
+    for name, kind in all_of(Objective).items():
+        rows = [_row(name, kind, number) for number in range(SAMPLES)]
+        (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+    shape: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    T5Config(vocab_size=4096, decoder_start_token_id=0, **shape).save_pretrained(folder / "two-sided")  # type: ignore
+    own = resolve_path(MODEL)
+    smaller = AutoConfig.from_pretrained(own, num_hidden_layers=1)
+    with without_progress_bar():
+        AutoModelForCausalLM.from_config(smaller).save_pretrained(folder / "teacher")
+    AutoTokenizer.from_pretrained(own).save_pretrained(folder / "teacher")
+
+
+def _row(name: str, kind: Any, number: int) -> dict[str, Any]:
+    """A row that an objective learns from."""
+    words = [f"{number} and {place} is {number + place}" for place in range(4)]
+    if kind.of_words:
+        return {"tokens": words, "tags": [place % 2 for place in range(len(words))]}
+    if name == "classify":
+        return {"text": ", ".join(words), "label": number % 2}
+    asked = {"prompt": f"What is {number} and 1?"}
+    if "chosen" in kind.branches:
+        return asked | {"chosen": words[1], "rejected": words[2]}
+    return asked | {"completion": words[1]} | ({"label": number % 2 > 0} if kind.labels else {})
+
+
+def recipe(case: Case, folder: Path) -> Recipe:
+    """The recipe of a case, whose rows `prepare` wrote into a folder. Raises RecipeError where it is refused."""
+    kind = all_of(Objective)[case.objective]
+    options: dict[str, Any] = {"objective": {"type": case.objective}, "adapter": case.adapter}
+    if "num_labels" in kind.model_fields:
+        options["objective"]["num_labels"] = 2
+    if case.objective == "distill":
+        options["teacher"] = {"model": str(folder / "teacher")}
+    model: dict[str, Any] = {"path": MODEL, "dtype": "float32"}
+    if case.objective == "seq2seq":
+        model |= {"path": str(folder / "two-sided"), "tokenizer": MODEL, "from_scratch": True}
+    rows = {"train": str(folder / f"{case.objective}.json"), "cache_dir": str(folder / "cache"), "max_tokens": 128}
+    out = folder / f"run-{case.objective}-{case.adapter}"
+    train = {"max_steps": STEPS, "warmup_steps": 0, "device": "cpu", "compile": False, "output_dir": str(out)}
+    return Recipe(model=model, data=rows, train=train, **options)
+
+
+def attempt(case: Case, folder: Path) -> Outcome:
+    """Train a case for two steps, or see it refused as it is declared to be."""
+    from tunesmith.run import train
+
+    started, declared = time.monotonic(), reason(case)
+    try:
+        chosen = recipe(case, folder)
+        if declared is not None:
+            return Outcome(case, "failed", f"it is declared not to go together ({declared}), and was not refused")
+        with contextlib.redirect_stderr(io.StringIO()):
+            done = train(chosen)
+        problem = _problem(done.folder)
+    except MissingExtra as error:
+        return Outcome(case, "missing", str(error))
+    except TunesmithError as error:
+        if declared is not None and declared in str(error):
+            return Outcome(case, "refused", declared)
+        return Outcome(case, "failed", f"{type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is what the test is for
+        return Outcome(case, "failed", f"{type(error).__name__}: {error}")
+    return Outcome(case, "failed" if problem else "pass", problem or "", time.monotonic() - started)
+
+
+def _problem(run: Path) -> str | None:
+    """What is wrong with a run that ended, if anything."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    if [line["step"] for line in trained] != list(range(1, STEPS + 1)):
+        return f"it has metrics of the steps {[line['step'] for line in trained]}"
+    if not all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in trained):
+        return "a loss is not finite, or no weight has a gradient"
+    return None
+
+
+def lines(found: list[Outcome]) -> Iterator[str]:
+    """The table of objectives and adapters, and what is behind each mark, as a person reads it."""
+    adapters = list(dict.fromkeys(one.case.adapter for one in found))
+    by_case = {(one.case.objective, one.case.adapter): one for one in found}
+    names = list(dict.fromkeys(one.case.objective for one in found))
+    first = max(map(len, names))
+    yield f"{'':{first}}  {'  '.join(adapters)}"
+    for name in names:
+        cells = (f"{by_case[name, adapter].status:{max(len(adapter), 7)}}" for adapter in adapters)
+        yield f"{name:{first}}  {'  '.join(cells)}".rstrip()
+    yield ""
+    notes: dict[tuple[str, str], list[str]] = {}
+    for one in found:
+        if one.note:
+            notes.setdefault((one.status, one.note), []).append(f"{one.case.objective} with {one.case.adapter}")
+    for (status, note), about in notes.items():
+        yield f"{status}: {', '.join(about)}: {note}"
+    counts = {status: sum(one.status == status for one in found) for status in ("pass", "refused", "missing", "failed")}
+    yield ", ".join(f"{number} {status}" for status, number in counts.items())

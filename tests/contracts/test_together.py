@@ -1,0 +1,60 @@
+"""Components that are declared to go together train, and those that are not are refused before anything is loaded."""
+
+import pytest
+import torch
+
+from fixtures_models import tiny_model
+from tunesmith import selftest, together
+from tunesmith.component import all_of, refusal
+from tunesmith.errors import MissingExtra, RecipeError
+from tunesmith.seams import Adapter, Objective, Optimizer
+
+PAIRS = [(pair.first, pair.second) for pair in together.pairs(Adapter, Optimizer)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("selftest")
+    selftest.prepare(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", selftest.cases(), ids=lambda case: f"{case.objective}-{case.adapter}")
+def test_an_objective_and_an_adapter_do_what_is_declared(case, folder):
+    outcome = selftest.attempt(case, folder)
+    assert outcome.status == ("pass" if selftest.reason(case) is None else "refused"), outcome.note
+
+
+@pytest.mark.parametrize(("adapter", "optimizer"), PAIRS)
+def test_an_adapter_and_an_optimizer_do_what_is_declared(adapter, optimizer):
+    chosen, updating = all_of(Adapter)[adapter](), all_of(Optimizer)[optimizer](learning_rate=1e-2)
+    if refusal([chosen, updating]) is not None:
+        return  # a recipe says so: see below
+    model = chosen.apply(tiny_model(scale=0.1))
+    try:
+        optimizer = updating.build(model, chosen.factors(model))
+    except MissingExtra as error:
+        pytest.skip(str(error))
+    trained = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
+    ids = torch.arange(24).view(2, 12)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    parameters = dict(model.named_parameters())
+    assert any(not torch.equal(parameters[name], one) for name, one in trained.items())
+
+
+def test_what_is_refused_is_refused_by_a_recipe(folder, monkeypatch):
+    kind = all_of(Adapter)["freeze"]
+    monkeypatch.setattr(kind, "refuses", lambda self, other: "a reason" if isinstance(other, Objective) else None)
+    case = selftest.Case("sft", "freeze")
+    with pytest.raises(RecipeError, match="a reason"):
+        selftest.recipe(case, folder)
+    assert selftest.attempt(case, folder).status == "refused"
+    assert together.refused(Adapter, "freeze") == {"a reason": [f"objective={name}" for name in all_of(Objective)]}
+    assert "| sft | 1 | · | · |" in together.page().replace("freeze | full | lora", "")
+    monkeypatch.setattr(kind, "refuses", lambda self, other: None)
+    monkeypatch.setattr(selftest, "reason", lambda case: "a reason that a recipe does not give")
+    assert selftest.attempt(case, folder).status == "failed"
