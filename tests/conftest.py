@@ -3,6 +3,7 @@
 The environment is set before any library reads it, and the processes that tests start inherit it.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -24,6 +25,10 @@ os.environ |= {
 
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # of libraries: every run ends with a collection, and looks through them
 
 
 def pytest_unconfigure() -> None:

@@ -5,6 +5,7 @@ say how to get it. Each is tried in a process of a pool, each process on one thr
 """
 
 import contextlib
+import gc
 import io
 import json
 import math
@@ -74,9 +75,13 @@ def run(say: Callable[[str], None]) -> list[Outcome]:
 
 
 def _one_thread() -> None:
+    """Make a process of the pool ready: one thread, and libraries that no collection of garbage looks through again."""
     import torch
 
+    from tunesmith.engine import trainer  # noqa: F401
+
     torch.set_num_threads(1)
+    gc.freeze()
 
 
 def _line(outcome: Outcome) -> str:
