@@ -14,6 +14,7 @@ import numpy as np
 
 from tunesmith import atomic
 from tunesmith.data.batch import WholeSet
+from tunesmith.data.pack import offsets_of
 from tunesmith.errors import DataError
 from tunesmith.types import Tokens
 
@@ -50,6 +51,10 @@ class Referenced:
         """The tokens of each sample, all branches together and also what they share: [M]."""
         return self.samples.tokens()
 
+    def learned(self) -> np.ndarray:
+        """Which tokens are learned: bool [T]."""
+        return self.samples.learned()
+
     def branches(self, sample: int) -> list[Tokens]:
         """The token sequences of a sample, with their numbers."""
         branches = self.samples.branches(sample)
@@ -65,7 +70,7 @@ class Referenced:
 
     @cached_property
     def _first(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(self.samples.tokens())])
+        return offsets_of(self.samples.tokens())
 
 
 def places(samples: WholeSet) -> Referenced:
@@ -75,16 +80,9 @@ def places(samples: WholeSet) -> Referenced:
 
 def missing(samples: WholeSet, wanted: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Those of the wanted samples of which a learned token has no number in `values`."""
-    known = Referenced(samples, values)
-
-    def lacks(sample: int) -> bool:
-        branches = samples.branches(sample)
-        numbers = known.numbers(sample, branches)
-        return any(
-            bool(np.isnan(own[1:][one.weight[1:] != 0]).any()) for one, own in zip(branches, numbers, strict=True)
-        )
-
-    return np.asarray([sample for sample in wanted.tolist() if lacks(sample)], np.int64)
+    firsts = offsets_of(samples.tokens())
+    lacks = np.logical_or.reduceat(samples.learned() & np.isnan(values), firsts[:-1])  # [M]
+    return wanted[lacks[wanted]]
 
 
 def open_file(path: Path, samples: WholeSet) -> np.ndarray:

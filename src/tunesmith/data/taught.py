@@ -12,6 +12,7 @@ import numpy as np
 
 from tunesmith import atomic
 from tunesmith.data.batch import WholeSet
+from tunesmith.data.pack import offsets_of
 from tunesmith.data.reference import ROOM, Referenced
 from tunesmith.errors import DataError
 from tunesmith.types import Tokens
@@ -38,8 +39,8 @@ class Taught(Referenced):
 
 def firsts_of(samples: WholeSet) -> np.ndarray:
     """Where the learned tokens of each sample begin among all, and how many there are: [M+1]."""
-    counts = (sum(one.trained for one in samples.branches(sample)) for sample in range(len(samples)))
-    return np.concatenate([[0], np.cumsum(np.fromiter(counts, np.int64, len(samples)))])
+    firsts = offsets_of(samples.tokens())
+    return offsets_of(np.add.reduceat(samples.learned(), firsts[:-1], dtype=np.int64))
 
 
 def record(k: int) -> np.dtype:
