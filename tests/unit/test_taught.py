@@ -91,6 +91,12 @@ def test_words_that_are_kept_are_those_of_every_step(run, base, tmp_path, capsys
     again = run(*words)
     assert re.search(r"likeliest words of \d+ samples were made by an earlier run", capsys.readouterr().err)
     assert metrics(again) == metrics(once) and kept.read_bytes() == content
+    flipped = bytearray(content)
+    flipped[40] ^= 64
+    kept.write_bytes(flipped)
+    assert metrics(run(*words)) == metrics(once) and kept.read_bytes() == content
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{kept} is not what was written" in said and "its 9 likeliest words were made once" in said
     run(*words, "objective.temperature=2")
     assert len(list(tmp_path.glob("cache/teacher/*"))) == 2, "the share of all other words is another one"
 

@@ -1,25 +1,22 @@
 """Samples with the log-probabilities of their tokens under a frozen model, kept beside the rendered rows.
 
-A file holds one number for each token of a store, NaN where none was made yet: a run makes those of the samples that it
-will see, and another one with the same rows and the same model finds them.
+There is one number for each token of a store, NaN where none was made yet (data/kept.py): a run makes those of the
+samples that it will see, and another one with the same rows and the same model finds them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
-from tunesmith import atomic
 from tunesmith.data.batch import WholeSet
 from tunesmith.data.pack import offsets_of
-from tunesmith.errors import DataError
 from tunesmith.types import Tokens
 
 FOLDER = "reference"
-ROOM = "Say data.cache_dir=FOLDER"
+NONE = np.array(np.nan, "<f4")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +71,7 @@ class Referenced:
 
 
 def places(samples: WholeSet) -> Referenced:
-    """The samples, each token with its own place in the file."""
+    """The samples, each token with its own place among all."""
     return Referenced(samples, np.arange(int(samples.tokens().sum())))
 
 
@@ -83,13 +80,3 @@ def missing(samples: WholeSet, wanted: np.ndarray, values: np.ndarray) -> np.nda
     firsts = offsets_of(samples.tokens())
     lacks = np.logical_or.reduceat(samples.learned() & np.isnan(values), firsts[:-1])  # [M]
     return wanted[lacks[wanted]]
-
-
-def open_file(path: Path, samples: WholeSet) -> np.ndarray:
-    """The numbers of a file, mapped to be written; a new one holds NaN. Raises DataError when there is no room."""
-    size = int(samples.tokens().sum())
-    if not path.is_file() or path.stat().st_size != 4 * size:
-        with atomic.room(path.parent, DataError, ROOM):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write(path, np.full(size, np.nan, "<f4").tobytes())
-    return np.memmap(path, "<f4", "r+").view(np.ndarray)
