@@ -124,6 +124,11 @@ class Objective(Component):
     def count(self, batch: Batch) -> "torch.Tensor":
         """The number of units (tokens, pairs) that `loss` sums over: a scalar."""
 
+    @classmethod
+    def of_samples(cls) -> bool:
+        """Whether what is learned is said of a sample as a whole, and not of its tokens."""
+        return "values" in cls.needs and not cls.of_words
+
     def compares_samples(self) -> bool:
         """Whether `loss` depends on several samples at once (their mean, their order).
 

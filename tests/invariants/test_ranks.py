@@ -48,6 +48,7 @@ def test_two_processes_equal_one(runs, first):
     """Also where the last step, and the held-out rows, leave nothing for one of them."""
     run, said = first
     one = runs.of("sft", *UNEVEN, ONE)
+    assert learned(one)
     equal(one, run)
     assert len(metrics(run)) == len({json.dumps(line) for line in metrics(run)})
     assert said.count("run folder:") == said.count("packed:") == 1
@@ -89,6 +90,7 @@ def test_classes_of_the_held_out_set_are_counted_once(runs):
     """Also where one of two processes has no row of it left."""
     together("-m", "tunesmith", *by_two(runs, "words", "token_classify"))
     one = runs.of("token_classify", *UNEVEN, ONE)
+    assert learned(one)
     equal(one, runs.folder / "two-words")
     counts = [
         [line["eval_confusion"] for line in metrics(run) if "eval_loss" in line]

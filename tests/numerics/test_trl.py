@@ -1,4 +1,4 @@
-"""Our preference losses equal trl's own trainers on the same tiny model and batch: value, metrics and gradients.
+"""Our losses of preferences and rewards equal trl's own trainers on the same tiny model and batch: value and gradients.
 
 Run where trl is importable: `PYTHONPATH=src python -m pytest tests/numerics/test_trl.py`.
 """
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fixtures_models import tiny_model, tiny_tokenizer
+from fixtures_values import tiny_values
 from numerics.packed import gradients
 from tunesmith.engine import kernels
 from tunesmith.objectives._preference_losses import LOSSES
@@ -19,6 +20,7 @@ from tunesmith.objectives.cpo import CPO
 from tunesmith.objectives.dpo import DPO
 from tunesmith.objectives.kto import KTO
 from tunesmith.objectives.orpo import ORPO
+from tunesmith.objectives.reward import Reward
 from tunesmith.objectives.simpo import SimPO
 from tunesmith.types import Batch
 
@@ -65,6 +67,23 @@ def unpadded(inputs, key=""):
     return [(ids[seen == 1], int(answer.argmax())) for ids, seen, answer in zip(*columns, strict=True)]
 
 
+def plain(folder, rows):
+    """The options of one of trl's trainers: all rows at once, on a CPU, in float32."""
+    options = {"output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none"}
+    return options | {"gradient_checkpointing": False, "per_device_train_batch_size": len(rows)}
+
+
+def measured(trainer, inputs):
+    """The mean loss, the metrics and the gradients of one of trl's trainers."""
+    trainer.model.zero_grad()
+    trainer._metrics["train"].clear()
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, inputs)
+    loss.backward()
+    reported = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    return loss.item(), reported, gradients(trainer.model)
+
+
 class Theirs:
     """One of trl's trainers with a tiny policy and another reference, its inputs, and the same as our batch."""
 
@@ -73,12 +92,10 @@ class Theirs:
 
         policy, reference = tiny_model(seed=1), tiny_model(seed=2)
         self.policy, self.reference = copy.deepcopy(policy), copy.deepcopy(reference)
-        options = {"output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none"}
-        options |= {"gradient_checkpointing": False, "per_device_train_batch_size": len(rows)}
         self.trainer = trainer(
             policy,
             reference,
-            config(**options),
+            config(**plain(folder, rows)),
             train_dataset=Dataset.from_list(rows),
             processing_class=tiny_tokenizer(),
         )
@@ -105,13 +122,7 @@ class Theirs:
 
     def theirs(self, inputs=None):
         """The same of trl's trainer."""
-        self.trainer.model.zero_grad()
-        self.trainer._metrics["train"].clear()
-        self.trainer.model.train()
-        loss = self.trainer.compute_loss(self.trainer.model, inputs or self.inputs)
-        loss.backward()
-        reported = {name: values[-1] for name, values in self.trainer._metrics["train"].items()}
-        return loss.item(), reported, gradients(self.trainer.model)
+        return measured(self.trainer, inputs or self.inputs)
 
 
 def agree(ours, theirs, names):
@@ -262,3 +273,32 @@ def test_losses_without_a_reference_on_the_same_log_probabilities(dpo, kind):
         ours = SimPO(beta=0.3, gamma=0.7, sft_weight=0.5) if kind == "simpo" else CPO(beta=0.3, sft_weight=0.5)
         theirs = losses.sum() + 0.5 * likelihood
     torch.testing.assert_close(ours.loss(scores, batch).total, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("coefficient", [None, 0.3])
+@pytest.mark.parametrize("margins", [None, [0.5, 0.0, 2.0]])
+def test_reward(tmp_path, margins, coefficient):
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    rows = PAIRS if margins is None else [row | {"margin": own} for row, own in zip(PAIRS, margins, strict=True)]
+    policy = tiny_values("llama", labels=1)
+    trainer = RewardTrainer(
+        copy.deepcopy(policy),
+        RewardConfig(center_rewards_coefficient=coefficient, **plain(tmp_path, rows)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tiny_tokenizer(),
+    )
+    inputs = trainer.data_collator(list(trainer.train_dataset))
+    assert ("margin" in inputs) == (margins is not None)
+    found = [ids[seen == 1] for ids, seen in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+    pairs = list(zip(found[: len(rows)], found[len(rows) :], strict=True))
+    labels = None if margins is None else inputs["margin"].repeat_interleave(2)
+    batch = laid([(ids, 1, branch) for pair in pairs for branch, ids in enumerate(pair)], labels)
+    theirs = measured(trainer, inputs)
+    objective = Reward(center_rewards_coefficient=coefficient or 0.0)
+    ours = objective.loss(kernels.choose(policy).scorer(policy, batch), batch)
+    mean = ours.total / objective.count(batch)
+    mean.backward()
+    reported = {name: float(total) / count for name, (total, count) in ours.metrics.items()}
+    agree((mean.item(), reported, gradients(policy)), theirs, {"margins": "margin", "accuracy": "accuracy"})

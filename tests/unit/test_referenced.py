@@ -1,14 +1,41 @@
 """A reference that is an adapter or a run: the numbers are those of the adapter, and not of the model below it."""
 
 import json
+import math
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from invariants.whole_runs import make, metrics
 from tunesmith.cli.main import main
 
 STEADY = ("model.dtype=float32", "adapter.lora_dropout=0", "eval={}", "train.max_steps=1", "train.save_steps=500")
+
+
+def pair(number):
+    """A pair whose answers differ in length, and so in what a constant would add to their log-probabilities."""
+    return {"prompt": f"What is {number}?", "chosen": f"It is {number}.", "rejected": "No" + " idea" * number}
+
+
+def log_probabilities(folder, pairs):
+    """Of the answers and their ends under a model, by transformers and its template: [pairs, 2], in float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def of(prompt, answer):
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        before = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
+        ids = torch.tensor([tokenizer(whole)["input_ids"]])
+        logps = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+        return logps[len(tokenizer(before)["input_ids"]) - 1 :].sum()
+
+    with torch.no_grad():
+        return torch.stack(
+            [torch.stack([of(one["prompt"], one[side]) for side in ("chosen", "rejected")]) for one in pairs]
+        )
 
 
 @pytest.mark.parametrize("compute", ["once", "step"])
@@ -24,14 +51,22 @@ def test_an_adapter_and_its_run_are_references(tmp_path, monkeypatch, compute):
 
     taught = run("train.max_steps=4", "optimizer.learning_rate=2e-2")
     assert main(["export", str(taught), str(tmp_path / "merged"), "type=merged"]) == 0
-    pairs = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No" + " idea" * i} for i in range(12)]
-    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    held_out = [pair(number) for number in range(12, 18)]
+    (tmp_path / "pairs.json").write_text(json.dumps([pair(number) for number in range(12)]))
+    (tmp_path / "held-out.json").write_text(json.dumps(held_out))
     said = yaml.safe_load(recipe.read_text()) | {"objective": "dpo", "reference": {"compute": compute}}
-    said["data"]["train"] = str(tmp_path / "pairs.json")
+    said["data"] |= {"train": str(tmp_path / "pairs.json"), "eval": str(tmp_path / "held-out.json")}
     recipe.write_text(yaml.safe_dump(said))
-    merged, *others = (
-        metrics(run(f"reference.model={place}"))[0]["eval_loss"]
-        for place in (tmp_path / "merged", taught, taught / "final")
-    )
-    assert others == pytest.approx([merged] * 2, abs=1e-4)
-    assert abs(merged - metrics(run())[0]["eval_loss"]) > 1e-2  # of the model below the adapter
+    own, other = (log_probabilities(tmp_path / name, held_out) for name in ("model", "merged"))
+    rewards = 0.1 * (own - other)  # [6, 2]
+    expected = {
+        "eval_loss": -torch.nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1]).mean().item(),
+        "eval_rewards_chosen": rewards[:, 0].mean().item(),
+        "eval_rewards_rejected": rewards[:, 1].mean().item(),
+    }
+    assert abs(expected["eval_loss"] - math.log(2)) > 1e-2, "that of the model below the adapter"
+    for place in (tmp_path / "merged", taught, taught / "final"):
+        line = metrics(run(f"reference.model={place}"))[0]
+        assert {name: line[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    line = metrics(run())[0]  # the model below the adapter, which is the trained one before its first step
+    assert [line[name] for name in expected] == pytest.approx([math.log(2), 0, 0], abs=1e-6)

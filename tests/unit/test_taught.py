@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 import yaml
+from tests.unit.data.test_batch import store_of
 
 from fixtures_models import save_model, tiny_model, tiny_tokenizer
 from invariants.whole_runs import make, metrics, weights
 from tunesmith.cli.main import main
 from tunesmith.data import taught
 from tunesmith.data.batch import lay
-from tunesmith.types import Tokens
 
 STEADY = ("model.dtype=float32", "adapter.lora_dropout=0", "eval.prompts=[]", "train.max_steps=3")
 STUDENT = {"objective": "distill", "teacher": {"model": "teacher"}, "optimizer": {"learning_rate": 2e-2}}
@@ -91,6 +91,12 @@ def test_words_that_are_kept_are_those_of_every_step(run, base, tmp_path, capsys
     again = run(*words)
     assert re.search(r"likeliest words of \d+ samples were made by an earlier run", capsys.readouterr().err)
     assert metrics(again) == metrics(once) and kept.read_bytes() == content
+    flipped = bytearray(content)
+    flipped[40] ^= 64
+    kept.write_bytes(flipped)
+    assert metrics(run(*words)) == metrics(once) and kept.read_bytes() == content
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{kept} is not what was written" in said and "its 9 likeliest words were made once" in said
     run(*words, "objective.temperature=2")
     assert len(list(tmp_path.glob("cache/teacher/*"))) == 2, "the share of all other words is another one"
 
@@ -164,23 +170,13 @@ def test_what_cannot_be_is_refused(refused, base, tmp_path):
     assert "nowhere/at-all is neither a folder here" in refused("teacher.model=nowhere/at-all")
 
 
-def test_a_sample_in_parts_has_its_own_words():
+def test_a_sample_in_parts_has_its_own_words(tmp_path):
     """Values of learned tokens alone, told apart by where a part of a long sample begins and ends."""
-    weight = np_weights = torch.tensor([0.0, 0, 1, 1, 0, 1]).numpy()
-    ids = torch.arange(6).numpy().astype("int32")
-
-    class Samples:
-        label = torch.zeros(2).numpy()
-
-        def branches(self, sample):
-            return [Tokens(ids, weight), Tokens(ids[:3], np_weights[:3])] if sample else [Tokens(ids, weight)]
-
-        def __len__(self):
-            return 2
-
-    firsts = taught.firsts_of(Samples())
+    one, other = (range(6), [0, 0, 1, 1, 0, 1]), (range(3), [0, 0, 1])
+    samples = store_of(tmp_path, [one], [one, other])
+    firsts = taught.firsts_of(samples)
     assert firsts.tolist() == [0, 3, 7]
-    placed = taught.Taught(Samples(), torch.arange(7).numpy(), firsts)
+    placed = taught.Taught(samples, torch.arange(7).numpy(), firsts)
     pieces = [[0, 0, 2], [0, 2, 6], [1, 0, 6]]
     row = lay(placed, torch.tensor(pieces).numpy())
     assert row["teacher"].tolist() == [0, 1, 2, 3, 4, 5, 6]

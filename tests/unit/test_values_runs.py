@@ -135,6 +135,7 @@ def test_classes_are_learned_counted_and_drawn(folder, tmp_path, capsys, model):
     right, held, said = counts.diagonal(), counts.sum(1), counts.sum(0)
     assert last["eval_f1_macro"] == pytest.approx(float((2 * right / (held + said)).mean()))
     assert (tmp_path / "run" / "confusion.png").read_bytes()[:4] == b"\x89PNG"
+    assert ", 60 samples trained (100.0%), longest" in capsys.readouterr().err
     found = scored(capsys, tmp_path / "run", folder / "texts.jsonl")
     loaded, tokenizer = plain(folder, tmp_path / "run", folder / model)
     assert loaded.config.id2label == dict(enumerate(CLASSES))

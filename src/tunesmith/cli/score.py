@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 from tunesmith.cli.main import UsageError, natural, positive, warmth
 
@@ -33,6 +34,6 @@ def run(arguments: argparse.Namespace) -> int:
         options = {name: getattr(arguments, name) for name in ("temperature", "max_new_tokens", "seed")}
         answering = Generator.open(arguments.model)
         rows = judge.sampled(opened, answering, arguments.file, arguments.sample, **options)
-    for row in rows:
+    for row in judge.accounted(rows, lambda line: print(line, file=sys.stderr)):
         print(json.dumps(row, ensure_ascii=False) if arguments.json else "\n".join(judge.lines(row)))
     return 0

@@ -38,6 +38,9 @@ class WholeSet(Samples, Protocol):
     def tokens(self) -> np.ndarray:
         """The tokens of each sample, all branches together and also what they share: [M]."""
 
+    def learned(self) -> np.ndarray:
+        """Which tokens are learned, those of all samples end to end and also what their branches share: bool [T]."""
+
     def lengths(self) -> np.ndarray:
         """The tokens that each sample takes in a row: [M]."""
 

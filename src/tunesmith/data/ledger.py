@@ -132,8 +132,11 @@ class Ledger:
         """The ledger that `as_dict` wrote."""
         return cls(**counts)
 
-    def lines(self, streaming: bool = False) -> list[str]:
-        """The account in words, one line a fact; for a stream without the advice that it refuses."""
+    def lines(self, streaming: bool = False, of_samples: bool = False) -> list[str]:
+        """The account in words, one line a fact; for a stream without the advice that it refuses.
+
+        `of_samples` says that samples are learned as a whole (`Objective.of_samples`), and not their tokens.
+        """
         self._close()
         facts = [f"{self.rows_read:,} rows read, {self.rows_kept:,} kept"]
         for reason, entry in self.dropped.items():
@@ -162,20 +165,22 @@ class Ledger:
                 advice = "" if streaming and what in UNSTREAMED else f": {option}"
                 facts.append(f"{entry['count']:,} samples {said} ({places(entry)}){advice}")
         share = self.trained_tokens / max(1, self.tokens)
+        trained = f"{self.samples:,} samples" if of_samples else f"{self.trained_tokens:,}"
         facts.append(
-            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.trained_tokens:,} trained "
-            f"({share:.1%}), longest {self.longest_tokens:,}"
+            f"{self.samples:,} samples, {self.tokens:,} tokens, {trained} trained "
+            f"({1 if of_samples else share:.1%}), longest {self.longest_tokens:,}"
         )
-        return [*facts, *self._source_lines()]
+        return [*facts, *self._source_lines("samples" if of_samples else "trained_tokens")]
 
-    def _source_lines(self) -> list[str]:
-        """What each source brought, where there are several."""
+    def _source_lines(self, trained: str) -> list[str]:
+        """What each source brought, where there are several; `trained` names the count of what is learned."""
         if len(self.sources) < 2:
             return []
+        unit = " samples" if trained == "samples" else ""
         return [
             f"of {name}: {own['samples']:,} samples of {own['rows_read']:,} rows, {own['tokens']:,} tokens "
-            f"({own['tokens'] / max(1, self.tokens):.1%} of all), {own['trained_tokens']:,} trained "
-            f"({own['trained_tokens'] / max(1, self.trained_tokens):.1%} of all)"
+            f"({own['tokens'] / max(1, self.tokens):.1%} of all), {own[trained]:,}{unit} trained "
+            f"({own[trained] / max(1, vars(self)[trained]):.1%} of all)"
             for name, own in self.sources.items()
         ]
 

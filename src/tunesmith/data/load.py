@@ -86,7 +86,14 @@ def load_rows(
     ledger: dict[str, Any] = {"train": chosen.ledger.as_dict() | _packing(recipe, train)}
     ledger["train"] |= {"samples_trained": len(chosen.trained), "epoch": epoch}
     ledger["train"]["length_percentiles"] = longest = lengths.percentiles(store.lengths()[chosen.trained])
-    lines = [f"data: {line}" for line in (*store.notes, *chosen.ledger.lines(), lengths.line(longest))]
+    lines = [
+        f"data: {line}"
+        for line in (
+            *store.notes,
+            *chosen.ledger.lines(of_samples=recipe.objective.of_samples()),
+            lengths.line(longest),
+        )
+    ]
     held_out, fingerprint = None, store.digest
     if other is not None:
         held_out, ledger["eval"], said = _evaluated(recipe, other)
@@ -127,7 +134,8 @@ def _evaluated(recipe: Recipe, other: Store) -> tuple[PackedRows, dict[str, Any]
     assert isinstance(recipe.data.eval, tuple), "a fraction or a count has no store of its own"
     number = np.arange(len(other))
     rows = evaluation_rows(recipe, _as_objective_wants(recipe, other, number), number)
-    said = (*other.notes, *other.ledger.lines(), *mix.once(recipe.data.eval, other))
+    account = other.ledger.lines(of_samples=recipe.objective.of_samples())
+    said = (*other.notes, *account, *mix.once(recipe.data.eval, other))
     return rows, other.ledger.as_dict() | _packing(recipe, rows), [f"held out: {line}" for line in said]
 
 

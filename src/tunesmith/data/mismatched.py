@@ -6,11 +6,13 @@ How likely such pairs are under two models says how far those are apart (the KL 
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from tunesmith.data import shared
 from tunesmith.data.batch import WholeSet
+from tunesmith.data.pack import offsets_of
 from tunesmith.types import Tokens
 
 
@@ -62,17 +64,34 @@ class Mismatched:
 
     def tokens(self) -> np.ndarray:
         """The tokens of each sample, both sequences together and also what they share: [M]."""
-        return self._sizes[0]
+        return self.samples.tokens() + self._own[2]
 
     def lengths(self) -> np.ndarray:
         """The tokens that each sample takes in a row: [M]."""
-        return self._sizes[1]
+        _, prompts, joined = self._own
+        repeated = np.minimum(prompts, joined) - 1  # of a prompt all but the last, which is asked for another token
+        return self.tokens() - repeated if self.shares else self.tokens()
+
+    def learned(self) -> np.ndarray:
+        """Which tokens are learned, those of both sequences of all samples end to end: bool [T]."""
+        own, (firsts, prompts, joined) = self.samples.learned(), self._own
+        found = []
+        answers = (firsts[:-1] + prompts)[self.partner]
+        sizes = zip(pairwise(firsts.tolist()), prompts.tolist(), answers.tolist(), joined.tolist(), strict=True)
+        for (first, last), prompt, answer, length in sizes:
+            kept = max(0, length - prompt)  # of the answer
+            found += [own[first:last], np.zeros(length - kept, bool), own[answer : answer + kept]]
+        return np.concatenate(found)
 
     @cached_property
-    def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        found = [self.branches(sample) for sample in range(len(self))]
-        whole = [sum(map(len, sequences)) for sequences in found]
-        return np.asarray(whole, np.int64), np.asarray([shared.own_tokens(one) for one in found], np.int64)
+    def _own(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where each sample begins [M+1], the tokens of its prompt [M], and those of its joined sequence [M]."""
+        sizes = self.samples.tokens()
+        firsts = offsets_of(sizes)
+        learned = np.flatnonzero(self.samples.learned())
+        prompts = learned[np.searchsorted(learned, firsts[:-1])] - firsts[:-1]
+        joined = np.minimum(prompts + (sizes - prompts)[self.partner], self.limit)
+        return firsts, prompts, joined
 
 
 def answer_begins(tokens: Tokens) -> int:

@@ -70,7 +70,7 @@ class Preview:
         kind, name = type(self.recipe.objective), name_of(self.recipe.objective)
         learns_words = "values" not in kind.needs
         self.notes += notes(self.tokenizer)
-        if not learns_words:
+        if kind.of_samples():
             self.notes.append(f"the objective {name} trains a head that reads whole sequences: no token is learned")
         if kind.mismatched:
             self.notes.append(
@@ -106,7 +106,8 @@ class Preview:
 
     def lines(self) -> list[str]:
         """What is to be said of the rows, and the account of those that were read."""
-        return [*self.notes, *self.ledger.lines(self.recipe.data.streaming), *self.length_lines()]
+        account = self.ledger.lines(self.recipe.data.streaming, self.recipe.objective.of_samples())
+        return [*self.notes, *account, *self.length_lines()]
 
     def length_lines(self) -> list[str]:
         """How long the samples are, in a line; none where there is no sample."""

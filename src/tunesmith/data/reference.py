@@ -1,24 +1,22 @@
 """Samples with the log-probabilities of their tokens under a frozen model, kept beside the rendered rows.
 
-A file holds one number for each token of a store, NaN where none was made yet: a run makes those of the samples that it
-will see, and another one with the same rows and the same model finds them.
+There is one number for each token of a store, NaN where none was made yet (data/kept.py): a run makes those of the
+samples that it will see, and another one with the same rows and the same model finds them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
-from tunesmith import atomic
 from tunesmith.data.batch import WholeSet
-from tunesmith.errors import DataError
+from tunesmith.data.pack import offsets_of
 from tunesmith.types import Tokens
 
 FOLDER = "reference"
-ROOM = "Say data.cache_dir=FOLDER"
+NONE = np.array(np.nan, "<f4")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +48,10 @@ class Referenced:
         """The tokens of each sample, all branches together and also what they share: [M]."""
         return self.samples.tokens()
 
+    def learned(self) -> np.ndarray:
+        """Which tokens are learned: bool [T]."""
+        return self.samples.learned()
+
     def branches(self, sample: int) -> list[Tokens]:
         """The token sequences of a sample, with their numbers."""
         branches = self.samples.branches(sample)
@@ -65,33 +67,16 @@ class Referenced:
 
     @cached_property
     def _first(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(self.samples.tokens())])
+        return offsets_of(self.samples.tokens())
 
 
 def places(samples: WholeSet) -> Referenced:
-    """The samples, each token with its own place in the file."""
+    """The samples, each token with its own place among all."""
     return Referenced(samples, np.arange(int(samples.tokens().sum())))
 
 
 def missing(samples: WholeSet, wanted: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Those of the wanted samples of which a learned token has no number in `values`."""
-    known = Referenced(samples, values)
-
-    def lacks(sample: int) -> bool:
-        branches = samples.branches(sample)
-        numbers = known.numbers(sample, branches)
-        return any(
-            bool(np.isnan(own[1:][one.weight[1:] != 0]).any()) for one, own in zip(branches, numbers, strict=True)
-        )
-
-    return np.asarray([sample for sample in wanted.tolist() if lacks(sample)], np.int64)
-
-
-def open_file(path: Path, samples: WholeSet) -> np.ndarray:
-    """The numbers of a file, mapped to be written; a new one holds NaN. Raises DataError when there is no room."""
-    size = int(samples.tokens().sum())
-    if not path.is_file() or path.stat().st_size != 4 * size:
-        with atomic.room(path.parent, DataError, ROOM):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write(path, np.full(size, np.nan, "<f4").tobytes())
-    return np.memmap(path, "<f4", "r+").view(np.ndarray)
+    firsts = offsets_of(samples.tokens())
+    lacks = np.logical_or.reduceat(samples.learned() & np.isnan(values), firsts[:-1])  # [M]
+    return wanted[lacks[wanted]]

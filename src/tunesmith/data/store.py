@@ -138,6 +138,14 @@ class Store:
         """The tokens of each sample, all branches together and also what they share: [M]."""
         return np.diff(self.token_offsets[self.branch_offsets])
 
+    def learned(self) -> np.ndarray:
+        """Which tokens are learned (`Tokens.trained` counts them), in the order of `ids`: bool [T]."""
+        if len(self.token_label):
+            return self.token_label >= 0
+        found = self.weight != 0
+        found[self.token_offsets[:-1]] = False  # nothing stands before the first of a branch
+        return found
+
     def all_ids(self, sample: int) -> np.ndarray:
         """The token ids of a sample, its branches one after the other: [T]."""
         first, last = self.branch_offsets[sample], self.branch_offsets[sample + 1]

@@ -143,7 +143,7 @@ def open_stream(
         lines.append("the sources are streamed one after the other: data.mix=all_exhausted mixes them")
     first = Buffer.of([sample for one in opened for sample in one.first])
     streamed = StreamedRows(blocks, number, train.row_tokens, point)
-    return Stream(streamed, first, fingerprint, (*lines, *_beginning(streamed)))
+    return Stream(streamed, first, fingerprint, (*lines, *_beginning(streamed, recipe.objective.of_samples())))
 
 
 def _reading(one: Source, rows: Iterable[Any] | None) -> Callable[[], Iterator[Row]]:
@@ -187,14 +187,14 @@ def _begins(path: Path) -> bytes:
         return file.read(1)
 
 
-def _beginning(rows: StreamedRows) -> Iterator[str]:
+def _beginning(rows: StreamedRows, of_samples: bool) -> Iterator[str]:
     """The account of the first block that was rendered."""
     start, end = rows.block.start, rows.block.end
     if start.block:
         yield f"the stream goes on in block {start.block + 1:,}, after {start.packed_rows:,} packed rows"
     said = f"a stream, of which {len(rows.block.buffer):,} samples are shuffled and packed at a time"
     yield f"{said}; up to here:" if start.block else f"{said}; the first of them:"
-    yield from Ledger.from_dict(end.as_dict()["ledger"]).lines()
+    yield from Ledger.from_dict(end.as_dict()["ledger"]).lines(of_samples=of_samples)
 
 
 def account(point: Point, row_tokens: int) -> dict[str, Any]:

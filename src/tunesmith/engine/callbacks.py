@@ -22,6 +22,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.received: int | None = None
+        self.alone = ranks.number() == 1
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -44,7 +45,8 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end of training, on all ranks in the same step."""
-        self.received = max(ranks.everyones(self.received or 0)) or None
+        if not self.alone:
+            self.received = ranks.largest(self.received or 0) or None
         if self.received is not None:
             self.say(f"{signal.Signals(self.received).name}: saving (once more: stop at once)")
             control.should_save = control.should_training_stop = True

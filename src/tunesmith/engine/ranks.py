@@ -79,6 +79,18 @@ def everyones(value: Found) -> list[Found]:
     return found
 
 
+def largest(value: int) -> int:
+    """The largest number that one of them has: one number goes round, and no object is packed for it."""
+    if number() == 1:
+        return value
+    import torch
+    from accelerate import PartialState
+
+    found = torch.tensor(value, device=PartialState().device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
 def counted(counts: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors of counts by name, added over all of them; a rank may lack a name that another one has."""
     total: dict[str, Any] = {}

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from tunesmith.data.batch import PackedRows, WholeSet, join, lay, pack
+from tunesmith.data.kept import Kept, open_file
 from tunesmith.data.prepare import cache_folder
-from tunesmith.data.reference import FOLDER, Referenced, missing, open_file, places
+from tunesmith.data.reference import FOLDER, NONE, Referenced, missing, places
 from tunesmith.engine import multi_adapter, ranks
 from tunesmith.engine.model import is_adapted
 from tunesmith.engine.scores import Scorer, asked_of
@@ -77,14 +78,15 @@ def stored(
     """
     samples = rows.store
     wanted = np.unique(rows.plan.pieces[:, 0])
+    size = int(samples.tokens().sum())
     if reference.identity is None:
-        values = np.full(int(samples.tokens().sum()), np.nan, np.float32)
+        kept = Kept(np.full(size, NONE))
     else:
         key = {"samples": samples.digest, "model": reference.identity, "recipe": _decisive(recipe)}
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         with ranks.first():
-            values = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, samples)
-    needed = missing(samples, wanted, values)
+            kept = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, NONE, size, say)
+    needed = missing(samples, wanted, kept.values)
     if any(ranks.everyones(len(needed))):
         started = monotonic()
         device = next(trained.parameters()).device
@@ -93,14 +95,14 @@ def stored(
             return reference.logps(trained, batch)[0, asked_of(batch)].cpu().numpy()
 
         def lacking() -> np.ndarray:
-            return missing(samples, wanted, values)
+            return missing(samples, wanted, kept.values)
 
-        tokens = fill(recipe, places(samples), needed, values, made, device, lacking)
+        tokens = fill(recipe, places(samples), needed, kept, made, device, lacking)
         said = f"{len(needed):,} samples, {tokens:,} tokens, in {monotonic() - started:,.1f} s"
         say(f"reference: its log-probabilities were made once: {said}")
     else:
         say(f"reference: the log-probabilities of {len(wanted):,} samples were made by an earlier run")
-    return replace(rows, store=Referenced(samples, values))
+    return replace(rows, store=Referenced(samples, kept.values))
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
@@ -113,12 +115,12 @@ def fill(
     recipe: Recipe,
     placed: WholeSet,
     needed: np.ndarray,
-    values: np.ndarray,
+    kept: Kept,
     made: Callable[[Batch], np.ndarray],
     device: torch.device,
     lacking: Callable[[], np.ndarray],
 ) -> int:
-    """Write what is made of some samples to their places in a file, a share by each rank; the tokens worked on.
+    """Write what is made of some samples to their places among the kept, a share by each rank; the tokens worked on.
 
     `made` gives a value for each asked token of a batch; in `placed`, their place is what they have for that value.
     What a rank then does not find (`lacking`: values that are not kept, or on another machine's disk) it makes itself.
@@ -134,15 +136,17 @@ def fill(
             place = row.pop("teacher") if "teacher" in row else row.pop("reference")[row["weight"].nonzero()[0]]  # [N]
             fields = join([row])
             batch = Batch(**{name: _on(value, device) for name, value in fields.items()})
-            values[place] = made(batch)
+            kept.values[place] = made(batch)
             tokens += batch.input_ids.numel()
-            if isinstance(values.base, np.memmap) and monotonic() - flushed > FLUSH_SECONDS:
-                values.base.flush()
+            if monotonic() - flushed > FLUSH_SECONDS:
+                kept.flush()
                 flushed = monotonic()
         return tokens
 
     tokens = sum(ranks.everyones(make(needed[ranks.own() :: ranks.number()])))
-    return tokens + make(lacking() if ranks.number() > 1 else needed[:0])
+    tokens += make(lacking() if ranks.number() > 1 else needed[:0])
+    kept.flush()
+    return tokens
 
 
 def _on(value: Any, device: torch.device) -> Any:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from tunesmith.data.batch import PackedRows
+from tunesmith.data.kept import open_file
 from tunesmith.data.prepare import cache_folder
-from tunesmith.data.taught import FOLDER, Taught, firsts_of, missing, open_file, record
+from tunesmith.data.taught import FOLDER, Taught, firsts_of, missing, none, record
 from tunesmith.engine import ranks
 from tunesmith.engine.divergence import AllWords, TopWords, divergences, first_words
 from tunesmith.engine.head import Means, Pairs
@@ -77,7 +78,8 @@ def stored(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     firsts = firsts_of(samples)
     with ranks.first():
-        values = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, int(firsts[-1]), k)
+        kept = open_file(cache_folder(recipe.data.cache_dir) / FOLDER / name, none(k), int(firsts[-1]), say)
+    values = kept.values
     needed = missing(firsts, wanted, values)
     if any(ranks.everyones(len(needed))):
         started = monotonic()
@@ -90,7 +92,7 @@ def stored(
             return found
 
         placed = Taught(samples, np.arange(firsts[-1]), firsts)
-        tokens = fill(recipe, placed, needed, values, made, device, lambda: missing(firsts, wanted, values))
+        tokens = fill(recipe, placed, needed, kept, made, device, lambda: missing(firsts, wanted, values))
         said = f"{len(needed):,} samples, {tokens:,} tokens, in {monotonic() - started:,.1f} s"
         say(f"teacher: its {k} likeliest words were made once: {said}; {values.nbytes / 1e6:,.1f} MB are kept")
     else:

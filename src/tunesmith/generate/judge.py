@@ -1,6 +1,6 @@
 """A trained reward model or classifier at work: what it says of texts or words, and the best of several answers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tunesmith.data import source
+from tunesmith.data.ledger import note, places
 from tunesmith.data.render import Renderer
 from tunesmith.data.rendered import Rendered
 from tunesmith.engine.model import base_of, says_tokens
@@ -97,9 +98,17 @@ class Judge:
         ids = [torch.as_tensor(one, dtype=torch.long, device=base.device) for one in sequences]
         return [one.float().cpu() for part in _some(iter(ids)) for one in filled(self.model, part, pad)]
 
-    def judged(self, rows: Sequence[tuple[str, Mapping[str, Any]]], format_: Format) -> Iterator[tuple[Rendered, Any]]:
-        """Rows as tokens, each with the values of its branches [B, labels]; None where it was left out."""
-        for one in self.renderer.render(rows, format_):
+    def judged(
+        self, rows: Sequence[tuple[str, Mapping[str, Any]]], format_: Format, first: bool = True
+    ) -> Iterator[tuple[Rendered, Any]]:
+        """Rows as tokens, each with the values of its branches [B, labels]; None where it was left out.
+
+        `first` says that a file begins with them: the first of them must be read and written.
+
+        Raises:
+            DataError, TemplateError: it cannot be.
+        """
+        for one in self.renderer.render(rows, format_, first):
             yield one, torch.stack(self.values([tokens.ids for tokens in one.branches])) if one.branches else None
 
     def rewards(self, messages: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float]:
@@ -132,21 +141,24 @@ def score(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
 
     Of a reward model: `answers` with `answer` (its place in the row), `reward` and `text`, the best first. Of a
     classifier: `label` (a list where several can hold) and `scores`, the probability of each class. Of a classifier of
-    words: `tokens`, and `tags`, the class of each, null where a word has no token of its own.
+    words: `tokens`, and `tags`, the class of each, null where a word has no token of its own. Of a row that cannot be
+    read or written: `dropped`, and why.
 
     Raises:
-        DataError: the file or its first row cannot be read.
+        DataError, TemplateError: the file or its first row cannot be read or written.
     """
     if says_tokens(judge.model):
         yield from _score_words(judge, path)
         return
     format_: Format | None = None
     for rows in _some(source.read(Source(path=path))):
+        first = format_ is None
         format_ = format_ or format_of(rows[0][1], judge.names)
         if isinstance(format_, Answers) and len(judge.names) == 1:
-            yield from (_ranked(judge, where, row) for where, row in rows)
+            for number, (where, row) in enumerate(rows):
+                yield _ranked(judge, where, row, first and number == 0)
             continue
-        for one, values in judge.judged(rows, format_):
+        for one, values in judge.judged(rows, format_, first):
             yield {"where": one.where} | ({"dropped": one.dropped} if values is None else _said(judge, one, values))
 
 
@@ -171,8 +183,8 @@ def _score_words(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
     """What a classifier of words says of the rows of a file."""
     learned = [one.format.joined_by for one in judge.renderer.data.train if isinstance(one.format, Tagged)]
     format_ = _Words(joined_by=learned[0] if learned else " ")
-    for rows in _some(source.read(Source(path=path))):
-        for (_, row), (one, values) in zip(rows, judge.judged(rows, format_), strict=True):
+    for number, rows in enumerate(_some(source.read(Source(path=path)))):
+        for (_, row), (one, values) in zip(rows, judge.judged(rows, format_, number == 0), strict=True):
             if values is None:
                 yield {"where": one.where, "dropped": one.dropped}
                 continue
@@ -184,7 +196,7 @@ def _score_words(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
             yield {"where": one.where, "tokens": words, "tags": tags}
 
 
-def _ranked(judge: Judge, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
+def _ranked(judge: Judge, where: str, row: Mapping[str, Any], first: bool = False) -> dict[str, Any]:
     """The answers of a row, the best first, each judged by itself; those that cannot be are named last, and why."""
     try:
         number = len(Answers().read(row).branches)
@@ -192,7 +204,7 @@ def _ranked(judge: Judge, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
         return {"where": where, "dropped": str(error)}
     alone = [(where, {**row, "answers": [one]}) for one in Fields(row).items("answers")]
     found, left = [], []
-    for at, (one, values) in enumerate(judge.judged(alone, Answers())):
+    for at, (one, values) in enumerate(judge.judged(alone, Answers(), first)):
         if values is None:
             left.append({"answer": at, "dropped": one.dropped})
         else:
@@ -284,6 +296,22 @@ def _asked(row: Mapping[str, Any]) -> tuple[Message, ...]:
     if not turns or turns[-1].role == "text":
         raise DataError(f"the row has no prompt to answer (its columns: {', '.join(row)})", "no prompt")
     return turns
+
+
+def accounted(found: Iterator[dict[str, Any]], say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """What was found of some rows; then says how many were left out, as training does: each reason and its places."""
+    scored, dropped = 0, dict[str, Any]()
+    for one in found:
+        if "dropped" in one:
+            note(dropped, one["dropped"], one["where"])
+        else:
+            scored += 1
+        yield one
+    if dropped:
+        left = sum(entry["count"] for entry in dropped.values())
+        say(f"{scored + left:,} rows read, {scored:,} scored")
+    for reason, entry in dropped.items():
+        say(f"{entry['count']:,} dropped: {reason} ({places(entry)})")
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:

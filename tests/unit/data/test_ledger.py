@@ -121,6 +121,11 @@ def test_rows_of_several_sources_are_counted_by_source():
         "of b: 2 samples of 1 rows, 8 tokens (80.0% of all), 4 trained (80.0% of all)",
     ]
     assert Ledger.from_dict(counts).as_dict() == counts
+    assert ledger.lines(of_samples=True)[-3:] == [
+        "3 samples, 10 tokens, 3 samples trained (100.0%), longest 3",
+        "of a: 1 samples of 2 rows, 2 tokens (20.0% of all), 1 samples trained (33.3% of all)",
+        "of b: 2 samples of 1 rows, 8 tokens (80.0% of all), 2 samples trained (66.7% of all)",
+    ]
 
 
 def test_what_was_found_is_said_until_it_is_dropped():

@@ -34,6 +34,28 @@ def test_what_is_too_long_is_cut_and_what_is_not_shared_stands_twice(store):
     assert found.lengths().tolist() == [10, 7, 6]
 
 
+def random_samples(number, seed=0):
+    """Samples of one sequence each, some with a weight on the first token, which nothing stands before."""
+    draw = np.random.default_rng(seed)
+    for _ in range(number):
+        prompt, answer = draw.integers(1, 6, 2)
+        weight = [float(draw.random() < 0.3), *[0] * (prompt - 1), 0.5, *draw.integers(0, 2, answer)]
+        yield [(draw.integers(0, 3, len(weight)), weight)]
+
+
+@pytest.mark.parametrize("limit", [3, 7, 100])
+@pytest.mark.parametrize("shares", [True, False])
+def test_sizes_and_what_is_learned_are_those_of_the_sequences(tmp_path, limit, shares):
+    """Of few words, so that answers begin alike; with limits that cut answers, and prompts."""
+    store = store_of(tmp_path, *random_samples(60))
+    found = Mismatched.draw(store, np.arange(0, 60, 3), (1, 4), limit, shares)
+    sequences = [found.branches(sample) for sample in range(60)]
+    assert found.tokens().tolist() == [sum(map(len, both)) for both in sequences]
+    assert found.lengths().tolist() == [sum(len(one) - one.shared for one in both) for both in sequences]
+    weights = [np.where(np.arange(len(one)) > 0, one.weight, 0) for both in sequences for one in both]
+    assert found.learned().tolist() == (np.concatenate(weights) != 0).tolist()
+
+
 def test_a_row_holds_both_and_tells_them_apart(store):
     row = lay(Mismatched(store, np.array([2, 0, 1]), 100, shares=True), np.array([[0, 0, 9], [1, 0, 6]]))
     assert row["branch"].tolist() == [0, 1, 0, 1]

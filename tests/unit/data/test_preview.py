@@ -357,6 +357,7 @@ def test_a_head_learns_labels_and_no_token(tmp_path, row, objective, source, lab
     assert re.search(rf"rows.jsonl:1  \d+ tokens, 0 trained \(0%\){label} ", out)
     assert "\u27e6" not in out.partition("\n")[2] and given.ledger.as_dict()["trained_tokens"] == 0
     assert out.count("trains a head that reads whole sequences: no token is learned") == 1
+    assert "1 samples trained (100.0%), longest" in out
     page.write(str(tmp_path / "page.html"), of_objective(tmp_path, row, objective, **read), "mine")
     assert re.search(f"0 trained \\(0%\\){label}</p>", (tmp_path / "page.html").read_text(encoding="utf-8"))
 

@@ -5,7 +5,8 @@ import pytest
 from tests.unit.data.test_batch import store_of
 
 from tunesmith.data.batch import join, lay
-from tunesmith.data.reference import Referenced, missing, open_file, places
+from tunesmith.data.reference import Referenced, missing, places
+from tunesmith.data.taught import firsts_of
 
 
 @pytest.fixture
@@ -40,12 +41,13 @@ def test_only_what_lacks_is_made(store):
     assert missing(store, np.array([0, 1]), values).tolist() == []
 
 
-def test_a_file_is_found_again_and_one_of_another_size_is_made_anew(store, tmp_path):
-    path = tmp_path / "folder" / "key"
-    values = open_file(path, store)
-    assert np.isnan(values).all() and len(values) == 9
-    values[3] = -2
-    values.base.flush()
-    assert open_file(path, store)[3] == -2
-    path.write_bytes(path.read_bytes()[:-4])  # as a full disk leaves it
-    assert np.isnan(open_file(path, store)).all()
+def test_the_learned_tokens_of_all_samples(store):
+    """Of every sequence but its first, whatever its weight, which the number of a sample's learned ones leaves out."""
+    assert store.learned().tolist() == [False, False, True, True, False, False, True, False, True]
+    assert Referenced(store, np.zeros(9)).learned().tolist() == store.learned().tolist()
+
+
+def test_a_first_token_is_never_learned(tmp_path):
+    store = store_of(tmp_path, [([1, 2], [1, 1]), ([3, 4, 5], [1, 0, 0.5])])
+    assert store.learned().tolist() == [False, True, False, False, True]
+    assert firsts_of(store).tolist() == [0, 2] == [0, *np.cumsum(store.trained)]

@@ -1,13 +1,17 @@
 """Rows of answers are read as training reads them."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fixtures_models import save_model
+from fixtures_values import tiny_values
 from tunesmith.cli.main import main
+from tunesmith.errors import DataError
 from tunesmith.formats.ranked import Ranked
-from tunesmith.generate.judge import Answers, Judge, _asked, _ranked
+from tunesmith.generate.judge import TOGETHER, Answers, Judge, _asked, _ranked, accounted, score
 
 
 @pytest.mark.parametrize(
@@ -34,7 +38,7 @@ def test_a_temperature_is_bounded_when_it_is_parsed(capsys):
         assert "must be a number from 0 to 100" in capsys.readouterr().err
 
 
-def judged(self, rows, format_):
+def judged(self, rows, format_, first=True):
     """One token an answer, of which an empty one has none, and as its reward the length of its text."""
     for _, row in rows:
         (text,) = row["answers"]
@@ -50,3 +54,47 @@ def test_an_answer_that_cannot_be_judged_leaves_the_others(monkeypatch):
     assert [(one["answer"], one["reward"]) for one in found["answers"]] == [(2, 3.0), (0, 1.0)]
     assert found["left_out"] == [{"answer": 1, "dropped": "empty answer"}]
     assert judge.rewards([{"role": "user", "content": "Hi"}], ["ab", ""]) == [2.0, float("-inf")]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """What opens the judge of a folder of a tiny model with so many values."""
+
+    def judge(labels, tokens=False):
+        folder = tmp_path_factory.mktemp("judge")
+        save_model(folder, tiny_values(labels=labels, tokens=tokens))
+        return Judge.open(str(folder), "cpu")
+
+    return judge
+
+
+GOOD = {
+    1: {"prompt": "Hi", "chosen": "a b", "rejected": "c d"},
+    2: {"text": "the cat sat"},
+    3: {"prompt": "Hi", "answers": ["a b", "c d"]},
+}
+BAD = {1: {"prompt": "Hi", "chosen": "a"}, 2: {"label": 1}, 3: {"prompt": "Hi", "answers": [7]}}
+
+
+@pytest.mark.parametrize(("kind", "labels", "tokens"), [(1, 1, False), (2, 2, False), (2, 2, True), (3, 1, False)])
+def test_a_bad_row_is_named_and_counted_wherever_it_stands(opened, tmp_path, kind, labels, tokens):
+    """Also where rows that are looked at together begin with it; not where the file does."""
+    judge, path = opened(labels, tokens), tmp_path / "rows.jsonl"
+    bad = {TOGETHER: BAD[kind], TOGETHER + 3: BAD[kind]}
+    good = GOOD[kind] | ({"label": 1} if (kind, tokens) == (2, False) else {})
+    path.write_text("\n".join(json.dumps(bad.get(number, good)) for number in range(2 * TOGETHER)))
+    said = []
+    found = list(accounted(score(judge, str(path)), said.append))
+    assert [one["where"] for one in found] == [f"{path}:{number + 1}" for number in range(2 * TOGETHER)]
+    assert [number for number, one in enumerate(found) if "dropped" in one] == list(bad)
+    assert said[0] == "32 rows read, 30 scored"
+    assert said[1].startswith("2 dropped: ") and said[1].endswith(f"({path}:17, {path}:20)") and len(said) == 2
+    path.write_text(json.dumps(good))
+    assert list(accounted(score(judge, str(path)), said.append)) and len(said) == 2
+
+
+def test_a_file_that_begins_with_a_bad_row_is_refused(opened, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(BAD[1]) + "\n" + json.dumps(GOOD[1]))
+    with pytest.raises(DataError, match="chosen"):
+        list(score(opened(1), str(path)))
