@@ -119,8 +119,8 @@ def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted 
 def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: contextlib.ExitStack) -> Loaded:
     """The rows and the adapted model, each said; rows that are streamed, from a checkpoint on."""
     from tunesmith.data import sides
-    from tunesmith.data.load import context_problem, load_rows
-    from tunesmith.engine import checkpoint, ranks, values
+    from tunesmith.data.load import context_problem, load_rows, longest_sequence
+    from tunesmith.engine import checkpoint, ranks, rope, values
     from tunesmith.engine.arguments import look_for_trackers
     from tunesmith.engine.model import base_of, load_tokenizer, with_padding
 
@@ -147,7 +147,11 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
             "set data.shared_prefix=false"
         )
     trained, total = parameters(model).values()
-    problem = context_problem(rows.ledger, base_of(model).config)
+    config = base_of(model).config
+    rope.refuse_longer(config, longest_sequence(rows.ledger))
+    problem = context_problem(rows.ledger, rope.context_of(config))
+    if recipe.model.rope_scaling.rope_type is not None:
+        tokenizer.model_max_length = rope.context_of(config)
     filled = values.account(adapted.kernels.scorer, rows.train)
     if problem and (filled or type(recipe.objective).encodes):
         raise RecipeError(problem)  # positions of encoders are learned one by one: there are no more

@@ -14,6 +14,7 @@ from tunesmith.component import Section, default
 from tunesmith.errors import RecipeError
 from tunesmith.passthrough import problem
 from tunesmith.recipe_data import Data
+from tunesmith.recipe_rope import RopeScaling
 from tunesmith.recipe_text import parse, read_words, recipe_file
 from tunesmith.seams import Adapter, Objective, Optimizer
 
@@ -41,6 +42,8 @@ class Model(Section):
     """What frozen linear layers, but the head, are held in: int8 on a CPU, float8 on CUDA. None: dtype."""
     from_scratch: bool = False
     """Start from random weights of the shape in config.json, not from the stored ones."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """How rotary positions are stretched for a longer context."""
 
 
 class Train(Section):

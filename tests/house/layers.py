@@ -13,7 +13,7 @@ LAYERS = (
     {"", "errors", "types", "atomic", "drawing"},
     {"component"},
     {"seams"},
-    {"explain", "recipe", "recipe_data", "recipe_text", "schema", "defaults", "passthrough"},
+    {"explain", "recipe", "recipe_data", "recipe_rope", "recipe_text", "schema", "defaults", "passthrough"},
     {"compat", "formats", "templates", "data"},
     {"objectives", "adapters", "optimizers", "engine"},
     {"generate"},
@@ -25,9 +25,9 @@ LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and 
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = {
-    "", "errors", "types", "atomic", "component", "seams", "explain", "recipe", "recipe_data", "recipe_text", "schema",
-    "defaults", "passthrough", "cli", "formats", "templates", "objectives", "adapters", "optimizers", "exports",
-    "data.source",
+    "", "errors", "types", "atomic", "component", "seams", "explain", "recipe", "recipe_data", "recipe_rope",
+    "recipe_text", "schema", "defaults", "passthrough", "cli", "formats", "templates", "objectives", "adapters",
+    "optimizers", "exports", "data.source",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""
 

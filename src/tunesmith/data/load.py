@@ -152,18 +152,22 @@ def _packed(recipe: Recipe, fill: float) -> str:
     return f"packed: rows of {recipe.train.row_tokens:,} tokens, {fill:.1%} full, no padding"
 
 
-def context_problem(ledger: Mapping[str, Any], config: Any) -> str | None:
-    """What to say when a sequence is longer than a model of this config has seen; None when none is.
+def longest_sequence(ledger: Mapping[str, Any]) -> int:
+    """The tokens of the longest sequence that is trained or held out."""
+    return max(min(part.get("longest_tokens", 0), part["row_tokens"]) for part in ledger.values())
+
+
+def context_problem(ledger: Mapping[str, Any], limit: int | None) -> str | None:
+    """What to say when a sequence is longer than the `limit` that a model is made for; None when none is.
 
     It is no reason to refuse: rotary positions go on beyond the length they were trained with, less well.
     """
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = max(min(part.get("longest_tokens", 0), part["row_tokens"]) for part in ledger.values())
+    longest = longest_sequence(ledger)
     if limit is None or longest <= limit:
         return None
     return (
         f"the longest sample has {longest:,} tokens, and the model was made for {limit:,} (max_position_embeddings): "
-        f"beyond them it may answer badly. data.max_tokens={limit} keeps to them"
+        f"beyond them it may answer badly. data.max_tokens={limit} keeps to them, model.rope_scaling makes more"
     )
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.engine import checkpoint
+from tunesmith.engine import checkpoint, rope
 from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path
@@ -132,10 +132,11 @@ def _adapted(folder: Path, base: Model, device: str, head: Head | None) -> Any:
     """An adapter folder's base model with the adapter beside its weights."""
     from peft import PeftModel
     from safetensors import SafetensorError
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
+    stored = AutoConfig.from_pretrained(folder) if (folder / MODEL).is_file() else None
     try:
-        model = load_model(base, device, head=head)
+        model = load_model(base, device, head=head, positions=stored if stored and rope.is_scaled(stored) else None)
     except ModelError as error:
         raise ModelError(f"the adapter {folder} needs its base model {base.path!r}: {error}") from error
     if head is not None:
