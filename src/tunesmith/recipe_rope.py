@@ -39,8 +39,8 @@ class RopeScaling(Section):
     high_freq_factor: Annotated[float, Field(gt=0)] | None = None
     """Of llama3: turns above which it stays as it is. None: 4."""
     short_factor: Factors | None = None
-    """Of longrope: what each frequency is divided by in a text of the original length, a number for each of half a head's
-    dimensions. None: 1."""
+    """Of longrope: what each frequency is divided by in a text of the original length, a number for each of half a
+    head's dimensions. None: 1."""
     long_factor: Factors | None = None
     """Of longrope: the same in a longer text; required."""
 

@@ -7,13 +7,8 @@ import sys
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "section",
-        nargs="?",
-        default="",
-        metavar="SECTION",
-        help="train, adapter, lora, train.max_steps ...; or all",
-    )
+    help = "train, adapter, lora, train.max_steps ...; or all"
+    parser.add_argument("section", nargs="?", default="", metavar="SECTION", help=help)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--schema", action="store_true", help="print the JSON Schema of a recipe, for editors")
     kind.add_argument("--markdown", action="store_true", help="print the reference page")
@@ -22,14 +17,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print. Raises RecipeError when there is no such section or option."""
     from tunesmith import schema
+    from tunesmith.evaluate import Evaluation
     from tunesmith.recipe import Recipe
-    from tunesmith.seams import Export
+    from tunesmith.seams import Export, Task
     from tunesmith.synthesis.options import Synthesis
 
     if arguments.schema:
         print(json.dumps(schema.json_schema(Recipe), indent=2))
         return 0
-    found = schema.choose(schema.groups(Recipe, export=Export, synthesize=Synthesis), arguments.section)
+    groups = schema.groups(Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task)
+    found = schema.choose(groups, arguments.section)
     if arguments.markdown:
         print("\n".join(schema.as_markdown(found)))
     elif sys.stdout.isatty():
