@@ -146,10 +146,11 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
             f"{name} does not run packed attention, without which sequences cannot share a beginning: "
             "set data.shared_prefix=false"
         )
+    _refuse_skips(recipe, adapted)
     trained, total = parameters(model).values()
     config = base_of(model).config
     rope.refuse_longer(config, longest_sequence(rows.ledger))
-    problem = context_problem(rows.ledger, rope.context_of(config))
+    problem = context_problem(rows.ledger, rope.context_of(config), recipe.data.position_skipping or 0)
     if recipe.model.rope_scaling.rope_type is not None:
         tokenizer.model_max_length = rope.context_of(config)
     filled = values.account(adapted.kernels.scorer, rows.train)
@@ -173,6 +174,15 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     rows, scorer = with_teacher(recipe, adapted, rows, tokenizer, job.device.type, say)
     seconds = monotonic() - started
     return Loaded(model, tokenizer, rows, adapted.kernels, scorer, adapted.fingerprint, reference, referred, seconds)
+
+
+def _refuse_skips(recipe: Recipe, adapted: Adapted) -> None:
+    """Raise RecipeError where positions are skipped, and the model takes a gap for the beginning of a sequence."""
+    if recipe.data.position_skipping is not None and not adapted.kernels.scorer.packed:
+        raise RecipeError(
+            f"data.position_skipping={recipe.data.position_skipping}: this model does not run packed attention, and "
+            "transformers' own tells sequences of a row apart by their positions: leave it out"
+        )
 
 
 def make_trainer(

@@ -238,6 +238,17 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _skips_positions_of_one_sequence(self) -> "Recipe":
+        kind, reach = type(self.objective), self.data.position_skipping
+        several = len(kind.branches) > 1 or kind.mismatched or kind.encodes
+        if reach is not None and (several or {"values", "reference"} & set(kind.needs) or self.objective.teaching()):
+            raise ValueError(
+                f"data.position_skipping={reach} is for objectives that learn from one text by itself, as sft and "
+                f"pretrain, and {kind.__name__.lower()} does not: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_its_teacher(self) -> "Recipe":
         how, name = self.objective.teaching(), type(self.objective).__name__.lower()
         if how is None:

@@ -157,14 +157,19 @@ def longest_sequence(ledger: Mapping[str, Any]) -> int:
     return max(min(part.get("longest_tokens", 0), part["row_tokens"]) for part in ledger.values())
 
 
-def context_problem(ledger: Mapping[str, Any], limit: int | None) -> str | None:
-    """What to say when a sequence is longer than the `limit` that a model is made for; None when none is.
+def context_problem(ledger: Mapping[str, Any], limit: int | None, reach: int = 0) -> str | None:
+    """What to say when a sequence, or the `reach` of skipped positions, goes beyond the `limit` of a model; else None.
 
     It is no reason to refuse: rotary positions go on beyond the length they were trained with, less well.
     """
     longest = longest_sequence(ledger)
-    if limit is None or longest <= limit:
+    if limit is None or max(longest, reach) <= limit:
         return None
+    if reach > limit:
+        return (
+            f"data.position_skipping goes to {reach:,} tokens, and the model was made for {limit:,} "
+            "(max_position_embeddings), which its config keeps: model.rope_scaling makes more"
+        )
     return (
         f"the longest sample has {longest:,} tokens, and the model was made for {limit:,} (max_position_embeddings): "
         f"beyond them it may answer badly. data.max_tokens={limit} keeps to them, model.rope_scaling makes more"
