@@ -37,7 +37,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     import transformers
 
     from tunesmith import record
-    from tunesmith.engine import encoder_decoder, frozen, kernels, rope
+    from tunesmith.engine import encoder_decoder, frozen, kernels, rope, shifted_attention
     from tunesmith.engine.activations import checkpoint_activations
     from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer, with_padding
 
@@ -73,7 +73,10 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
         notes.append(frozen.hold(model, recipe.model.frozen_dtype, ops))
     with precision(recipe, device):
         chosen = (encoder_decoder if type(recipe.objective).encodes else kernels).choose(model, ops)
-    return Adapted(model, chosen, fingerprint, (*notes, *chosen.notes))
+    notes += chosen.notes
+    if recipe.train.shifted_sparse_attention is not None:
+        notes.append(shifted_attention.use(model, chosen.scorer.packed, recipe.train.shifted_sparse_attention))
+    return Adapted(model, chosen, fingerprint, tuple(notes))
 
 
 def head_of(recipe: Recipe) -> Head | None:

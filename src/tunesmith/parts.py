@@ -140,13 +140,7 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
         say(line)
     adapted = adapted or _adapted(job, until_the_end)
     model = adapted.model
-    if not adapted.kernels.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
-        name = type(base_of(model)).__name__
-        raise RecipeError(
-            f"{name} does not run packed attention, without which sequences cannot share a beginning: "
-            "set data.shared_prefix=false"
-        )
-    _refuse_skips(recipe, adapted)
+    _refuse_rows(recipe, adapted, rows)
     trained, total = parameters(model).values()
     config = base_of(model).config
     rope.refuse_longer(config, longest_sequence(rows.ledger))
@@ -176,8 +170,22 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     return Loaded(model, tokenizer, rows, adapted.kernels, scorer, adapted.fingerprint, reference, referred, seconds)
 
 
-def _refuse_skips(recipe: Recipe, adapted: Adapted) -> None:
-    """Raise RecipeError where positions are skipped, and the model takes a gap for the beginning of a sequence."""
+def _refuse_rows(recipe: Recipe, adapted: Adapted, rows: "Rows") -> None:
+    """Raise RecipeError where sequences share beginnings or skip positions, and the model's attention cannot."""
+    from tunesmith.engine.model import base_of
+
+    group = recipe.train.shifted_sparse_attention
+    if any(part.get("shared_tokens") for part in rows.ledger.values()):
+        if not adapted.kernels.shares:
+            raise RecipeError(
+                f"{type(base_of(adapted.model)).__name__} does not run packed attention, without which sequences "
+                "cannot share a beginning: set data.shared_prefix=false"
+            )
+        if group is not None:
+            raise RecipeError(
+                f"train.shifted_sparse_attention={group} cuts sequences into groups, and here some share a beginning: "
+                "set data.shared_prefix=false"
+            )
     if recipe.data.position_skipping is not None and not adapted.kernels.scorer.packed:
         raise RecipeError(
             f"data.position_skipping={recipe.data.position_skipping}: this model does not run packed attention, and "

@@ -73,6 +73,9 @@ class Train(Section):
     n-th layer; selective: all but products of matrices and outputs of attention."""
     activation_offload: bool = False
     """Keep the inputs of layers that compute again in the host's memory; needs activation_checkpointing true or n."""
+    shifted_sparse_attention: Annotated[int, Field(gt=1)] | None = None
+    """Tokens of a group: in training half of the heads see within groups of so many, the others within groups shifted
+    by half of one (LongLoRA, arXiv 2309.12307). Evaluation and answers see all. None: all heads see all."""
     release_gradients: bool = False
     """Update a weight and drop its gradient as soon as the backward pass has it; needs gradient_accumulation_steps=1
     and max_grad_norm=0."""
@@ -235,6 +238,16 @@ class Recipe(Section):
         if self.data.streaming and (kind.mismatched or self.reference.compute == "once"):
             what = "draws answers over the whole set" if kind.mismatched else "with reference.compute=once looks ahead"
             raise ValueError(f"the objective {kind.__name__.lower()} {what}, and data.streaming never holds it")
+        return self
+
+    @model_validator(mode="after")
+    def _sees_as_its_reference(self) -> "Recipe":
+        kind, group = type(self.objective), self.train.shifted_sparse_attention
+        if group is not None and (kind.encodes or "reference" in kind.needs):
+            why = "encodes prompts" if kind.encodes else "measures from a reference, which sees all"
+            raise ValueError(
+                f"train.shifted_sparse_attention={group}: the objective {kind.__name__.lower()} {why}: leave it out"
+            )
         return self
 
     @model_validator(mode="after")
