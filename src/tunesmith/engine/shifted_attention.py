@@ -1,6 +1,6 @@
 """LongLoRA's shifted sparse attention (arXiv 2309.12307): long rows trained at the cost of short ones.
 
-In training each sequence is cut into groups of G tokens, and half of the heads attend within them; the other half attend
+In training each sequence is cut into groups of G tokens, and half of the heads attend within them; the others attend
 within groups that begin G/2 earlier, so that what one half cuts apart the other one joins. Evaluation and answers use
 whole attention, with the same weights. Unlike the paper's own code, the first half group does not wrap around to the
 last one: no token sees a later one.
@@ -65,10 +65,10 @@ class _Shifted:
         assert not packed.shares, "refused before the run"
         if key.shape[1] % 2:  # keys whose query heads lie in both halves
             key, value = (one.repeat_interleave(query.shape[1] // key.shape[1], 1) for one in (key, value))
-        halves = zip(*(one.split(-(-one.shape[1] // 2), dim=1) for one in (query, key, value)), strict=True)
+        queries, keys, values = (one.split(-(-one.shape[1] // 2), dim=1) for one in (query, key, value))
         found = [
-            packed_attention(module, *half, attention_mask, packed=layout, **options)[0]
-            for half, layout in zip(halves, layouts(packed, self.group), strict=False)
+            packed_attention(module, q, k, v, attention_mask, packed=layout, **options)[0]
+            for q, k, v, layout in zip(queries, keys, values, layouts(packed, self.group), strict=False)
         ]
         return torch.cat(found, dim=2), None
 
