@@ -37,7 +37,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     import transformers
 
     from tunesmith import record
-    from tunesmith.engine import encoder_decoder, frozen, kernels
+    from tunesmith.engine import encoder_decoder, frozen, kernels, rope, shifted_attention
     from tunesmith.engine.activations import checkpoint_activations
     from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer, with_padding
 
@@ -61,13 +61,24 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     if head is not None:
         new = type(base_of(model)).__name__ not in (base_of(model).config.architectures or ())
         notes.append(f"head: {'a new one' if new else 'as stored'} for {shown(head.names)}")
+    if recipe.model.rope_scaling.rope_type is not None:
+        if given is not None:
+            kind = recipe.model.rope_scaling.rope_type
+            raise RecipeError(
+                f"model.rope_scaling: {kind} would change the model that was given: write it into its config before "
+                "it is built"
+            )
+        notes += rope.said(base_of(model).config)
     if recipe.model.frozen_dtype is not None and given is not None:
         raise RecipeError(f"model.frozen_dtype: {recipe.model.frozen_dtype} would change the model that was given")
     if recipe.model.frozen_dtype is not None:
         notes.append(frozen.hold(model, recipe.model.frozen_dtype, ops))
     with precision(recipe, device):
         chosen = (encoder_decoder if type(recipe.objective).encodes else kernels).choose(model, ops)
-    return Adapted(model, chosen, fingerprint, (*notes, *chosen.notes))
+    notes += chosen.notes
+    if recipe.train.shifted_sparse_attention is not None:
+        notes.append(shifted_attention.use(model, chosen.scorer.packed, recipe.train.shifted_sparse_attention))
+    return Adapted(model, chosen, fingerprint, tuple(notes))
 
 
 def head_of(recipe: Recipe) -> Head | None:

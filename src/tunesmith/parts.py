@@ -119,8 +119,8 @@ def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted 
 def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: contextlib.ExitStack) -> Loaded:
     """The rows and the adapted model, each said; rows that are streamed, from a checkpoint on."""
     from tunesmith.data import sides
-    from tunesmith.data.load import context_problem, load_rows
-    from tunesmith.engine import checkpoint, ranks, values
+    from tunesmith.data.load import context_problem, load_rows, longest_sequence
+    from tunesmith.engine import checkpoint, ranks, rope, values
     from tunesmith.engine.arguments import look_for_trackers
     from tunesmith.engine.model import base_of, load_tokenizer, with_padding
 
@@ -140,14 +140,13 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
         say(line)
     adapted = adapted or _adapted(job, until_the_end)
     model = adapted.model
-    if not adapted.kernels.shares and any(part.get("shared_tokens") for part in rows.ledger.values()):
-        name = type(base_of(model)).__name__
-        raise RecipeError(
-            f"{name} does not run packed attention, without which sequences cannot share a beginning: "
-            "set data.shared_prefix=false"
-        )
+    _refuse_rows(recipe, adapted, rows)
     trained, total = parameters(model).values()
-    problem = context_problem(rows.ledger, base_of(model).config)
+    config = base_of(model).config
+    rope.refuse_longer(config, longest_sequence(rows.ledger))
+    problem = context_problem(rows.ledger, rope.context_of(config), recipe.data.position_skipping or 0)
+    if recipe.model.rope_scaling.rope_type is not None:
+        tokenizer.model_max_length = rope.context_of(config)
     filled = values.account(adapted.kernels.scorer, rows.train)
     if problem and (filled or type(recipe.objective).encodes):
         raise RecipeError(problem)  # positions of encoders are learned one by one: there are no more
@@ -169,6 +168,29 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     rows, scorer = with_teacher(recipe, adapted, rows, tokenizer, job.device.type, say)
     seconds = monotonic() - started
     return Loaded(model, tokenizer, rows, adapted.kernels, scorer, adapted.fingerprint, reference, referred, seconds)
+
+
+def _refuse_rows(recipe: Recipe, adapted: Adapted, rows: "Rows") -> None:
+    """Raise RecipeError where sequences share beginnings or skip positions, and the model's attention cannot."""
+    from tunesmith.engine.model import base_of
+
+    group = recipe.train.shifted_sparse_attention
+    if any(part.get("shared_tokens") for part in rows.ledger.values()):
+        if not adapted.kernels.shares:
+            raise RecipeError(
+                f"{type(base_of(adapted.model)).__name__} does not run packed attention, without which sequences "
+                "cannot share a beginning: set data.shared_prefix=false"
+            )
+        if group is not None:
+            raise RecipeError(
+                f"train.shifted_sparse_attention={group} cuts sequences into groups, and here some share a beginning: "
+                "set data.shared_prefix=false"
+            )
+    if recipe.data.position_skipping is not None and not adapted.kernels.scorer.packed:
+        raise RecipeError(
+            f"data.position_skipping={recipe.data.position_skipping}: this model does not run packed attention, and "
+            "transformers' own tells sequences of a row apart by their positions: leave it out"
+        )
 
 
 def make_trainer(

@@ -14,6 +14,7 @@ from tunesmith.component import Section, default, refusal
 from tunesmith.errors import RecipeError
 from tunesmith.passthrough import problem
 from tunesmith.recipe_data import Data
+from tunesmith.recipe_rope import RopeScaling
 from tunesmith.recipe_text import parse, read_words, recipe_file
 from tunesmith.seams import Adapter, Objective, Optimizer
 
@@ -41,6 +42,8 @@ class Model(Section):
     """What frozen linear layers, but the head, are held in: int8 on a CPU, float8 on CUDA. None: dtype."""
     from_scratch: bool = False
     """Start from random weights of the shape in config.json, not from the stored ones."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """How rotary positions are stretched for a longer context."""
 
 
 class Train(Section):
@@ -70,6 +73,9 @@ class Train(Section):
     n-th layer; selective: all but products of matrices and outputs of attention."""
     activation_offload: bool = False
     """Keep the inputs of layers that compute again in the host's memory; needs activation_checkpointing true or n."""
+    shifted_sparse_attention: Annotated[int, Field(gt=1)] | None = None
+    """Tokens of a group: in training half of the heads see within groups of so many, the others within groups shifted
+    by half of one (LongLoRA, arXiv 2309.12307). Evaluation and answers see all. None: all heads see all."""
     release_gradients: bool = False
     """Update a weight and drop its gradient as soon as the backward pass has it; needs gradient_accumulation_steps=1
     and max_grad_norm=0."""
@@ -242,6 +248,27 @@ class Recipe(Section):
         if self.train.release_gradients and not type(self.optimizer).in_backward:
             name = type(self.optimizer).__name__.lower()
             raise ValueError(f"train.release_gradients: {name} needs all gradients of a step together: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _sees_as_its_reference(self) -> "Recipe":
+        kind, group = type(self.objective), self.train.shifted_sparse_attention
+        if group is not None and (kind.encodes or "reference" in kind.needs):
+            why = "encodes prompts" if kind.encodes else "measures from a reference, which sees all"
+            raise ValueError(
+                f"train.shifted_sparse_attention={group}: the objective {kind.__name__.lower()} {why}: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _skips_positions_of_one_sequence(self) -> "Recipe":
+        kind, reach = type(self.objective), self.data.position_skipping
+        several = len(kind.branches) > 1 or kind.mismatched or kind.encodes
+        if reach is not None and (several or {"values", "reference"} & set(kind.needs) or self.objective.teaching()):
+            raise ValueError(
+                f"data.position_skipping={reach} is for objectives that learn from one text by itself, as sft and "
+                f"pretrain, and {kind.__name__.lower()} does not: leave it out"
+            )
         return self
 
     @model_validator(mode="after")

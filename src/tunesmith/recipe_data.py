@@ -140,6 +140,9 @@ class Data(Section):
     """Which of its tokens are learned."""
     max_tokens: Annotated[int, Field(gt=1, le=10_000_000)] = 2048
     """Longest sample, in tokens; pretrain lays documents of any length end to end."""
+    position_skipping: Annotated[int, Field(gt=1, le=10_000_000)] | None = None
+    """Positions below this are seen in training, though samples are shorter: those of each are cut in two, with a
+    random gap between (PoSE, arXiv 2309.10400). None: they follow one another."""
     shared_prefix: bool = True
     """Whether what answers to one prompt, or the turns of a divided conversation, begin with in common is computed
     once."""

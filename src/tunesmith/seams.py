@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from tunesmith.generate.subject import Subject
+
 
 class Format(Component):
     """Reads one row of a dataset."""
@@ -278,3 +280,27 @@ class Export(Component):
     @abstractmethod
     def write(self, run: Path, out: Path) -> Report:
         """Write the export of a run folder to `out`, compare it with the run's own weights, and report."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What a task found: its numbers by name, a table, a line for each item, and a picture as PNG where it draws one.
+
+    The rows of the table have the same keys, in the order of its columns.
+    """
+
+    metrics: Mapping[str, float]
+    table: tuple[Mapping[str, Any], ...] = ()
+    items: tuple[Mapping[str, Any], ...] = ()
+    picture: bytes | None = None
+
+
+class Task(Component):
+    """What a model is evaluated by. Its options are said by its name: `needle.lengths=[512, 2048]`."""
+
+    seam: ClassVar[str] = "evaluation"
+    default: ClassVar[str] = "ppl_by_length"
+
+    @abstractmethod
+    def run(self, subject: "Subject") -> TaskResult:
+        """Ask the model all of it. Raises DataError when there is nothing to ask, or it cannot be read."""

@@ -13,12 +13,12 @@ LAYERS = (
     {"", "errors", "types", "atomic", "drawing"},
     {"component"},
     {"seams"},
-    {"explain", "together", "recipe", "recipe_data", "recipe_text", "schema", "defaults", "passthrough"},
+    {"explain", "together", "recipe", "recipe_data", "recipe_rope", "recipe_text", "schema", "defaults", "passthrough"},
     {"compat", "formats", "templates", "data"},
     {"objectives", "adapters", "optimizers", "engine"},
     {"generate"},
     {"run", "parts", "adapted", "beside", "referenced", "taught", "record", "folder", "health", "ending"},
-    {"exports", "synthesis", "bench", "against", "compare", "selftest"},
+    {"exports", "synthesis", "evaluation", "evaluate", "bench", "against", "compare", "selftest"},
     {"cli", "__main__"},
 )
 LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and whoever wants may import it
@@ -26,8 +26,8 @@ LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = {
     "", "errors", "types", "atomic", "component", "seams", "explain", "together", "recipe", "recipe_data",
-    "recipe_text", "schema", "defaults", "passthrough", "cli", "formats", "templates", "objectives", "adapters",
-    "optimizers", "exports", "data.source",
+    "recipe_rope", "recipe_text", "schema", "defaults", "passthrough", "cli", "formats", "templates", "objectives",
+    "adapters", "optimizers", "exports", "evaluation", "data.source",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""
 

@@ -23,10 +23,11 @@ from fixtures_models import save_model
 from tunesmith import schema
 from tunesmith.cli import main as cli
 from tunesmith.component import find
+from tunesmith.evaluate import Evaluation, read
 from tunesmith.explain import choose
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_text import read_words, recipe_file, recipe_names
-from tunesmith.seams import Export, Format
+from tunesmith.seams import Export, Format, Task
 from tunesmith.synthesis.options import Synthesis
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +147,10 @@ def test_every_command_is_one(tmp_path, monkeypatch, words):
     elif verb == "export":
         choose(Export, read_words({}, arguments.words))
     elif verb == "options":
-        schema.choose(schema.groups(Recipe, export=Export, synthesize=Synthesis), arguments.section)
+        groups = schema.groups(Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task)
+        schema.choose(groups, arguments.section)
+    elif verb == "evaluate":
+        read(arguments.task.split(","), arguments.words)
     elif verb == "synthesize":
         Synthesis(**read_words({}, arguments.words))
 

@@ -11,15 +11,17 @@ from pydantic import Field
 from tunesmith import schema
 from tunesmith.component import Section, all_of
 from tunesmith.errors import RecipeError
+from tunesmith.evaluate import Evaluation
 from tunesmith.formats._tags import Tags
 from tunesmith.recipe import Eval, Model, Recipe, Reference, Teacher, Train
 from tunesmith.recipe_data import Data, Loss, Source
-from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Template
+from tunesmith.recipe_rope import RopeScaling
+from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Task, Template
 from tunesmith.synthesis.options import Synthesis
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
-SEAMS = (Adapter, Export, Format, Objective, Optimizer, Template)
-GROUPS = schema.groups(Recipe, export=Export, synthesize=Synthesis)
+SEAMS = (Adapter, Export, Format, Objective, Optimizer, Task, Template)
+GROUPS = schema.groups(Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task)
 OPTIONS = {option.path: option for group in GROUPS for option in group.options}
 
 
@@ -82,12 +84,27 @@ def test_an_option_is_told_in_plain_words():
 
 def test_every_declared_option_is_reached():
     components = [kind for seam in SEAMS for kind in all_of(seam).values()]
-    inner = [*set(Recipe.model_fields) & {"model", "data", "reference", "teacher", "train", "eval"}, "data.loss"]
-    sections = (Recipe, Model, Data, Loss, Source, Reference, Teacher, Train, Eval, Synthesis)
+    inner = [*set(Recipe.model_fields) & {"model", "data", "reference", "teacher", "train", "eval"}]
+    inner += ["data.loss", "model.rope_scaling", "evaluate.rope_scaling"]
+    sections = (
+        Recipe,
+        Model,
+        RopeScaling,
+        RopeScaling,
+        Data,
+        Loss,
+        Source,
+        Reference,
+        Teacher,
+        Train,
+        Eval,
+        Synthesis,
+        Evaluation,
+    )
     tagged = [kind for kind in components if "tags" in kind.model_fields]  # a section in each of them
     declared = sum(len(kind.model_fields) for kind in (*sections, *components, *[Tags] * len(tagged)))
     declared -= sum((len(all_of(seam)) - 1) * len(seam.model_fields) for seam in SEAMS)  # what all share is said once
-    assert len(OPTIONS) == declared - len(inner) - len(tagged) + 1  # and `export`, which is no option of a recipe
+    assert len(OPTIONS) == declared - len(inner) - len(tagged) + 2  # `export` and `task` are none
     assert {"train.max_steps", "adapter[lora].r", "data.train[].format", "export"} <= set(OPTIONS)
 
 
@@ -165,7 +182,8 @@ def test_the_json_schema_has_every_option_and_its_help():
     missing = [
         path
         for path, option in OPTIONS.items()
-        if not path.startswith(("export", "synthesize")) and (path.rpartition(".")[2], option.help) not in described
+        if not path.startswith(("export", "synthesize", "evaluate", "task"))
+        and (path.rpartition(".")[2], option.help) not in described
     ]
     assert missing == []
 

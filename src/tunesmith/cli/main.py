@@ -19,6 +19,7 @@ VERBS = {
     "chat": "Talk with a model or with what a run made.",
     "bench": "Measure how fast a recipe trains, also against other trainers.",
     "score": "Rank answers by a reward model, or say the classes of texts.",
+    "evaluate": "Measure a model or a run by tasks: perplexity by length, a needle in a haystack.",
     "compare": "Train some recipes, or take finished runs, and show what each took and gave.",
     "export": "Make a folder that other tools load of a finished run, and verify it.",
     "data": "Write the rows of a data set in another format and file.",

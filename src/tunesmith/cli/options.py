@@ -18,14 +18,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print. Raises RecipeError when there is no such section or option."""
     from tunesmith import schema, together
+    from tunesmith.evaluate import Evaluation
     from tunesmith.recipe import Recipe
-    from tunesmith.seams import Export
+    from tunesmith.seams import Export, Task
     from tunesmith.synthesis.options import Synthesis
 
     if arguments.schema or arguments.compatibility:
         print(json.dumps(schema.json_schema(Recipe), indent=2) if arguments.schema else together.page())
         return 0
-    found = schema.choose(schema.groups(Recipe, export=Export, synthesize=Synthesis), arguments.section)
+    groups = schema.groups(Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task)
+    found = schema.choose(groups, arguments.section)
     if arguments.markdown:
         print("\n".join(schema.as_markdown(found)))
     elif sys.stdout.isatty():

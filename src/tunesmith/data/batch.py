@@ -1,12 +1,15 @@
 """Packed rows as a dataset, and rows joined to a micro-batch."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
 
 from tunesmith.data.pack import Plan, offsets_of, padded_places, plan_documents, plan_epoch, plan_padded
+from tunesmith.data.skip import Skips
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Tokens
@@ -53,6 +56,8 @@ class PackedRows:
     plan: Plan
     fill: float  # tokens over room, in the first epoch
     blanks: int = 0  # rows at the end that count for nothing
+    skips: Skips | None = None  # how positions are skipped
+    epochs: tuple[int, ...] = (0,)  # the row that each epoch begins with
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -62,7 +67,10 @@ class PackedRows:
         """The arrays of one row."""
         if len(self.plan) <= index < len(self):
             return lay(self.store, self.plan.row(0)) | {"blank": np.ones(0)}
-        return lay(self.store, self.plan.row(index))
+        row = lay(self.store, self.plan.row(index))
+        if self.skips is not None:
+            row["position_ids"] = self.skips.positions(row, bisect_right(self.epochs, index) - 1)
+        return row
 
     def shared_by(self, ranks: int, batch: int) -> "PackedRows":
         """The rows that ranks take micro-batches of in turn, with blank ones so that each has as many of them."""
@@ -136,6 +144,8 @@ def join(rows: list[PackedRow]) -> dict[str, Any]:
     prefix = np.concatenate([row["prefix"] for row in rows])  # [S, 2]
     counts = zip(prefix[:, 1], lengths, strict=True)
     flat["position_ids"] = np.concatenate([np.arange(shared, shared + length) for shared, length in counts])[None]
+    if "position_ids" in rows[0]:
+        flat["position_ids"] = np.concatenate([row["position_ids"] for row in rows])[None]
     flat["seq"] = np.repeat(np.arange(len(lengths)), lengths)[None]
     for name in ("label", "branch"):
         flat[name] = np.concatenate([row[name] for row in rows])
@@ -170,7 +180,13 @@ def training_rows(recipe: Recipe, store: WholeSet, orders: Iterator[np.ndarray],
     if wanted is None:
         unfinished = len(plans) - train.num_train_epochs  # the share of the last epoch that is not wanted
         wanted = max(1, rows - int(unfinished * len(plans[-1])))
-    return PackedRows(store, _chained(plans).first(wanted), plans[0].tokens / max(1, room(recipe, plans[0], lengths)))
+    return PackedRows(
+        store,
+        _chained(plans).first(wanted),
+        plans[0].tokens / max(1, room(recipe, plans[0], lengths)),
+        skips=Skips.of(recipe.data),
+        epochs=tuple(accumulate((len(plan) for plan in plans[:-1]), initial=0)),
+    )
 
 
 def evaluation_rows(recipe: Recipe, store: WholeSet, samples: np.ndarray) -> PackedRows:

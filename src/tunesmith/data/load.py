@@ -160,18 +160,27 @@ def _packed(recipe: Recipe, fill: float) -> str:
     return f"packed: rows of {recipe.train.row_tokens:,} tokens, {fill:.1%} full, no padding"
 
 
-def context_problem(ledger: Mapping[str, Any], config: Any) -> str | None:
-    """What to say when a sequence is longer than a model of this config has seen; None when none is.
+def longest_sequence(ledger: Mapping[str, Any]) -> int:
+    """The tokens of the longest sequence that is trained or held out."""
+    return max(min(part.get("longest_tokens", 0), part["row_tokens"]) for part in ledger.values())
+
+
+def context_problem(ledger: Mapping[str, Any], limit: int | None, reach: int = 0) -> str | None:
+    """What to say when a sequence, or the `reach` of skipped positions, goes beyond the `limit` of a model; else None.
 
     It is no reason to refuse: rotary positions go on beyond the length they were trained with, less well.
     """
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = max(min(part.get("longest_tokens", 0), part["row_tokens"]) for part in ledger.values())
-    if limit is None or longest <= limit:
+    longest = longest_sequence(ledger)
+    if limit is None or max(longest, reach) <= limit:
         return None
+    if reach > limit:
+        return (
+            f"data.position_skipping goes to {reach:,} tokens, and the model was made for {limit:,} "
+            "(max_position_embeddings), which its config keeps: model.rope_scaling makes more"
+        )
     return (
         f"the longest sample has {longest:,} tokens, and the model was made for {limit:,} (max_position_embeddings): "
-        f"beyond them it may answer badly. data.max_tokens={limit} keeps to them"
+        f"beyond them it may answer badly. data.max_tokens={limit} keeps to them, model.rope_scaling makes more"
     )
 
 

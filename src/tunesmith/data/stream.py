@@ -22,6 +22,7 @@ from tunesmith.data.ledger import Ledger, source_names
 from tunesmith.data.prepare import GIVEN, placed_rows, processes_for, tokenizer_identity
 from tunesmith.data.reader import Opened, look
 from tunesmith.data.render import Renderer, Row, format_notes
+from tunesmith.data.skip import Skips
 from tunesmith.data.workers import Workers
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe import Recipe
@@ -42,6 +43,7 @@ class StreamedRows:
 
     def __init__(self, blocks: Blocks, number: int, row_tokens: int, start: Point) -> None:
         self.blocks, self.number, self.row_tokens = blocks, number, row_tokens
+        self.skips = Skips.of(blocks.data)
         self._points = [start]  # where the blocks begin, the oldest that may be asked for first, and the last one ends
         self._thread = ThreadPoolExecutor(1, "tunesmith-stream")
         self._coming: Future[Block] = self._thread.submit(blocks.make, start)
@@ -68,7 +70,10 @@ class StreamedRows:
             self.block = self._next()
         first = self.block.start.packed_rows
         assert index >= first, "rows are asked for in order"
-        return lay(self.block.buffer, self.block.plan.row(index - first))
+        row = lay(self.block.buffer, self.block.plan.row(index - first))
+        if self.skips is not None:
+            row["position_ids"] = self.skips.positions(row, self.block.start.epoch)
+        return row
 
     def _next(self) -> Block:
         block = self._coming.result()

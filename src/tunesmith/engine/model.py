@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.engine import rope
 from tunesmith.errors import ModelError, near
 from tunesmith.recipe import Model
 from tunesmith.types import Head
@@ -30,8 +31,9 @@ def resolve_path(path: str) -> str:
         return str(folder / name)
     local = Path(path).expanduser()
     if local.exists():
-        if not (local / "config.json").is_file():
-            raise ModelError(f"{path} is not a model folder: it has no config.json{_way_to_one(local)}")
+        if not (local / "config.json").is_file() or (local / "adapter_config.json").is_file():
+            lacks = "it has no config.json" if not (local / "config.json").is_file() else "it is an adapter's"
+            raise ModelError(f"{path} is not a model folder: {lacks}{_way_to_one(local)}")
         return str(local.resolve())  # an adapter names its base by it, and is loaded from other folders
     return _hub_id(path, "model")
 
@@ -82,22 +84,37 @@ def with_padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBa
     return tokenizer
 
 
-def load_config(model: Model) -> Any:
-    """The config of a model. Raises ModelError."""
+def load_config(model: Model, positions: Any | None = None) -> Any:
+    """The config of a model, with `model.rope_scaling` in it or the rotary positions of the config `positions`.
+
+    Raises:
+        ModelError: it cannot be had, or the model has no rotary positions to stretch.
+        RecipeError: the scaling does not go with the model.
+    """
     from transformers import AutoConfig
 
     place = resolve_path(model.path)
     with _explained(place):
-        return AutoConfig.from_pretrained(place, revision=model.revision)
+        config = AutoConfig.from_pretrained(place, revision=model.revision)
+    rope.scale(config, model.rope_scaling)
+    if positions is not None:
+        rope.take(config, positions)
+    return config
 
 
 def load_model(
-    model: Model, device: str, attention: str | None = None, head: Head | None = None, pad: int | None = None
+    model: Model,
+    device: str,
+    attention: str | None = None,
+    head: Head | None = None,
+    pad: int | None = None,
+    positions: Any | None = None,
 ) -> "PreTrainedModel":
     """The causal language model, or the one with another head, on a device, in `model.dtype` (auto is as stored).
 
     `attention` names an attention implementation; None leaves the choice to transformers. A head that the stored model
-    lacks is new, by the random numbers of now; `pad` is the token that fills a batch for it. Raises ModelError.
+    lacks is new, by the random numbers of now; `pad` is the token that fills a batch for it. `positions` is a config
+    whose rotary positions the model gets. Raises ModelError, RecipeError.
     """
     import torch
     from transformers import (
@@ -107,17 +124,18 @@ def load_model(
         AutoModelForTokenClassification,
     )
 
-    place, config = resolve_path(model.path), load_config(model)
+    place, config = resolve_path(model.path), load_config(model, positions)
     words: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
     valued: Any = AutoModelForTokenClassification if head and head.tokens else AutoModelForSequenceClassification
     kind: Any = words if head is None else valued
     options: dict[str, Any] = {"attn_implementation": attention}
+    scaled = model.rope_scaling.rope_type is not None or positions is not None
     with _explained(place), without_progress_bar(), contextlib.nullcontext() if head is None else _without_report():
-        if head is not None or model.from_scratch:
+        if head is not None or model.from_scratch or scaled:
             options["config"] = config
         if head is not None:
-            _put(head, pad, options["config"])
+            _put(head, pad, config)
         if model.from_scratch:
             return kind.from_config(dtype=torch.float32 if dtype == "auto" else dtype, **options).to(device)
         loaded, found = kind.from_pretrained(

@@ -19,6 +19,7 @@ import torch
 
 from tunesmith.data.prompt import prompt_ids
 from tunesmith.data.sides import source_ids
+from tunesmith.engine import rope
 from tunesmith.engine.model import base_of
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.generate.load import load
@@ -124,7 +125,7 @@ class Generator:
     @property
     def context_tokens(self) -> int | None:
         """The longest sequence the model was made for; None where its config does not say."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return rope.context_of(self.model.config)
 
     def prompt(
         self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int, tools: Sequence[Any] | None = None

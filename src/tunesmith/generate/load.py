@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.engine import checkpoint
+from tunesmith.engine import checkpoint, rope
 from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path
 from tunesmith.errors import ModelError, RunError, near
 from tunesmith.recipe import Dtype, Model
+from tunesmith.recipe_rope import RopeScaling
 from tunesmith.types import Head
 
 if TYPE_CHECKING:
@@ -89,17 +90,21 @@ def stored_head(place: str) -> Head | None:
 
 
 def load(
-    path: str, device: str = "auto", dtype: Dtype | None = None, values: bool = False
+    path: str,
+    device: str = "auto",
+    dtype: Dtype | None = None,
+    values: bool = False,
+    rope_scaling: RopeScaling | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model (a peft model where the path is an adapter's) in evaluation mode, and its tokenizer.
 
     `values` asks for one that says a reward or classes, and not words.
     `device` is a word of `train.device`; `dtype` None is the stored one, or float32 where the device has no
-    bfloat16 arithmetic.
+    bfloat16 arithmetic. `rope_scaling` stretches its rotary positions, in place of what is stored with it.
 
     Raises:
         RunError, ModelError: see `locate`; or a part cannot be loaded.
-        RecipeError: this machine has no such device.
+        RecipeError: this machine has no such device, or the scaling does not go with the model.
     """
     place = locate(path)
     head = stored_head(place) if values or Path(place).is_dir() else None
@@ -108,12 +113,13 @@ def load(
         raise ModelError(f"{path} says {says}")
     chosen = choose(device)
     precision: Dtype = dtype or ("auto" if chosen.has_bf16 else "float32")
+    as_said = {"dtype": precision, "rope_scaling": rope_scaling or RopeScaling()}
     if is_adapter(place):
         base = base_of(place)
-        model = _adapted(Path(place), base.model_copy(update={"dtype": precision}), chosen.type, head)
+        model = _adapted(Path(place), base.model_copy(update=as_said), chosen.type, head)
     else:
         base = Model(path=place)
-        model = load_model(Model(path=place, dtype=precision), chosen.type, head=head)
+        model = load_model(base.model_copy(update=as_said), chosen.type, head=head)
     with_tokenizer = (Path(place) / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(Model(path=place, tokenizer=place) if with_tokenizer else base)
     return model.eval(), tokenizer
@@ -132,10 +138,12 @@ def _adapted(folder: Path, base: Model, device: str, head: Head | None) -> Any:
     """An adapter folder's base model with the adapter beside its weights."""
     from peft import PeftModel
     from safetensors import SafetensorError
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
+    stored = AutoConfig.from_pretrained(folder) if (folder / MODEL).is_file() else None
+    kept = stored is not None and base.rope_scaling.rope_type is None and rope.is_scaled(stored)
     try:
-        model = load_model(base, device, head=head)
+        model = load_model(base, device, head=head, positions=stored if kept else None)
     except ModelError as error:
         raise ModelError(f"the adapter {folder} needs its base model {base.path!r}: {error}") from error
     if head is not None:

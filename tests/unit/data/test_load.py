@@ -125,15 +125,15 @@ def test_the_parts_of_a_split_row_are_held_out_together(said):
 
 
 def test_a_sequence_beyond_the_models_context_is_said(said):
-    rows, config = load_rows(said(), TOKENIZER), fixtures_models.tiny_config
+    rows = load_rows(said(), TOKENIZER)
     longest = rows.ledger["train"]["longest_tokens"]
-    assert context_problem(rows.ledger, config(max_position_embeddings=longest)) is None
-    line = context_problem(rows.ledger, config(max_position_embeddings=longest - 1))
+    assert context_problem(rows.ledger, longest) is None
+    line = context_problem(rows.ledger, longest - 1)
     assert line.startswith(f"the longest sample has {longest} tokens, and the model was made for {longest - 1} ")
     assert f"data.max_tokens={longest - 1}" in line
     documents = load_rows(said([{"text": "The river. " * 50}], "pretrain"), TOKENIZER)  # in rows of 40
-    assert context_problem(documents.ledger, config(max_position_embeddings=40)) is None
-    assert context_problem(documents.ledger, config(max_position_embeddings=39)) is not None
+    assert context_problem(documents.ledger, 40) is None
+    assert context_problem(documents.ledger, 39) is not None
 
 
 def test_nothing_left_to_train_on_is_refused(said):
