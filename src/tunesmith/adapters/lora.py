@@ -42,7 +42,7 @@ class LoRA(Continued):
     rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = {}
     """Ranks of layers whose names end with a match of a regular expression: {"layers.0.*q_proj": 64}."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """lora_alpha of layers, by names as in rank_pattern."""
+    """Values of lora_alpha for layers, by names as in rank_pattern."""
     exclude_modules: str | tuple[str, ...] = ()
     """Layers that are not adapted: names, or a regular expression of the whole name."""
     layers_to_transform: tuple[Annotated[int, Field(ge=0)], ...] = ()
