@@ -119,8 +119,8 @@ def parameters(model: Any) -> dict[str, int]:
 
 PARTS = {
     "experts": r"\.experts\.",
+    "norms": r"norm|\.ln_",
     "attention": r"attn|attention",
-    "norms": r"norm|layernorm|\.ln_",
     "mlp": r"mlp|feed_forward|ffn|\.(fc\d|c_fc|gate_proj|up_proj|down_proj|w[io]\w*|dense)\.",
     "embeddings": r"embed|\.wte\.|\.wpe\.|\.shared\.",
     "head": r"lm_head|score|classifier|pooler|output",

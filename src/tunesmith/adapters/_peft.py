@@ -1,5 +1,6 @@
 """What peft's adapters share: which layers they are beside, what is trained whole, and what they go on from."""
 
+import warnings
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -60,7 +61,9 @@ class Beside(Adapter):
             "task_type": _task(model, bool(whole)),
         }
         try:
-            return getattr(peft, self.kind)(**shared | self.options(model))
+            with warnings.catch_warnings():  # peft's own conversion of PiSSA cannot; ours can (engine/initial.py)
+                warnings.filterwarnings("ignore", ".*path_initial_model_for_weight_conversion")
+                return getattr(peft, self.kind)(**shared | self.options(model))
         except (ValueError, TypeError) as error:
             raise RecipeError(f"adapter: peft says: {str(error).splitlines()[0]}") from error
 
@@ -111,8 +114,6 @@ class Continued(Beside):
 
 def wrapped(model: Any, config: Any) -> Any:
     """A model wrapped by peft. Raises RecipeError."""
-    import warnings
-
     from peft import get_peft_model
 
     from tunesmith.engine.compat import peft_warnings

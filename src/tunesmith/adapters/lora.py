@@ -71,6 +71,8 @@ class LoRA(Continued):
         listed = ("exclude_modules", "layers_to_transform", "trainable_token_indices")
         said |= {name: _listed(said[name]) for name in listed}
         said["target_parameters"] = [*(self.target_parameters or self._experts(model))]
+        if model.config.tie_word_embeddings and "embed_tokens" in self.modules_to_save:
+            said["ensure_weight_tying"] = True
         if self.target_modules == ALL_LINEAR and (self.layers_to_transform or _fused(model)):
             # by names: peft chooses among them alone by number, and of some mixtures takes the router too for all
             said["target_modules"] = _linear_names(model)

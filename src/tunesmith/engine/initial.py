@@ -9,12 +9,15 @@ The model without its update would not be the one that training began with; with
 """
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from tunesmith.engine.model import is_adapted
 
 NAME = "initial"
 TAKING = ("pissa", "olora")  # beginnings of the ways that take the update out of the weights
@@ -24,6 +27,19 @@ PAIRS = (("lora_A", 0), ("lora_B", 1))  # names of matrices, and the axis of the
 def takes(config: Any) -> bool:
     """Whether an adapter of these options of peft takes its beginning out of the frozen weights."""
     return str(getattr(config, "init_lora_weights", None)).startswith(TAKING)
+
+
+def is_kept(model: Any) -> bool:
+    """Whether a model has an adapter as it was at the first step."""
+    return is_adapted(model) and NAME in model.peft_config
+
+
+def digest(model: Any) -> str:
+    """What tells the adapter of the first step from others."""
+    found = hashlib.sha256()
+    for key, one in sorted(_state(model, NAME).items()):
+        found.update(key.encode() + one.detach().float().cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def keep(model: Any, name: str) -> None:

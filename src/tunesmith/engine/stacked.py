@@ -72,7 +72,11 @@ def put(model: Any, place: Path, trained: bool = False) -> Any:
 
 
 def _merged(model: Any, place: Path) -> Any:
-    model = _put(_upon(model, place), place, trained=False)
+    return settled(_put(_upon(model, place), place, trained=False), place)
+
+
+def settled(model: Any, place: Path) -> Any:
+    """A model with the adapter beside it, which came from a folder, in its weights."""
     stack = [*stack_of(model), {"folder": str(place), "sha256": _digest(place)}]
     base = model.merge_and_unload()
     base.merged_adapters = stack
