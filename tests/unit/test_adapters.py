@@ -211,9 +211,16 @@ def runs(tmp_path_factory):
                 Recipe(
                     model={"path": str(folder / model), "dtype": "float32"},
                     data={"train": str(folder / data), "max_tokens": 64, "cache_dir": str(folder / "cache")},
-                    adapter={"r": 4, **adapter} if "start_from" not in adapter else adapter,
+                    adapter=adapter if "start_from" in adapter else {"r": 4, **adapter},
                     optimizer={"learning_rate": 2e-2},
-                    train={"max_steps": 4, "row_tokens": 256, "device": "cpu", "output_dir": str(folder / name)},
+                    train={
+                        "max_steps": 4,
+                        "row_tokens": 256,
+                        "save_steps": 2,
+                        "save_total_limit": 9,
+                        "device": "cpu",
+                        "output_dir": str(folder / name),
+                    },
                     **sections,
                 )
             )
@@ -303,3 +310,87 @@ def test_a_mixture_is_trained_saved_loaded_and_merged(runs, tmp_path):
         plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(runs.folder / "moe"), run / "final")
     torch.testing.assert_close(plain(input_ids=IDS).logits, model(input_ids=IDS).logits)
     assert Merged(device="cpu").write(run, tmp_path / "merged").passed
+
+
+VARIANTS = {
+    "pissa": {"init_lora_weights": "pissa_niter_4"},
+    "dora": {"use_dora": True, "use_rslora": True},
+    "tokens": {"trainable_token_indices": [5, 300], "loraplus_lr_ratio": 4},
+    "embeddings": {"modules_to_save": ["embed_tokens"], "rank_pattern": {"q_proj": 2}},
+    "vera": {"type": "vera", "r": 8, "save_projection": False},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_run_with_options_goes_on_bit_for_bit_and_is_merged(name, runs, tmp_path):
+    import shutil
+
+    from tunesmith import resume
+
+    said = VARIANTS[name]
+    run = runs(f"variant-{name}", said)
+    assert Merged(device="cpu").write(run, tmp_path / "merged").passed
+    assert Merged(device="cpu").write(run / "checkpoints/step-2", tmp_path / "earlier").passed
+    shutil.copytree(run, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again/final")
+    shutil.rmtree(tmp_path / "again/checkpoints/step-4")
+    again = resume(tmp_path / "again").folder
+    expected, found = (load_file(one / "final/adapter_model.safetensors") for one in (run, again))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(one, found[key]) for key, one in expected.items())
+
+
+def adalora(num_steps=10, **said):
+    from tunesmith.adapters.adalora import AdaLoRA
+
+    torch.manual_seed(0)
+    adapter = AdaLoRA(init_r=6, target_r=2, **said)
+    model = adapter.apply(tiny_model(scale=0.1))
+    return model, adapter.companion(model, num_steps)
+
+
+def test_right_angles_are_a_term_of_the_gradient():
+    model, ranks = adalora(orth_reg_weight=0.3)
+    found = {name: one for name, one in model.named_parameters() if "lora_A" in name or "lora_B" in name}
+    for one in found.values():
+        one.grad = torch.ones_like(one)
+    ranks.stepping(1)
+    rows = [one if "lora_A" in name else one.T for name, one in found.items()]
+    total = sum((one @ one.T - torch.eye(6)).norm() for one in rows) * 0.3 / len(rows)
+    for name, expected in zip(found, torch.autograd.grad(total, list(found.values())), strict=True):
+        torch.testing.assert_close(found[name].grad, expected + 1, rtol=1e-4, atol=1e-6)
+
+
+def test_ranks_are_dropped_until_the_budget_is_met_and_drawn(tmp_path):
+    from tunesmith.engine.ranks_picture import table
+
+    model, ranks = adalora(tinit=2, tfinal=3)
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
+    left = []
+    for step in range(1, 11):
+        optimizer.zero_grad()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        ranks.stepping(step)
+        optimizer.step()
+        ranks.stepped(step)
+        kept = [int((one != 0).sum()) for name, one in model.named_parameters() if "lora_E" in name]
+        left.append(sum(kept))
+    layers = 2 * 7
+    # a cubic way from 6 a layer after 2 steps to 2 a layer before the last 3
+    course = [int(4 * layers * (1 - (step - 2) / 5) ** 3 + 2 * layers) for step in range(3, 7)]
+    assert left == [6 * layers, 6 * layers, *course, *[2 * layers] * 4]
+    (said,) = ranks.write(tmp_path)
+    assert said.startswith("ranks: from ") and "2.0 on average" in said
+    assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
+    names, numbers, matrix = table({name: sum(one) for name, one in ranks.pattern.items()})
+    assert len(names) == 7 and numbers == [0, 1] and matrix.sum() == 2 * layers
+
+
+def test_a_schedule_of_ranks_that_does_not_fit_is_refused():
+    with pytest.raises(RecipeError, match=r"adapter\.tinit and adapter\.tfinal: of 10 steps, 6 at first and 4"):
+        adalora(tinit=6, tfinal=4)
+    plain = {"model": {"path": "m"}, "data": {"train": "d"}, "adapter": "adalora"}
+    with pytest.raises(RecipeError, match=r"train\.release_gradients: adalora needs the gradients"):
+        Recipe(**plain, train={"release_gradients": True, "max_grad_norm": 0})
+    with pytest.raises(RecipeError, match=r"train\.fp16: adalora needs gradients without their scale"):
+        Recipe(**plain, train={"fp16": True, "max_grad_norm": 0})

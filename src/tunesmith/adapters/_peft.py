@@ -51,6 +51,7 @@ class Beside(Adapter):
         """The options of peft for a model. Raises RecipeError."""
         import peft
 
+        from tunesmith.engine.compat import peft_warnings
         from tunesmith.engine.model import has_words, heads_of
 
         heads = () if has_words(model) else heads_of(model)
@@ -61,8 +62,7 @@ class Beside(Adapter):
             "task_type": _task(model, bool(whole)),
         }
         try:
-            with warnings.catch_warnings():  # peft's own conversion of PiSSA cannot; ours can (engine/initial.py)
-                warnings.filterwarnings("ignore", ".*path_initial_model_for_weight_conversion")
+            with peft_warnings():
                 return getattr(peft, self.kind)(**shared | self.options(model))
         except (ValueError, TypeError) as error:
             raise RecipeError(f"adapter: peft says: {str(error).splitlines()[0]}") from error

@@ -33,7 +33,8 @@ def config_of(place: Path) -> Any:
     """The options of peft of a stored adapter."""
     from peft import PeftConfig
 
-    return PeftConfig.from_pretrained(str(place))
+    with peft_warnings():
+        return PeftConfig.from_pretrained(str(place))
 
 
 def beneath(place: Path) -> Stack:
