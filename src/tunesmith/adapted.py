@@ -1,5 +1,6 @@
 """A model that is ready to be trained: loaded, adapted, and with the kernels that gave its own numbers."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     )  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     ops, notes = kernels.elementwise(model, recipe.train.compile)
+    notes.extend(recipe.adapter.notes(model))
     if head is not None:
         new = type(base_of(model)).__name__ not in (base_of(model).config.architectures or ())
         notes.append(f"head: {'a new one' if new else 'as stored'} for {shown(head.names)}")
@@ -124,6 +126,26 @@ def parameters(model: Any) -> dict[str, int]:
     """How many numbers a model has, and how many of them are trained."""
     each = [(one.numel(), one.requires_grad) for one in model.parameters()]
     return {"trained": sum(size for size, trained in each if trained), "all": sum(size for size, _ in each)}
+
+
+PARTS = {
+    "experts": r"\.experts\.",
+    "norms": r"norm|\.ln_",
+    "attention": r"attn|attention",
+    "mlp": r"mlp|feed_forward|ffn|\.(fc\d|c_fc|gate_proj|up_proj|down_proj|w[io]\w*|dense)\.",
+    "embeddings": r"embed|\.wte\.|\.wpe\.|\.shared\.",
+    "head": r"lm_head|score|classifier|pooler|output",
+}
+
+
+def trained_by_part(model: Any) -> dict[str, int]:
+    """How many numbers are trained in each part of a model, by the names of parameters; those in none are others."""
+    found: dict[str, int] = {}
+    for name, one in model.named_parameters():
+        if one.requires_grad:
+            part = next((part for part, pattern in PARTS.items() if re.search(pattern, f".{name.lower()}.")), "others")
+            found[part] = found.get(part, 0) + one.numel()
+    return {part: found[part] for part in (*PARTS, "others") if part in found}
 
 
 def precision(recipe: Recipe, device: str) -> "torch.autocast":

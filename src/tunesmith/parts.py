@@ -7,7 +7,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.adapted import Adapted, adapt, head_of, named, parameters, precision
+from tunesmith.adapted import Adapted, adapt, head_of, named, parameters, precision, trained_by_part
 from tunesmith.defaults import Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
@@ -158,6 +158,7 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
         *(f"filled up: {share:.1%} of the places in batches are tokens" for share in filled.values()),
         *([problem] if problem else []),
         f"parameters: {trained:,} of {total:,} trained ({trained / total:.2%})",
+        "trained by part: " + ", ".join(f"{part} {size:,}" for part, size in trained_by_part(model).items()),
         f"device: {job.device.type} ({job.device.name})",
     ):
         say(line)

@@ -248,6 +248,12 @@ class Recipe(Section):
         if self.train.release_gradients and not type(self.optimizer).in_backward:
             name = type(self.optimizer).__name__.lower()
             raise ValueError(f"train.release_gradients: {name} needs all gradients of a step together: leave it out")
+        if type(self.adapter).reads_gradients:
+            name = type(self.adapter).__name__.lower()
+            if self.train.release_gradients:
+                raise ValueError(f"train.release_gradients: {name} needs the gradients of a step: leave it out")
+            if self.train.fp16 and not self.train.max_grad_norm:
+                raise ValueError(f"train.fp16: {name} needs gradients without their scale: set train.max_grad_norm")
         return self
 
     @model_validator(mode="after")

@@ -27,6 +27,7 @@ def reference_of(
     """
     if "reference" not in type(recipe.objective).needs:
         return None, []
+    from tunesmith.engine import initial
     from tunesmith.engine.model import is_adapted
     from tunesmith.engine.reference import Reference
 
@@ -37,6 +38,8 @@ def reference_of(
     if recipe.reference.model is not None:
         said = {"path": recipe.reference.model, "frozen_dtype": recipe.reference.frozen_dtype}
         return loaded(Model(**said))
+    if recipe.adapter.begins_elsewhere() or initial.is_kept(adapted.model):
+        return _beginning(adapted), []
     if is_adapted(adapted.model) or is_once(recipe):  # without its adapter, or as it is now, before training
         return Reference(None, adapted.kernels.scorer, adapted.fingerprint), []
     if adapted.fingerprint is None:
@@ -45,6 +48,17 @@ def reference_of(
             "say reference.compute=once, or name it in reference.model"
         )
     return loaded(recipe.model)
+
+
+def _beginning(adapted: Adapted) -> "Reference":
+    """The model with the adapter that training begins with, which is kept beside the one that is trained."""
+    from tunesmith.engine import initial, multi_adapter
+    from tunesmith.engine.reference import Reference
+
+    if not initial.is_kept(adapted.model):
+        initial.keep(adapted.model, multi_adapter.active(adapted.model))
+    known = adapted.fingerprint and f"{adapted.fingerprint} {initial.digest(adapted.model)}"
+    return Reference(None, adapted.kernels.scorer, known, initial.NAME)
 
 
 def is_once(recipe: Recipe) -> bool:

@@ -135,7 +135,7 @@ def _run(job: Job) -> Run:
 def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
     """What happens in the run folder."""
     from tunesmith import ending
-    from tunesmith.engine import memory, ranks
+    from tunesmith.engine import companions, memory, ranks
     from tunesmith.engine.callbacks import StopOnSignal
     from tunesmith.engine.device import peak_memory_bytes
     from tunesmith.engine.progress import Progress
@@ -165,6 +165,8 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
                 return Run(folder, ranks.once(lambda: ending.interrupted(folder, step, number)), 128 + number)
             trainer.log_the_rest()
             ranks.once(lambda: _save_final(trainer, loaded, folder))
+            for line in ranks.once(lambda: companions.written(trainer.companions, folder)):
+                job.say(line)
         except KeyboardInterrupt:
             job.say(f"stopped at once. Go on with: {go_on}")
             raise

@@ -80,7 +80,8 @@ def _walk(
     prefix = f"{path}." if path else ""
     own: list[Option] = []
     inside: list[Group] = []
-    for name, field in section.model_fields.items():
+    declared = vars(section).get("__annotations__", {})
+    for name, field in sorted(section.model_fields.items(), key=lambda item: item[0] not in declared):  # its own first
         if name in without:
             continue
         here, inner, text = prefix + name, section_of(field.annotation), one_line(field.description or "")

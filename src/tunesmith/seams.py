@@ -172,6 +172,9 @@ class Objective(Component):
 class Companion:
     """What goes with a run beside its steps (a schedule of ranks, a mean of the weights), and is saved with it."""
 
+    def stepping(self, step: int) -> None:
+        """What is done to the gradients of an optimizer step before its update, after they were clipped."""
+
     def stepped(self, step: int) -> None:
         """What is done after the update of an optimizer step, the first of which is 1; gradients are still there."""
 
@@ -179,6 +182,10 @@ class Companion:
     def settled(self) -> Iterator[None]:
         """A block in which the model has the weights that it is evaluated with, and ends a run with."""
         yield
+
+    def write(self, folder: Path) -> tuple[str, ...]:
+        """Write what is worth seeing into the run folder at the end; what has to be said of it."""
+        return ()
 
     def state(self) -> "dict[str, torch.Tensor]":
         """What a checkpoint keeps of it, by name."""
@@ -197,10 +204,19 @@ class Adapter(Component):
     beside: ClassVar[bool]  # whether new weights are trained beside a frozen model, and saved alone
 
     unmerged: ClassVar[str | None] = None  # why what is trained cannot be put into the model's weights; None: it can
+    reads_gradients: ClassVar[bool] = False  # whether its companion needs the gradients of a step
 
     @abstractmethod
     def apply(self, model: "PreTrainedModel") -> Any:
         """The model with exactly the trained weights requiring gradients."""
+
+    def notes(self, model: Any) -> tuple[str, ...]:
+        """What has to be said of the adapted model, where something was chosen for the user."""
+        return ()
+
+    def begins_elsewhere(self) -> bool:
+        """Whether training starts from other answers than those of the model without the adapter."""
+        return False
 
     def factors(self, model: Any) -> Mapping[str, float]:
         """What the learning rate of some trained parameters is multiplied by, by their names in the adapted model."""

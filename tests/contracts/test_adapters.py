@@ -19,8 +19,15 @@ from tunesmith.exports.merged import Merged
 from tunesmith.seams import Adapter
 
 NAMES = sorted(all_of(Adapter))
-OPTIONS: dict[str, dict] = {}
-RATE = {"full": 1e-3, "freeze": 3e-3}  # of the runs; others 1e-2
+OPTIONS: dict[str, dict] = {
+    "adalora": {"init_r": 6, "target_r": 3},
+    "fourierft": {"n_frequency": 100},
+    "hira": {"r": 4},
+    "miss": {"r": 8},
+    "oft": {"oft_block_size": 8},
+    "vera": {"r": 16},
+}
+RATE = {"full": 1e-3, "freeze": 3e-3, "ia3": 3e-2, "fourierft": 1e-1}  # of the runs; others 1e-2
 STEPS = 8
 
 

@@ -130,7 +130,7 @@ def test_the_committed_list_has_every_option_with_its_reason():
         ("adapter[lora]", "adapter[lora].r", "adapter[lora].lora_alpha", "adapter"),
         ("train.max_steps", "train.max_steps", "train.max_steps", "train.seed"),
         ("max_steps", "train.max_steps", "train.max_steps", "train.seed"),
-        ("adapter.r", "adapter[lora].r", "adapter[lora].r", "adapter[lora].lora_alpha"),
+        ("adapter.r", "adapter[hira].r", "adapter[lora].r", "adapter[lora].lora_alpha"),
         ("data.train", "data.train", "data.train[].path", "data.seed"),
         ("data", "data.train", "data.train[].path", "train.seed"),
         ("seed", "data.seed", "train.seed", "train.device"),

@@ -1,22 +1,25 @@
 """Low-rank updates beside frozen weights (arXiv 2106.09685), by peft."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from tunesmith.seams import Adapter
+from tunesmith.adapters._peft import ALL_LINEAR, Continued
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+UPS = ("lora_B", "lora_embedding_B")
+NOT_HERE = {
+    "loftq": "it fits the update to the rounding of a quantised model, and the frozen weights here are not rounded",
+    "corda": "it decomposes weights by statistics that a script of peft's prepares beforehand (preprocess_corda)",
+    "eva": "it decomposes the inputs that layers have on the rows, which are not known when the adapter is made",
+}
 
-PEFTS_HEADS = ("classifier", "score")  # which peft trains whole itself where values are learned
 
-
-class LoRA(Adapter):
+class LoRA(Continued):
     """peft's LoRA. The options have peft's names and meaning."""
 
     learning_rate: ClassVar[float] = 2e-4
-    beside: ClassVar[bool] = True
+    kind: ClassVar[str] = "LoraConfig"
 
     r: Annotated[int, Field(gt=0)] = 16
     """Rank of each update."""
@@ -24,39 +27,120 @@ class LoRA(Adapter):
     """Scale of the update: lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the update's inputs that are zeroed in training."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """Layers to adapt: names, a regular expression, or all-linear (every linear layer but the head). A head that gives
-    classes or a reward is trained whole beside them."""
-    modules_to_save: tuple[str, ...] = ()
-    """Modules trained and saved whole beside the updates."""
+    use_rslora: bool = False
+    """Scale of the update: lora_alpha / sqrt(r), so that large ranks learn as fast (arXiv 2312.03732)."""
+    use_dora: bool = False
+    """Train the length of each row of a weight beside its direction (arXiv 2402.09353); slower."""
+    init_lora_weights: (
+        bool
+        | Literal["gaussian", "pissa", "olora", "orthogonal"]
+        | Annotated[str, Field(pattern=r"^pissa_niter_[1-9]\d*$")]
+    ) = True
+    """What updates begin with: true and gaussian are random and change nothing; orthogonal too; pissa and olora are the
+    largest parts of the weights themselves, and are saved as a plain update of twice the rank; pissa_niter_N is pissa
+    by N rounds of a quicker decomposition; false is random and does change the model."""
+    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = {}
+    """Ranks of layers whose names end with a match of a regular expression: {"layers.0.*q_proj": 64}."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Values of lora_alpha for layers, by names as in rank_pattern."""
+    exclude_modules: str | tuple[str, ...] = ()
+    """Layers that are not adapted: names, or a regular expression of the whole name."""
+    layers_to_transform: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Numbers of the decoder layers to adapt, from 0; all when empty."""
+    target_parameters: tuple[str, ...] | None = None
+    """Parameters to adapt that are no linear layers, by the ends of their names. None: the fused experts of a mixture,
+    where target_modules is all-linear."""
+    trainable_token_indices: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Ids of tokens whose embeddings are trained, and saved alone: new ones, mostly."""
+    lora_bias: bool = False
+    """Train a bias beside each update; for layers that have one."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """What the learning rate of B matrices, which begin with 0, is multiplied by (LoRA+, arXiv 2402.12354): 16, say."""
 
-    def apply(self, model: "PreTrainedModel") -> Any:
-        """The model wrapped by peft, with only the updates requiring gradients."""
-        from peft import LoraConfig, get_peft_model
+    @field_validator("init_lora_weights", mode="before")
+    @classmethod
+    def _can_begin_so(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in NOT_HERE:
+            raise ValueError(f"{value} is not for here: {NOT_HERE[value]}. Say pissa, olora or orthogonal")
+        return value
 
-        from tunesmith.engine.compat import peft_warnings
-        from tunesmith.engine.model import has_words, heads_of
-        from tunesmith.errors import RecipeError
+    def options(self, model: Any) -> dict[str, Any]:
+        """The options of peft's LoraConfig."""
+        own = {"target_modules", "modules_to_save", "start_from", "loraplus_lr_ratio"}
+        said = {name: getattr(self, name) for name in type(self).model_fields.keys() - own}
+        listed = ("exclude_modules", "layers_to_transform", "trainable_token_indices")
+        said |= {name: _listed(said[name]) for name in listed}
+        said["target_parameters"] = [*(self.target_parameters or self._experts(model))]
+        if model.config.tie_word_embeddings and "embed_tokens" in self.modules_to_save:
+            said["ensure_weight_tying"] = True
+        if self.target_modules == ALL_LINEAR and (self.layers_to_transform or _fused(model)):
+            # by names: peft chooses among them alone by number, and of some mixtures takes the router too for all
+            said["target_modules"] = _linear_names(model)
+        return said
 
-        heads = () if has_words(model) else heads_of(model)
-        whole = [name.rpartition(".")[2] for name in heads]
-        config = LoraConfig(
-            r=self.r,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules=self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules),
-            modules_to_save=[*self.modules_to_save, *(name for name in whole if name not in PEFTS_HEADS)] or None,
-            task_type=_task(model, bool(whole)),
-        )
-        try:
-            with peft_warnings():
-                return get_peft_model(model, config)
-        except ValueError as error:
-            raise RecipeError(f"adapter.target_modules: {str(error).splitlines()[0]}") from error
+    def apply(self, model: Any) -> Any:
+        """The model wrapped by peft. Raises RecipeError and ModelError."""
+        from tunesmith.engine import initial, multi_adapter
+
+        adapted = super().apply(model)
+        if initial.takes(adapted.peft_config[multi_adapter.active(adapted)]):
+            initial.keep(adapted, multi_adapter.active(adapted))
+        return adapted
+
+    def begins_elsewhere(self) -> bool:
+        """Whether training starts from other answers than the model's own."""
+        return super().begins_elsewhere() or self.init_lora_weights is False
+
+    def factors(self, model: Any) -> Mapping[str, float]:
+        """LoRA+'s ratio for every B."""
+        if self.loraplus_lr_ratio == 1:
+            return {}
+        each = ((name, one) for name, one in model.named_parameters() if one.requires_grad)
+        return {name: self.loraplus_lr_ratio for name, _ in each if any(part in name for part in UPS)}
+
+    def notes(self, model: Any) -> tuple[str, ...]:
+        """Which fused experts are adapted, where nobody said."""
+        from tunesmith.engine.model import base_of
+
+        found = _fused(base_of(model)) if self._is_open() else ()
+        chosen = self._experts(base_of(model))
+        if not found:
+            return ()
+        if not chosen:
+            return (
+                f"adapter: fused experts stay as they are ({', '.join(found)}): peft adapts them by plain LoRA alone",
+            )
+        return (f"adapter: fused experts are adapted too, by target_parameters: {', '.join(chosen)}",)
+
+    def _is_open(self) -> bool:
+        return self.target_modules == ALL_LINEAR and self.target_parameters is None and self.start_from is None
+
+    def _experts(self, model: Any) -> tuple[str, ...]:
+        """Ends of the names of the fused experts that are adapted where nobody said which."""
+        special = self.lora_dropout or self.use_dora or self.lora_bias or self.layers_to_transform
+        begun = str(self.init_lora_weights).startswith(("pissa", "olora", "orthogonal"))
+        return _fused(model) if self._is_open() and not special and not begun else ()
 
 
-def _task(model: Any, values: bool) -> str:
-    """What peft calls the task of a model."""
-    if values:
-        return "SEQ_CLS"
-    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+def _listed(value: Any) -> Any:
+    """As peft takes it: None for nothing."""
+    return value if isinstance(value, str) else [*value] or None
+
+
+def _fused(model: Any) -> tuple[str, ...]:
+    """Ends of the names of parameters that hold a matrix for each expert of a mixture: experts.down_proj."""
+    names = (name for name, one in model.named_parameters() if one.ndim == 3 and ".experts." in f".{name}")
+    plain = (name.replace(".base_layer", "") for name in names if "lora_" not in name)
+    return tuple(sorted({".".join(name.split(".")[-2:]) for name in plain}))
+
+
+def _linear_names(model: Any) -> list[str]:
+    """The names of the linear layers in a model's decoder layers, without their places."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    from tunesmith.engine.model import head_modules
+
+    head = head_modules(model)
+    found = (name for name, one in model.named_modules() if isinstance(one, (nn.Linear, Conv1D)) and one not in head)
+    return sorted({name.rpartition(".")[2] for name in found})

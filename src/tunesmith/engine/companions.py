@@ -19,6 +19,13 @@ class Accompanied(TrainerCallback):
     def __init__(self, companions: Sequence[Companion]) -> None:
         self.companions = companions
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the update, with clipped gradients."""
+        for one in self.companions:
+            one.stepping(state.global_step + 1)
+
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -34,6 +41,11 @@ def settled(companions: Sequence[Companion]) -> Iterator[None]:
         for one in companions:
             stack.enter_context(one.settled())
         yield
+
+
+def written(companions: Sequence[Companion], folder: Path) -> list[str]:
+    """What companions have to say at the end of a run, after they wrote what they have into its folder."""
+    return [line for one in companions for line in one.write(folder)]
 
 
 def save(companions: Sequence[Companion], folder: Path) -> None:

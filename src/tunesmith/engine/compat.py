@@ -16,9 +16,14 @@ __all__ = ["DispatchMode", "attention_of", "one_device", "peft_warnings"]
 
 @contextmanager
 def peft_warnings() -> Iterator[None]:
-    """Raise what peft only warns of when weights are missing; hide its use of an old name."""
+    """Raise what peft only warns of when weights are missing; hide what is meant, and its use of an old name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*missing adapter keys")
+        warnings.filterwarnings("ignore", "Specified to not (save|load) vera_A", UserWarning)  # save_projection=false
+        # peft's own conversion of PiSSA cannot go with some options; engine/initial.py can
+        warnings.filterwarnings("ignore", ".*path_initial_model_for_weight_conversion", UserWarning)
+        # peft 0.21 misses what it wrote itself: names with lora_E of AdaLoRA, fused experts; goes when it does not
+        warnings.filterwarnings("ignore", ".*keys did not match any targeted module", RuntimeWarning)
         # peft 0.21 asks transformers 5.23 by an old name (PeftModel.__init__); goes when it uses the new one
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield

@@ -172,7 +172,7 @@ def _probe(model: Any) -> Batch:
     """A row of random samples, of whose answers every token is asked but the first."""
     device = next(model.parameters()).device
     lengths = [length for pair in PROBE for length in pair]
-    words = base_of(model).get_input_embeddings().num_embeddings
+    words = len(base_of(model).get_input_embeddings().weight)
     ids = torch.randint(0, words, (1, sum(lengths)), generator=torch.Generator().manual_seed(0))
     return batch_of([part.tolist() for part in ids[0].split(lengths)], device)
 

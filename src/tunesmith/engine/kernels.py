@@ -257,7 +257,7 @@ def _said(error: Exception) -> str:
 def _probe_batch(model: Any) -> Batch:
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (1, sum(LENGTHS)), generator=generator)
+    ids = torch.randint(0, len(model.get_input_embeddings().weight), (1, sum(LENGTHS)), generator=generator)
     return _batch(ids.to(device), LENGTHS)
 
 

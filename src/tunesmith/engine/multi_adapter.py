@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tunesmith.engine import initial, stacked
 from tunesmith.engine.compat import peft_warnings
 from tunesmith.errors import ModelError, near
 
@@ -89,6 +90,9 @@ def save(model: Any, name: str, folder: Path) -> None:
         own = [] if name == FIRST else [*(Path(work) / name).iterdir()]
         for file in [*Path(work).glob("*.*"), *own]:
             file.replace(folder / file.name)
+    if initial.takes(model.peft_config[name]):
+        initial.make_plain(model, folder)
+    stacked.save(model, folder)
 
 
 def _known(model: Any, name: str) -> str:

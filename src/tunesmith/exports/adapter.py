@@ -23,6 +23,7 @@ class PlainAdapter(Export):
             RunError: the run trained whole weights, is not finished or is damaged; `out` holds something; or
                 the copy does not answer as the run does, and is removed.
         """
+        from tunesmith.engine import stacked
         from tunesmith.exports import _values
         from tunesmith.exports._check import new_folder, probe, questions, verify, weights_of
         from tunesmith.generate.engine import Generator
@@ -31,6 +32,10 @@ class PlainAdapter(Export):
         place = weights_of(run)
         if not is_adapter(place):
             raise RunError(f"{run} trained the model's own weights, so it has no adapter: use type=merged")
+        if stacked.beneath(Path(place)):
+            raise RunError(
+                f"{run} was trained on top of merged adapters, and no plain loader has them: use type=merged"
+            )
         with new_folder(out) as folder:
             for name in FILES:
                 if (Path(place) / name).is_file():

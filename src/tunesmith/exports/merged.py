@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from tunesmith.errors import RunError
 from tunesmith.recipe import DeviceName, Dtype
 from tunesmith.seams import Export, Report
 
@@ -22,6 +23,8 @@ class Merged(Export):
     """Largest file of weights; a model that is larger is written as several files and an index."""
     device: DeviceName = "auto"
     """Device to merge on and to compare with the run on."""
+    adapters: tuple[str, ...] = ()
+    """More adapters (folders or runs) that are merged after the run's own, in order."""
 
     def write(self, run: Path, out: Path) -> Report:
         """Write the merged model of a run.
@@ -29,13 +32,15 @@ class Merged(Export):
         Raises:
             RunError: the run is not finished or is damaged; `out` holds something; or what was written does
                 not answer as the run does, and is removed.
-            ModelError: the base model cannot be loaded.
+            ModelError: the base model, or one of `adapters`, cannot be loaded.
         """
         from tunesmith.exports import _values
         from tunesmith.exports._check import new_folder, questions, verify, weights_of
         from tunesmith.generate.load import stored_head
 
         place = weights_of(run)
+        if self.adapters and stored_head(place) is not None:
+            raise RunError("export.adapters: a run with a head for classes or rewards is merged alone: leave it out")
         with new_folder(out) as folder:
             if stored_head(place) is not None:
                 asked = questions(run)
@@ -51,9 +56,22 @@ class Merged(Export):
         from tunesmith.generate.engine import Generator
 
         generator = Generator.open(place, self.device, self.dtype)
+        generator.model = self._topped(generator.model, place)
         probes = probe(generator, asked)
         self._write(generator.model, generator.tokenizer, folder)
         return probes
+
+    def _topped(self, model: Any, place: str) -> Any:
+        """A model with the last of `adapters` beside its weights, and what comes before it in them."""
+        from tunesmith.engine import stacked
+        from tunesmith.engine.model import is_adapted
+
+        below = Path(place)
+        for path in self.adapters:
+            base = stacked.settled(model, below) if is_adapted(model) else model
+            below = stacked.place_of(path)
+            model = stacked.put(base, below).eval()
+        return model
 
     def _write(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write a model with its adapter, if it has one, in its weights."""

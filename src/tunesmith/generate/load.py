@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.engine import checkpoint, rope
-from tunesmith.engine.compat import peft_warnings
+from tunesmith.engine import checkpoint, rope, stacked
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path
 from tunesmith.errors import ModelError, RunError, near
@@ -136,8 +135,6 @@ def base_of(adapter: str) -> Model:
 
 def _adapted(folder: Path, base: Model, device: str, head: Head | None) -> Any:
     """An adapter folder's base model with the adapter beside its weights."""
-    from peft import PeftModel
-    from safetensors import SafetensorError
     from transformers import AutoConfig, GenerationConfig
 
     stored = AutoConfig.from_pretrained(folder) if (folder / MODEL).is_file() else None
@@ -148,12 +145,7 @@ def _adapted(folder: Path, base: Model, device: str, head: Head | None) -> Any:
         raise ModelError(f"the adapter {folder} needs its base model {base.path!r}: {error}") from error
     if head is not None:
         keep_heads_exact(model)
-    try:
-        with peft_warnings():
-            adapted = PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelError(f"the adapter {folder} cannot be put on {base.path!r}: {first}") from error
+    adapted = stacked.put(model, folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     return adapted

@@ -1,0 +1,140 @@
+"""What peft's adapters share: which layers they are beside, what is trained whole, and what they go on from."""
+
+import warnings
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from tunesmith.errors import RecipeError
+from tunesmith.seams import Adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PEFTS_HEADS = ("classifier", "score")  # which peft trains whole itself where values are learned
+OWN = {"start_from", "loraplus_lr_ratio"}  # no options of peft
+ALL_LINEAR = "all-linear"
+MEANT_OTHERWISE = (  # what peft only warns of
+    ".*merging LoRA weights won't be possible",
+    ".*were set but no (module|parameter) was matched",
+    ".*no modules were excluded",
+    ".*keys did not match any targeted module(?!.*gate_up_proj)",  # a pattern of its own
+)
+
+
+class Beside(Adapter):
+    """New weights beside frozen layers, by peft."""
+
+    beside: ClassVar[bool] = True
+    kind: ClassVar[str]  # the name of peft's class of options
+
+    target_modules: str | tuple[str, ...] = ALL_LINEAR
+    """Layers to adapt: names, a regular expression, or all-linear (every linear layer but the head). A head that gives
+    classes or a reward is trained whole beside them."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained and saved whole beside the new weights."""
+
+    @abstractmethod
+    def options(self, model: Any) -> dict[str, Any]:
+        """The options of peft's class for a model, but those that all adapters have."""
+
+    def apply(self, model: "PreTrainedModel") -> Any:
+        """The model wrapped by peft, with only the new weights requiring gradients.
+
+        Raises:
+            RecipeError: peft refuses an option.
+        """
+        return wrapped(model, self.config(model))
+
+    def config(self, model: Any) -> Any:
+        """The options of peft for a model. Raises RecipeError."""
+        import peft
+
+        from tunesmith.engine.compat import peft_warnings
+        from tunesmith.engine.model import has_words, heads_of
+
+        heads = () if has_words(model) else heads_of(model)
+        whole = [name.rpartition(".")[2] for name in heads]
+        shared = {
+            "target_modules": [*self.target_modules] if isinstance(self.target_modules, tuple) else self.target_modules,
+            "modules_to_save": [*self.modules_to_save, *(name for name in whole if name not in PEFTS_HEADS)] or None,
+            "task_type": _task(model, bool(whole)),
+        }
+        try:
+            with peft_warnings():
+                return getattr(peft, self.kind)(**shared | self.options(model))
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"adapter: peft says: {str(error).splitlines()[0]}") from error
+
+
+class Continued(Beside):
+    """What can also go on from an adapter."""
+
+    start_from: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Go on from the adapter in a folder or run, with the options it was trained with. Of several, all but the last are
+    merged into the frozen model, in order."""
+
+    def apply(self, model: "PreTrainedModel") -> Any:
+        """The model wrapped by peft, with only the new weights requiring gradients.
+
+        Raises:
+            RecipeError: peft refuses an option, or the adapter to go on from is another.
+            ModelError: the adapter to go on from does not fit the model.
+        """
+        return super().apply(model) if self.start_from is None else self._going_on(model)
+
+    def begins_elsewhere(self) -> bool:
+        """Whether training starts from other answers than the model's own."""
+        return self.start_from is not None
+
+    def _going_on(self, model: Any) -> Any:
+        """The model with the adapter of a folder beside it, to be trained further; those before it are merged."""
+        from tunesmith.engine import stacked
+
+        said = self.start_from
+        assert said is not None, "asked before"
+        *first, last = (said,) if isinstance(said, str) else said
+        model = stacked.merged(model, first)
+        place = stacked.place_of(last)
+        stored = stacked.config_of(place)
+        own = self.config(model)
+        if stored.peft_type != own.peft_type:
+            raise RecipeError(
+                f"adapter.start_from: {last} is of type {stored.peft_type.value.lower()}: say that in adapter.type"
+            )
+        for name in sorted(self.model_fields_set - OWN):
+            before, now = _plain(getattr(stored, name)), _plain(getattr(own, name))
+            if before != now and now != ALL_LINEAR:
+                raise RecipeError(
+                    f"adapter.{name}: {last} was trained with {before}, and goes on with that: leave it out"
+                )
+        return stacked.put(model, place, trained=True)
+
+
+def wrapped(model: Any, config: Any) -> Any:
+    """A model wrapped by peft. Raises RecipeError."""
+    from peft import get_peft_model
+
+    from tunesmith.engine.compat import peft_warnings
+
+    try:
+        with peft_warnings():
+            for said in MEANT_OTHERWISE:
+                warnings.filterwarnings("error", said)
+            return get_peft_model(model, config)
+    except (ValueError, TypeError, UserWarning, RuntimeWarning) as error:
+        first = str(error).splitlines()[0]
+        option = "adapter.target_modules" if "arget modules" in first else "adapter"
+        raise RecipeError(f"{option}: {first}") from error
+
+
+def _task(model: Any, values: bool) -> str:
+    """What peft calls the task of a model."""
+    if values:
+        return "SEQ_CLS"
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, list, tuple)) else value
