@@ -171,6 +171,8 @@ def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ..
     called = [option for option in options(root) if option.word.rpartition(".")[2] == wrong]
     if any(option.word == written for option in called):
         paths = [option.path for option in called if option.word == written]
+        usual = f"[{place.default}]" if issubclass(place, Component) else ""
+        paths = sorted(paths, key=lambda path: usual not in path)[:3]  # the default's first
         kinds = " or ".join(path.rpartition("]")[0].rpartition("[")[2] for path in paths)
         return f"It is an option of {' or '.join(paths)}: say {'.'.join(where[:-1])}.type={kinds}"
     if called:

@@ -70,7 +70,8 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
         ),
         (
             {"adapter": {"type": "full", "r": 8}},
-            r"adapter.r: no such option. It is an option of adapter\[lora\].r: say adapter.type=lora",
+            r"adapter.r: no such option. It is an option of adapter\[lora\].r or adapter\[hira\].r or "
+            r"adapter\[loha\].r: say adapter.type=lora or hira or loha",
         ),
         (
             {"data": data(train=[{"path": "x", "format": {"only": "good"}}])},
@@ -158,7 +159,8 @@ def test_every_problem_has_its_line():
         "data.train.0.path: is required and missing",
         "data.train.0.pth: no such option. Did you mean 'path'?",
         "adapter.r: must be greater than 0 (it was 0)",
-        "adapter.rank: no such option. Known: lora_alpha, lora_dropout, modules_to_save, r, target_modules.",
+        "adapter.rank: no such option. Known: alpha_pattern, exclude_modules, init_lora_weights, layers_to_transform, "
+        "lora_alpha, lora_bias, lora_dropout, loraplus_lr_ratio, modules_to_save, r, rank_pattern, start_from, ....",
         "train.max_steps: must be greater than 0 (it was 0)",
     ]
 

@@ -66,10 +66,11 @@ def test_a_run_folder_holds_what_it_should(make):
     record = json.loads((run.folder / "record.json").read_text())
     assert record["status"] == "finished"
     assert record["derived"]["train.device"] == record["device"]["type"]
-    assert record["recipe"]["adapter"] == {
+    said = {
         "type": "lora", "r": 4, "lora_alpha": 32.0, "lora_dropout": 0.0, "target_modules": "all-linear",
         "modules_to_save": [],
     }  # fmt: skip
+    assert said.items() <= record["recipe"]["adapter"].items()
     answers = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
     assert [answer["step"] for answer in answers] == [0, 3]
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith import atomic
 from tunesmith.engine import initial, multi_adapter, rope
+from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.model import base_of, has_words, is_adapted, without_progress_bar
 from tunesmith.errors import RunError
 
@@ -218,7 +219,8 @@ def load_weights(model: Any, folder: Path) -> None:
         name, state = multi_adapter.active(model), load_file(folder / "adapter_model.safetensors")
         if initial.takes(model.peft_config[name]):
             state = initial.take_up(model, name, state)
-        result = set_peft_model_state_dict(model, state, adapter_name=name)
+        with peft_warnings():
+            result = set_peft_model_state_dict(model, state, adapter_name=name)
         assert not result.unexpected_keys, result.unexpected_keys
         return
     with without_progress_bar():
