@@ -62,7 +62,7 @@ def groups(root: type[Section], **others: type[Section]) -> list[Group]:
             found += _walk(base, path, set())
             continue
         text = _first_paragraph(base)
-        found.append(Group(path, text, (_component_option(path, base, text),)))
+        found.append(Group(path, text, (_component_option(path, base, text, base.default),)))
         found += _components(path, base, set())
     return found
 
@@ -84,7 +84,7 @@ def _walk(
             continue
         here, inner, text = prefix + name, section_of(field.annotation), one_line(field.description or "")
         if inner is not None and issubclass(inner, Component):
-            own.append(_component_option(here, inner, text))
+            own.append(_component_option(here, inner, text, None if field.default is None else inner.default))
             if inner not in seen:
                 seen.add(inner)
                 inside += _components(here, inner, seen)
@@ -126,9 +126,9 @@ def _components(path: str, base: type[Component], seen: set[type[Section]]) -> I
         yield from _walk(kind, f"{path}[{name}]", seen, base.model_fields.keys() - own)
 
 
-def _component_option(path: str, base: type[Component], text: str) -> Option:
+def _component_option(path: str, base: type[Component], text: str, default: str | None) -> Option:
     known = " | ".join([*all_of(base), *base.aliases()])
-    return Option(path, f"{known} | a file or module", "", base.default, text)
+    return Option(path, f"{known} | a file or module", "", json.dumps(default) if default is None else default, text)
 
 
 def _default(field: FieldInfo) -> str:

@@ -15,7 +15,7 @@ LAYERS = (
     {"seams"},
     {"explain", "recipe", "recipe_data", "recipe_text", "schema", "defaults", "passthrough"},
     {"compat", "formats", "templates", "data"},
-    {"objectives", "adapters", "optimizers", "engine"},
+    {"objectives", "adapters", "optimizers", "quantizations", "engine"},
     {"generate"},
     {"run", "parts", "adapted", "beside", "referenced", "taught", "record", "folder", "health", "ending"},
     {"exports", "synthesis", "bench", "against", "compare"},
@@ -26,8 +26,8 @@ LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = {
     "", "errors", "types", "atomic", "component", "seams", "explain", "recipe", "recipe_data", "recipe_text", "schema",
-    "defaults", "passthrough", "cli", "formats", "templates", "objectives", "adapters", "optimizers", "exports",
-    "data.source",
+    "defaults", "passthrough", "cli", "formats", "templates", "objectives", "adapters", "optimizers", "quantizations",
+    "exports",     "data.source",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""
 

@@ -14,11 +14,11 @@ from tunesmith.errors import RecipeError
 from tunesmith.formats._tags import Tags
 from tunesmith.recipe import Eval, Model, Recipe, Reference, Teacher, Train
 from tunesmith.recipe_data import Data, Loss, Source
-from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Template
+from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Quantization, Template
 from tunesmith.synthesis.options import Synthesis
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
-SEAMS = (Adapter, Export, Format, Objective, Optimizer, Template)
+SEAMS = (Adapter, Export, Format, Objective, Optimizer, Quantization, Template)
 GROUPS = schema.groups(Recipe, export=Export, synthesize=Synthesis)
 OPTIONS = {option.path: option for group in GROUPS for option in group.options}
 

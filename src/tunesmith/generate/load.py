@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.engine import checkpoint
+from tunesmith.engine import checkpoint, quantised
 from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.device import choose
-from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path
+from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path, widened_model
 from tunesmith.errors import ModelError, RunError, near
 from tunesmith.recipe import Dtype, Model
 from tunesmith.types import Head
@@ -32,8 +32,8 @@ def locate(path: str) -> str:
         if folder.parent != Path() and not folder.exists() and _has_runs(folder.parent):
             raise RunError(f"there is no run {path}. {near(folder.name, _runs(folder.parent))}")
         return resolve_path(path)
-    if has_weights(folder):
-        return str(folder)
+    if has_weights(folder) or (not (folder / RECIPE).is_file() and any(folder.glob("*.gguf"))):
+        return str(folder) if has_weights(folder) else resolve_path(path)
     if (folder / RECIPE).is_file():
         if has_weights(folder / "final"):
             return str(folder / "final")
@@ -89,11 +89,12 @@ def stored_head(place: str) -> Head | None:
 
 
 def load(
-    path: str, device: str = "auto", dtype: Dtype | None = None, values: bool = False
+    path: str, device: str = "auto", dtype: Dtype | None = None, values: bool = False, widened: bool = False
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model (a peft model where the path is an adapter's) in evaluation mode, and its tokenizer.
 
-    `values` asks for one that says a reward or classes, and not words.
+    `values` asks for one that says a reward or classes, and not words. An adapter's base is held in the bits that it
+    was trained in; `widened` asks for the same numbers in plain weights.
     `device` is a word of `train.device`; `dtype` None is the stored one, or float32 where the device has no
     bfloat16 arithmetic.
 
@@ -110,7 +111,7 @@ def load(
     precision: Dtype = dtype or ("auto" if chosen.has_bf16 else "float32")
     if is_adapter(place):
         base = base_of(place)
-        model = _adapted(Path(place), base.model_copy(update={"dtype": precision}), chosen.type, head)
+        model = _adapted(Path(place), base.model_copy(update={"dtype": precision}), chosen.type, head, widened)
     else:
         base = Model(path=place)
         model = load_model(Model(path=place, dtype=precision), chosen.type, head=head)
@@ -128,16 +129,18 @@ def base_of(adapter: str) -> Model:
     return Model(path=name, revision=config.get("revision"))
 
 
-def _adapted(folder: Path, base: Model, device: str, head: Head | None) -> Any:
+def _adapted(folder: Path, base: Model, device: str, head: Head | None, widened: bool) -> Any:
     """An adapter folder's base model with the adapter beside its weights."""
     from peft import PeftModel
     from safetensors import SafetensorError
     from transformers import GenerationConfig
 
     try:
-        model = load_model(base, device, head=head)
+        model = load_model(base, device, head=head, held=quantised.load_config(folder))
     except ModelError as error:
         raise ModelError(f"the adapter {folder} needs its base model {base.path!r}: {error}") from error
+    if widened:
+        model = widened_model(model, base.path)
     if head is not None:
         keep_heads_exact(model)
     try:
