@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.component import name_of
 from tunesmith.data import registry
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
@@ -38,7 +39,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     import transformers
 
     from tunesmith import record
-    from tunesmith.engine import encoder_decoder, frozen, kernels, rope, shifted_attention
+    from tunesmith.engine import encoder_decoder, frozen, kernels, quantised, rope, shifted_attention
     from tunesmith.engine.activations import checkpoint_activations
     from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer, with_padding
 
@@ -50,6 +51,13 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
         _refuse_another(model, head)
         if given is None:
             keep_heads_exact(model)
+    if quantised.held_in(base_of(model)) is not None:
+        quantised.refuse_untrainable(base_of(model), recipe.model.path)
+        if not type(recipe.adapter).beside:
+            raise RecipeError(
+                f"adapter={name_of(recipe.adapter)} trains the model's own weights, and {recipe.model.path} is held in "
+                f"{quantised.held_in(base_of(model))}, which has no small steps: use adapter=lora"
+            )
     fingerprint = record.model_fingerprint(model) if given is None else None
     if type(recipe.objective).encodes:
         encoder_decoder.begin_answers(model, recipe.objective)
@@ -75,6 +83,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
         raise RecipeError(f"model.frozen_dtype: {recipe.model.frozen_dtype} would change the model that was given")
     if recipe.model.frozen_dtype is not None:
         notes.append(frozen.hold(model, recipe.model.frozen_dtype, ops))
+    notes += quantised.said(base_of(model))
     with precision(recipe, device):
         chosen = (encoder_decoder if type(recipe.objective).encodes else kernels).choose(model, ops)
     notes += chosen.notes
@@ -124,7 +133,9 @@ def _refuse_another(model: Any, head: Head) -> None:
 
 def parameters(model: Any) -> dict[str, int]:
     """How many numbers a model has, and how many of them are trained."""
-    each = [(one.numel(), one.requires_grad) for one in model.parameters()]
+    from tunesmith.engine.quantised import numel
+
+    each = [(numel(one), one.requires_grad) for one in model.parameters()]
     return {"trained": sum(size for size, trained in each if trained), "all": sum(size for size, _ in each)}
 
 

@@ -43,7 +43,7 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
     place = locate(said.path)
     model: Any
     if is_adapter(place):
-        model, own = load(place, device, dtype)
+        model, own = load(place, device, dtype, widened=said.frozen_dtype is not None)
         if said.frozen_dtype is not None:
             model = model.merge_and_unload()  # an update would be rounded like a weight, and lost beside it
     else:

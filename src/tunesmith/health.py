@@ -20,6 +20,11 @@ USES = {  # what a needed package gives, when it is not every run that stops wit
 }
 EXTRAS = {  # what a person may want: its package, and the command that installs it
     "optimizer: adamw8bit": ("bitsandbytes", "pip install 'tunesmith[bitsandbytes]'"),
+    "model.quantization: bnb_4bit": ("bitsandbytes", "pip install 'tunesmith[bitsandbytes]'"),
+    "model.quantization: torchao": ("torchao", "pip install 'tunesmith[torchao]'"),
+    "models stored in GPTQ, AWQ": ("gptqmodel", "pip install 'tunesmith[gptq]'"),
+    "models in compressed-tensors": ("compressed-tensors", "pip install 'tunesmith[compressed-tensors]'"),
+    "models in .gguf files": ("gguf", "pip install 'tunesmith[gguf]'"),
     "report_to: tensorboard": ("tensorboard", "pip install tensorboard"),
     "report_to: wandb": ("wandb", "pip install wandb"),
     "report_to: mlflow": ("mlflow", "pip install mlflow"),

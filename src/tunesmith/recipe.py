@@ -16,7 +16,7 @@ from tunesmith.passthrough import problem
 from tunesmith.recipe_data import Data
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.recipe_text import parse, read_words, recipe_file
-from tunesmith.seams import Adapter, Objective, Optimizer
+from tunesmith.seams import Adapter, Objective, Optimizer, Quantization
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps", "xpu"]
@@ -30,7 +30,7 @@ class Model(Section):
     """The model to start from."""
 
     path: str
-    """Folder, hub id, or `builtin:tiny`."""
+    """Folder, hub id, or `builtin:tiny`; or a file of type .gguf, or a folder with one, whose weights are widened."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     tokenizer: str | None = None
@@ -39,11 +39,22 @@ class Model(Section):
     """Precision the weights are loaded in. auto: float32 when the model's own weights are trained or the device has
     no bfloat16 arithmetic, else bfloat16."""
     frozen_dtype: Literal["int8", "float8"] | None = None
-    """What frozen linear layers, but the head, are held in: int8 on a CPU, float8 on CUDA. None: dtype."""
+    """What frozen linear layers, but the head, are held in: int8 on a CPU, float8 on CUDA. None: dtype. They are also
+    multiplied in it, which is quicker; `quantization` saves more memory, and multiplies in dtype."""
+    quantization: Quantization | None = None
+    """How frozen linear layers, but the head, are held in few bits (QLoRA). None: as stored."""
     from_scratch: bool = False
     """Start from random weights of the shape in config.json, not from the stored ones."""
     rope_scaling: RopeScaling = RopeScaling()
     """How rotary positions are stretched for a longer context."""
+
+    @model_validator(mode="after")
+    def _quantised_once(self) -> "Model":
+        if self.quantization is not None and self.from_scratch:
+            raise ValueError("from_scratch: random weights are trained whole, and quantised ones stay: leave one out")
+        if self.quantization is not None and self.frozen_dtype is not None:
+            raise ValueError("frozen_dtype and quantization both say what frozen weights are held in: leave one out")
+        return self
 
 
 class Train(Section):
@@ -242,7 +253,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "Recipe":
-        problem = refusal([self.objective, self.adapter, self.optimizer])
+        held = self.model.quantization
+        problem = refusal([self.objective, self.adapter, self.optimizer, *([] if held is None else [held])])
         if problem is not None:
             raise ValueError(problem)
         if self.train.release_gradients and not type(self.optimizer).in_backward:

@@ -56,13 +56,16 @@ def model_fingerprint(model: Any) -> str:
     """What tells a loaded model from others: every byte of its weights, and its config and its adapters'."""
     import torch
 
+    from tunesmith.engine import quantised
+
     configs = [("", model.config), *getattr(model, "peft_config", {}).items()]
     said = [(name, {k: v for k, v in config.to_dict().items() if k not in SAYS_NOTHING}) for name, config in configs]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=_plain).encode())
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        own = (part for name, one in model.named_parameters() for part in quantised.plain_parts(name, one))
+        for name, tensor in (*own, *quantised.scales_of(model)):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -63,7 +63,7 @@ def groups(root: type[Section], **others: type[Section]) -> list[Group]:
             found += _walk(base, path, set())
             continue
         text = _first_paragraph(base)
-        found.append(Group(path, text, (_component_option(path, base, text),)))
+        found.append(Group(path, text, (_component_option(path, base, text, base.default),)))
         found += _components(path, base, set())
     return found
 
@@ -86,7 +86,7 @@ def _walk(
             continue
         here, inner, text = prefix + name, section_of(field.annotation), one_line(field.description or "")
         if inner is not None and issubclass(inner, Component):
-            own.append(_component_option(here, inner, text))
+            own.append(_component_option(here, inner, text, None if field.default is None else inner.default))
             if inner not in seen:
                 seen.add(inner)
                 inside += _components(here, inner, seen)
@@ -138,9 +138,9 @@ def _not_with(base: type[Component], name: str) -> str:
     return "".join(f" Not with {', '.join(others)}: {reason}." for reason, others in each)
 
 
-def _component_option(path: str, base: type[Component], text: str) -> Option:
+def _component_option(path: str, base: type[Component], text: str, default: str | None) -> Option:
     known = " | ".join([*all_of(base), *base.aliases()])
-    return Option(path, f"{known} | a file or module", "", base.default, text)
+    return Option(path, f"{known} | a file or module", "", json.dumps(default) if default is None else default, text)
 
 
 def _default(field: FieldInfo) -> str:

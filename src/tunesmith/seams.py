@@ -227,6 +227,29 @@ class Adapter(Component):
         return None
 
 
+class Quantization(Component):
+    """How the linear layers of a frozen model, but its head, are held in few bits; what is trained lies beside them."""
+
+    seam: ClassVar[str] = "quantizations"
+    default: ClassVar[str] = "bnb_4bit"
+
+    def refuses(self, other: Component) -> str | None:
+        """An adapter that trains the model's own weights: rounded ones have no small steps."""
+        if isinstance(other, Adapter) and not other.beside:
+            return (
+                f"model.quantization: a model held in {name_of(self)} stays as it is, and adapter={name_of(other)} "
+                "trains its own weights: use adapter=lora, or leave model.quantization out"
+            )
+        return None
+
+    @abstractmethod
+    def config(self, dtype: "torch.dtype", device: str) -> Any:
+        """What transformers takes as `quantization_config`, for a model whose other weights are of a dtype.
+
+        Raises MissingExtra without the package that it needs, RecipeError on a device that cannot train so.
+        """
+
+
 class Optimizer(Component):
     """How the trained weights are updated."""
 

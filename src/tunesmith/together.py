@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from tunesmith.component import Component, all_of, refusal
-from tunesmith.seams import Adapter, Objective, Optimizer
+from tunesmith.seams import Adapter, Objective, Optimizer, Quantization
 
-SEAMS: tuple[type[Component], ...] = (Objective, Adapter, Optimizer)
+SEAMS: tuple[type[Component], ...] = (Objective, Adapter, Optimizer, Quantization)
 INTRODUCTION = """# What goes together
 
 Written by `tunesmith options --compatibility`; a test compares the two.

@@ -15,7 +15,7 @@ LAYERS = (
     {"seams"},
     {"explain", "together", "recipe", "recipe_data", "recipe_rope", "recipe_text", "schema", "defaults", "passthrough"},
     {"compat", "formats", "templates", "data"},
-    {"objectives", "adapters", "optimizers", "engine"},
+    {"objectives", "adapters", "optimizers", "quantizations", "engine"},
     {"generate"},
     {"run", "parts", "adapted", "beside", "referenced", "taught", "record", "folder", "health", "ending"},
     {"exports", "synthesis", "evaluation", "evaluate", "bench", "against", "compare", "selftest"},
@@ -27,7 +27,7 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = {
     "", "errors", "types", "atomic", "component", "seams", "explain", "together", "recipe", "recipe_data",
     "recipe_rope", "recipe_text", "schema", "defaults", "passthrough", "cli", "formats", "templates", "objectives",
-    "adapters", "optimizers", "exports", "evaluation", "data.source",
+    "adapters", "optimizers", "quantizations", "exports", "evaluation", "data.source",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""
 

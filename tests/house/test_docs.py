@@ -8,14 +8,14 @@ from house import docs
 from tunesmith.component import all_of
 from tunesmith.recipe import Eval, Model, Train
 from tunesmith.recipe_data import Data, Source
-from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Template
+from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Quantization, Template
 
 ROOT = Path(__file__).parents[2]
 GENERATED = {
     "docs/reference/options.md": ("options", "--markdown"),
     "docs/reference/compatibility.md": ("options", "--compatibility"),
 }
-SEAMS = (Adapter, Export, Format, Objective, Optimizer, Template)
+SEAMS = (Adapter, Export, Format, Objective, Optimizer, Quantization, Template)
 
 
 def test_public_names_links_and_versions():

@@ -16,11 +16,11 @@ from tunesmith.formats._tags import Tags
 from tunesmith.recipe import Eval, Model, Recipe, Reference, Teacher, Train
 from tunesmith.recipe_data import Data, Loss, Source
 from tunesmith.recipe_rope import RopeScaling
-from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Task, Template
+from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Quantization, Task, Template
 from tunesmith.synthesis.options import Synthesis
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
-SEAMS = (Adapter, Export, Format, Objective, Optimizer, Task, Template)
+SEAMS = (Adapter, Export, Format, Objective, Optimizer, Quantization, Task, Template)
 GROUPS = schema.groups(Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task)
 OPTIONS = {option.path: option for group in GROUPS for option in group.options}
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith import atomic
-from tunesmith.engine import initial, multi_adapter, rope
+from tunesmith.engine import initial, multi_adapter, quantised, rope
 from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.model import base_of, has_words, is_adapted, without_progress_bar
 from tunesmith.errors import RunError
@@ -201,6 +201,7 @@ def save_weights(model: Any, folder: Path) -> None:
     try:
         if is_adapted(model):
             multi_adapter.save(model, multi_adapter.active(model), folder)
+            quantised.save_config(base, folder)
             if not has_words(model) or rope.is_scaled(base.config):
                 base.config.architectures = [type(base).__name__]
                 base.config.save_pretrained(folder)  # the values of its head with their names, and its positions

@@ -1,5 +1,6 @@
 """What a run depends on and libraries keep private or name in an old way, in one place."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 __all__ = ["DispatchMode", "attention_of", "one_device", "peft_warnings"]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be"))
+
+
+# bitsandbytes 0.50 warns, as it is imported (which peft does in every run), that a hub's kernel for inference is not
+# there; and of a cast in every product of 8 bit
+for _name in ("backends.cpu.ops", "autograd._functions"):
+    logging.getLogger(f"bitsandbytes.{_name}").addFilter(_is_news)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from tunesmith.engine.elementwise import ACTIVATIONS, Elementwise
 from tunesmith.engine.frozen import FrozenLinear
 from tunesmith.engine.linear import Dense, Layer, gated_linear, linear
 from tunesmith.engine.model import base_of
+from tunesmith.engine.quantised import FourBit, is_four_bit
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that are given one input
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # of numbers around 1
@@ -52,6 +53,10 @@ def fuse(model: torch.nn.Module, ops: Elementwise | None) -> Fused:
         kind = type(module)
         if kind is lora.Linear and _has_plain_update(module):
             module.__class__ = _Updated
+        elif _is_four_bit_update(kind) and _has_plain_update(module):
+            base = module.get_base_layer()
+            base.product = FourBit(base)
+            module.__class__ = _subclass(_Updating, kind)
         elif ops is not None and _is_norm(module) and _norm_offset(module, ops, known) is not None:
             module.ops, module.offset = ops, _norm_offset(module, ops, known)
             module.__class__ = _subclass(_Norm, kind)
@@ -72,12 +77,12 @@ def _subclass(ours: type, theirs: type) -> type:
 class _Shared:
     """Layers that a model calls one after the other with the same input: the first call computes all of them."""
 
-    def __init__(self, members: Sequence["_Updated"]) -> None:
+    def __init__(self, members: Sequence["_Updating"]) -> None:
         self.members = tuple(members)
         self.x: torch.Tensor | None = None
-        self.waiting: dict[_Updated, torch.Tensor] = {}
+        self.waiting: dict[_Updating, torch.Tensor] = {}
 
-    def result(self, asked: "_Updated", x: torch.Tensor) -> torch.Tensor:
+    def result(self, asked: "_Updating", x: torch.Tensor) -> torch.Tensor:
         """The result of one of the layers."""
         if self.waiting and x is not self.x:  # they have other inputs after all
             self.waiting, self.x = {}, None
@@ -95,8 +100,8 @@ class _Shared:
         return result
 
 
-class _Updated(lora.Linear):
-    """peft's linear layer with low-rank updates, of which one at a time is on."""
+class _Updating(torch.nn.Module):
+    """peft's linear layer with low-rank updates, of which one at a time is on, beside a weight held in any way."""
 
     shared: _Shared | None = None
 
@@ -113,12 +118,16 @@ class _Updated(lora.Linear):
         return _active(self) is not None
 
 
+class _Updated(_Updating, lora.Linear):
+    """The one of a plain weight."""
+
+
 def layer_of(module: Any) -> Layer:
     """What `linear` takes of peft's layer."""
     name = _active(module)
     assert name is not None, "asked before"
     base = module.get_base_layer()
-    product = base.product if isinstance(base, FrozenLinear) else Dense(base.weight, base.bias)
+    product = Dense(base.weight, base.bias) if type(base) is torch.nn.Linear else base.product
     drops = module.lora_dropout[name]
     share = drops.p if module.training and isinstance(drops, torch.nn.Dropout) else 0.0
     return Layer(product, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], share)
@@ -149,11 +158,16 @@ def _has_plain_update(module: Any) -> bool:
     base = module.get_base_layer()
     return (
         isinstance(base, torch.nn.Linear)
-        and type(base) in (torch.nn.Linear, FrozenLinear)
+        and (type(base) in (torch.nn.Linear, FrozenLinear) or is_four_bit(type(base)))
         and not base.weight.requires_grad
         and not module.fan_in_fan_out
         and all(_is_plain_update(module, name) for name in module.lora_A)
     )
+
+
+def _is_four_bit_update(kind: type) -> bool:
+    """Whether a class is peft's update of a layer of 4 bit, which exists where bitsandbytes was imported."""
+    return kind.__name__ == "Linear4bit" and kind.__module__ == "peft.tuners.lora.bnb"
 
 
 def _is_plain_update(module: Any, name: str) -> bool:
@@ -176,7 +190,7 @@ def _share(module: torch.nn.Module) -> None:
     """Let the updated layers of a module compute together where its kind gives them one input."""
     children: dict[str, Any] = dict(module.named_children())
     for names in SHARING:
-        found = [children[name] for name in names if isinstance(children.get(name), _Updated)]
+        found = [children[name] for name in names if isinstance(children.get(name), _Updating)]
         if len(found) > 1 and len({one.in_features for one in found}) == 1:
             shared = _Shared(found)
             for one in found:
@@ -258,7 +272,7 @@ class _GatedPair(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The block's result of x [.., D]: [.., D]."""
         gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
-        if isinstance(down, _Updated) and _active(down) is not None:
+        if isinstance(down, _Updating) and _active(down) is not None:
             return gated_linear(gate, up, self.activation, self.ops, layer_of(down))
         product: Any = _Gated.apply(gate, up, self.activation, self.ops)
         return down(product)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.engine import rope
+from tunesmith.engine import quantised, rope
 from tunesmith.errors import ModelError, near
 from tunesmith.recipe import Model
 from tunesmith.types import Head
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BUILTIN = "builtin:"
+GGUF = ".gguf"
 
 
 def resolve_path(path: str) -> str:
@@ -31,11 +32,31 @@ def resolve_path(path: str) -> str:
         return str(folder / name)
     local = Path(path).expanduser()
     if local.exists():
-        if not (local / "config.json").is_file() or (local / "adapter_config.json").is_file():
-            lacks = "it has no config.json" if not (local / "config.json").is_file() else "it is an adapter's"
-            raise ModelError(f"{path} is not a model folder: {lacks}{_way_to_one(local)}")
+        lacks = None if (local / "config.json").is_file() else "it has no config.json"
+        if lacks and (packed := _packed_file(local)) is not None:
+            return packed
+        if lacks or (local / "adapter_config.json").is_file():
+            raise ModelError(f"{path} is not a model folder: {lacks or 'it is an adapter'}{_way_to_one(local)}")
         return str(local.resolve())  # an adapter names its base by it, and is loaded from other folders
     return _hub_id(path, "model")
+
+
+def _packed_file(place: Path) -> str | None:
+    """The .gguf file that a path says, or the one of a folder. Raises ModelError where there are several."""
+    if place.is_file():
+        return str(place.resolve()) if place.suffix == GGUF else None
+    found = sorted(place.glob(f"*{GGUF}"))
+    if len(found) > 1:
+        raise ModelError(f"{place} has {len(found)} {GGUF} files: name one of them, as {found[0]}")
+    return str(found[0].resolve()) if found else None
+
+
+def _said_to_transformers(place: str, revision: str | None) -> dict[str, Any]:
+    """What names a model to transformers' `from_pretrained`. Raises MissingExtra without what reads a .gguf file."""
+    if not place.endswith(GGUF):
+        return {"pretrained_model_name_or_path": place, "revision": revision}
+    quantised.need(f"{place}", "gguf")
+    return {"pretrained_model_name_or_path": str(Path(place).parent), "gguf_file": Path(place).name}
 
 
 def _way_to_one(folder: Path) -> str:
@@ -55,7 +76,9 @@ def _hub_id(path: str, kind: str) -> str:
 def _tokenizer_place(model: Model) -> str:
     """The folder or hub id of a model's tokenizer, which may lie in a folder without a config.json."""
     if model.tokenizer is None or model.tokenizer.startswith(BUILTIN):
-        return resolve_path(model.tokenizer or model.path)
+        place = resolve_path(model.tokenizer or model.path)
+        beside = Path(place).parent
+        return str(beside) if place.endswith(GGUF) and (beside / "tokenizer_config.json").is_file() else place
     local = Path(model.tokenizer).expanduser()
     return str(local.resolve()) if local.exists() else _hub_id(model.tokenizer, "tokenizer")
 
@@ -67,7 +90,7 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     place = _tokenizer_place(model)
     revision = model.revision if model.tokenizer is None else None  # the revision is of the model's repository
     with _explained(place):
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(**_said_to_transformers(place, revision))
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {place} has no fast version, and token offsets come from that")
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
@@ -95,7 +118,7 @@ def load_config(model: Model, positions: Any | None = None) -> Any:
 
     place = resolve_path(model.path)
     with _explained(place):
-        config = AutoConfig.from_pretrained(place, revision=model.revision)
+        config = AutoConfig.from_pretrained(**_said_to_transformers(place, model.revision))
     rope.scale(config, model.rope_scaling)
     if positions is not None:
         rope.take(config, positions)
@@ -109,12 +132,14 @@ def load_model(
     head: Head | None = None,
     pad: int | None = None,
     positions: Any | None = None,
+    held: Any | None = None,
 ) -> "PreTrainedModel":
     """The causal language model, or the one with another head, on a device, in `model.dtype` (auto is as stored).
 
     `attention` names an attention implementation; None leaves the choice to transformers. A head that the stored model
     lacks is new, by the random numbers of now; `pad` is the token that fills a batch for it. `positions` is a config
-    whose rotary positions the model gets. Raises ModelError, RecipeError.
+    whose rotary positions the model gets. `held` is transformers' config of how linear layers are held; None: as
+    `model.quantization` says. Raises ModelError, RecipeError, MissingExtra.
     """
     import torch
     from transformers import (
@@ -131,6 +156,7 @@ def load_model(
     kind: Any = words if head is None else valued
     options: dict[str, Any] = {"attn_implementation": attention}
     scaled = model.rope_scaling.rope_type is not None or positions is not None
+    quantisation = _quantisation(model, config, device, held)
     with _explained(place), without_progress_bar(), contextlib.nullcontext() if head is None else _without_report():
         if head is not None or model.from_scratch or scaled:
             options["config"] = config
@@ -139,11 +165,55 @@ def load_model(
         if model.from_scratch:
             return kind.from_config(dtype=torch.float32 if dtype == "auto" else dtype, **options).to(device)
         loaded, found = kind.from_pretrained(
-            place, revision=model.revision, dtype=dtype, output_loading_info=True, **options
+            **_said_to_transformers(place, model.revision),
+            dtype=dtype,
+            output_loading_info=True,
+            **options,
+            **quantisation,
         )
     if head is not None:
         _refuse_missing(loaded, found["missing_keys"], place)
-    return loaded.to(device)
+    if place.endswith(GGUF):
+        _widened(loaded, place)
+    if quantised.held_in(loaded) is None:
+        return loaded.to(device)
+    quantised.keep_layout(loaded)
+    return loaded
+
+
+def _quantisation(model: Model, config: Any, device: str, held: Any | None) -> dict[str, Any]:
+    """What `from_pretrained` is told of a model that is, or is to be, held in few bits.
+
+    Raises ModelError for one that is already, MissingExtra without the packages that it needs.
+    """
+    import torch
+    from transformers import GgufConfig
+
+    place, stored = resolve_path(model.path), quantised.stored_method(config)
+    wanted = held is not None or model.quantization is not None
+    if wanted and (stored is not None or place.endswith(GGUF)):
+        raise ModelError(f"{model.path} is stored in {stored or 'gguf'}: leave model.quantization out")
+    if place.endswith(GGUF):
+        return {"quantization_config": GgufConfig(dequantize=True)}
+    if stored is not None:
+        quantised.need_for_stored(model.path, stored)
+        return {"device_map": {"": device}}
+    if model.quantization is not None and held is None:
+        dtype = (config.dtype or torch.float32) if model.dtype == "auto" else getattr(torch, model.dtype)
+        held = model.quantization.config(dtype, device)
+    return {} if held is None else {"quantization_config": held, "device_map": {"": device}}
+
+
+def _widened(model: Any, place: str) -> None:
+    """Make a plain model of one whose weights were widened from a .gguf file, which an adapter names as its base."""
+    model.hf_quantizer.remove_quantization_config(model)
+    model.name_or_path = model.config.name_or_path = place
+
+
+def widened_model(model: Any, place: str) -> Any:
+    """A loaded model with plain weights of the numbers that those of few bits stand for. Raises ModelError."""
+    with _without_report():
+        return quantised.widen(model, place)
 
 
 def _put(head: Head, pad: int | None, config: Any) -> None:
@@ -236,7 +306,7 @@ def _explained(place: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_report() -> Iterator[None]:
-    """Keep transformers from telling of a head that is new or left out, which is meant."""
+    """Keep transformers from telling of what is meant: a head that is new or left out, weights that are widened."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

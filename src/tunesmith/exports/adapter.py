@@ -7,7 +7,10 @@ from tunesmith.errors import RunError
 from tunesmith.recipe import DeviceName
 from tunesmith.seams import Export, Report
 
-FILES = ("adapter_config.json", "adapter_model.safetensors", "generation_config.json", "config.json")
+FILES = (
+    "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "config.json",
+    "quantization_config.json",
+)  # fmt: skip
 
 
 class PlainAdapter(Export):

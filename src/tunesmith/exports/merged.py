@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Merged(Export):
-    """Add the adapter to its base model's weights. A run that trained whole weights is written as it is."""
+    """Add the adapter to its base model's weights. A run that trained whole weights is written as it is.
+
+    Weights that were held in few bits are written in full width, with the numbers that the run had.
+    """
 
     dtype: Dtype = "auto"
     """Precision of the written weights. auto: as the base model (or a run that trained whole weights) stores
@@ -47,7 +50,7 @@ class Merged(Export):
             if stored_head(place) is not None:
                 asked = questions(run)
                 before = _values.said(place, self.device, self.dtype, asked)
-                self._write(before.model, before.tokenizer, folder)
+                self._write(self._widened(place, before.model, True), before.tokenizer, folder)
                 return _values.verify(folder, before.values, self.device, "auto", asked, out)
             probes = self._merge(place, folder, questions(run))
             return verify(folder, probes, self.device, "auto", out)
@@ -60,7 +63,7 @@ class Merged(Export):
         generator = Generator.open(place, self.device, self.dtype)
         generator.model = self._topped(generator.model, place)
         probes = probe(generator, asked)
-        self._write(generator.model, generator.tokenizer, folder)
+        self._write(self._widened(place, generator.model, False), generator.tokenizer, folder)
         return probes
 
     def _topped(self, model: Any, place: str) -> Any:
@@ -74,6 +77,20 @@ class Merged(Export):
             below = stacked.place_of(path)
             model = stacked.put(base, below).eval()
         return model
+
+    def _widened(self, place: str, model: Any, values: bool) -> Any:
+        """The model of a run with plain weights: loaded again, where its base is held in few bits.
+
+        An update was trained beside the rounded numbers, so that it is these it is added to, in their full width.
+        """
+        from tunesmith.engine.model import base_of
+        from tunesmith.engine.quantised import held_in
+        from tunesmith.generate.load import load
+
+        held = held_in(base_of(model)) is not None
+        if not held:
+            return model
+        return self._topped(load(place, self.device, self.dtype, values, widened=True)[0], place)
 
     def _write(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write a model with its adapter, if it has one, in its weights."""

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.engine import checkpoint, rope, stacked
+from tunesmith.engine import checkpoint, quantised, rope, stacked
 from tunesmith.engine.device import choose
-from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path
+from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path, widened_model
 from tunesmith.errors import ModelError, RunError, near
 from tunesmith.recipe import Dtype, Model
 from tunesmith.recipe_rope import RopeScaling
@@ -32,8 +32,8 @@ def locate(path: str) -> str:
         if folder.parent != Path() and not folder.exists() and _has_runs(folder.parent):
             raise RunError(f"there is no run {path}. {near(folder.name, _runs(folder.parent))}")
         return resolve_path(path)
-    if has_weights(folder):
-        return str(folder)
+    if has_weights(folder) or (not (folder / RECIPE).is_file() and any(folder.glob("*.gguf"))):
+        return str(folder) if has_weights(folder) else resolve_path(path)
     if (folder / RECIPE).is_file():
         if has_weights(folder / "final"):
             return str(folder / "final")
@@ -94,10 +94,12 @@ def load(
     dtype: Dtype | None = None,
     values: bool = False,
     rope_scaling: RopeScaling | None = None,
+    widened: bool = False,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model (a peft model where the path is an adapter's) in evaluation mode, and its tokenizer.
 
-    `values` asks for one that says a reward or classes, and not words.
+    `values` asks for one that says a reward or classes, and not words. An adapter's base is held in the bits that it
+    was trained in; `widened` asks for the same numbers in plain weights.
     `device` is a word of `train.device`; `dtype` None is the stored one, or float32 where the device has no
     bfloat16 arithmetic. `rope_scaling` stretches its rotary positions, in place of what is stored with it.
 
@@ -115,7 +117,7 @@ def load(
     as_said = {"dtype": precision, "rope_scaling": rope_scaling or RopeScaling()}
     if is_adapter(place):
         base = base_of(place)
-        model = _adapted(Path(place), base.model_copy(update=as_said), chosen.type, head)
+        model = _adapted(Path(place), base.model_copy(update=as_said), chosen.type, head, widened)
     else:
         base = Model(path=place)
         model = load_model(base.model_copy(update=as_said), chosen.type, head=head)
@@ -133,16 +135,19 @@ def base_of(adapter: str) -> Model:
     return Model(path=name, revision=config.get("revision"))
 
 
-def _adapted(folder: Path, base: Model, device: str, head: Head | None) -> Any:
+def _adapted(folder: Path, base: Model, device: str, head: Head | None, widened: bool) -> Any:
     """An adapter folder's base model with the adapter beside its weights."""
     from transformers import AutoConfig, GenerationConfig
 
     stored = AutoConfig.from_pretrained(folder) if (folder / MODEL).is_file() else None
     kept = stored is not None and base.rope_scaling.rope_type is None and rope.is_scaled(stored)
     try:
-        model = load_model(base, device, head=head, positions=stored if kept else None)
+        positions, held = stored if kept else None, quantised.load_config(folder)
+        model = load_model(base, device, head=head, positions=positions, held=held)
     except ModelError as error:
         raise ModelError(f"the adapter {folder} needs its base model {base.path!r}: {error}") from error
+    if widened:
+        model = widened_model(model, base.path)
     if head is not None:
         keep_heads_exact(model)
     adapted = stacked.put(model, folder)

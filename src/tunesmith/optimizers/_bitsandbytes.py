@@ -1,13 +1,9 @@
 """bitsandbytes' AdamW in 8 bit, with a state that a checkpoint without pickle can hold."""
 
-import logging
 from typing import Any
 
+import bitsandbytes
 import torch
-
-logging.getLogger("bitsandbytes").addFilter(lambda record: "gemm_4bit" not in record.getMessage())  # no use here
-
-import bitsandbytes  # noqa: E402  # it logs as it is imported
 
 MAPS = {"qmap1": "dynamic", "qmap2": "udynamic"}  # what a byte of each state stands for: the same for all weights
 

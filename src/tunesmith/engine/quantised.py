@@ -1,0 +1,199 @@
+"""Weights held in few bits: what holds them, products with those of 4 bit, and what tells them from others.
+
+Letters: T tokens, I and O features in and out.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.errors import MissingExtra, ModelError
+
+EXTRAS = {  # of this package: the modules that each brings
+    "bitsandbytes": ("bitsandbytes",),
+    "hqq": ("hqq",),
+    "torchao": ("torchao",),
+    "gptq": ("gptqmodel", "optimum"),
+    "awq": ("gptqmodel",),
+    "compressed-tensors": ("compressed_tensors",),
+    "gguf": ("gguf",),
+}
+CONFIG = "quantization_config.json"  # beside an adapter: what its base model was held in
+TRAINABLE = "bitsandbytes, hqq, torchao in int8, gptq, awq or compressed-tensors"  # what a stored model may be held in
+
+
+def need(what: str, extra: str) -> None:
+    """Look for the packages of an extra. Raises MissingExtra for `what` needs them: with the command."""
+    missing = [name.replace("_", "-") for name in EXTRAS[extra] if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"{what} needs {' and '.join(missing)}, which is not installed: pip install 'tunesmith[{extra}]'"
+        )
+
+
+def stored_method(config: Any) -> str | None:
+    """What a stored model's weights are held in, as its config says (gptq, awq, ...); None where they are plain."""
+    said = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    if said is None:
+        return None
+    values = said if isinstance(said, Mapping) else said.to_dict()
+    method = values.get("quant_method") or "bitsandbytes"  # old ones of bitsandbytes do not say it
+    return str(getattr(method, "value", method))
+
+
+def need_for_stored(what: str, method: str) -> None:
+    """Look for what loads a model that is held in some way. Raises MissingExtra."""
+    if method in EXTRAS:
+        need(f"{what} is held in {method}, which", method)
+
+
+def held_in(model: Any) -> str | None:
+    """What the linear layers of a loaded model are held in; None where they are plain."""
+    return stored_method(model.config) if getattr(model, "is_quantized", False) else None
+
+
+def refuse_untrainable(model: Any, place: str) -> None:
+    """Raise ModelError for a loaded model that is held in what has no gradient."""
+    if held_in(model) is not None and not model.hf_quantizer.is_trainable:
+        raise ModelError(
+            f"{place} is held in {held_in(model)}, whose products have no gradient: name the plain model, and set "
+            f"model.quantization, or name one held in {TRAINABLE}"
+        )
+
+
+def keep_layout(model: Any) -> None:
+    """Keep bitsandbytes from laying 4 bit weights out anew for a CPU in evaluation.
+
+    It also rounds their scales to bfloat16, and what is laid out so has no gradient (Linear4bit.forward, 0.50): a model
+    that was evaluated could not be trained on.
+    """
+    for module in model.modules():
+        if is_four_bit(type(module)):
+            module.support_avx512bf16_for_cpu = False
+
+
+def is_four_bit(kind: type) -> bool:
+    """Whether a class is bitsandbytes' linear layer of 4 bit, which is not imported to ask."""
+    return kind.__name__ == "Linear4bit" and kind.__module__ == "bitsandbytes.nn.modules"
+
+
+def save_config(model: Any, folder: Path) -> None:
+    """Write what an adapter's base model is held in beside the adapter, where the stored base does not say it."""
+    if held_in(model) is not None and not model.hf_quantizer.pre_quantized:
+        (folder / CONFIG).write_text(model.config.quantization_config.to_json_string(use_diff=False), encoding="utf-8")
+
+
+def load_config(folder: Path) -> Any | None:
+    """What `save_config` wrote, as transformers takes it; None: nothing. Raises MissingExtra, ModelError."""
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    if not (folder / CONFIG).is_file():
+        return None
+    said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    need_for_stored(f"the base model of {folder}", said["quant_method"])
+    return AutoQuantizationConfig.from_dict(said)
+
+
+@dataclass(frozen=True, eq=False)
+class FourBit:
+    """A weight of bitsandbytes' 4 bit layer, widened for each product to the dtype of its input."""
+
+    layer: Any
+
+    def dequantised(self, kind: torch.dtype) -> torch.Tensor:
+        """The weight [O, I] that the products are with."""
+        from bitsandbytes.functional import dequantize_blockwise
+
+        weight, state = self.layer.weight, self.layer.weight.quant_state
+        scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+        return torch.ops.bitsandbytes.dequantize_4bit(
+            weight.data.view(-1, 1), scales.float(), state.blocksize, state.quant_type, state.shape, kind
+        )
+
+    def prepare(self, x: torch.Tensor) -> torch.Tensor:
+        """The input itself."""
+        return x
+
+    def forward(self, prepared: torch.Tensor) -> torch.Tensor:
+        """X W' + b: [T, O]."""
+        kind, bias = prepared.dtype, self.layer.bias
+        return torch.nn.functional.linear(prepared, self.dequantised(kind), None if bias is None else bias.to(kind))
+
+    def pull(self, gradient: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+        """Gradient W [T, I], added into a tensor where one is given."""
+        weight = self.dequantised(gradient.dtype)
+        return gradient @ weight if into is None else into.addmm_(gradient, weight)
+
+
+def numel(parameter: torch.Tensor) -> int:
+    """How many numbers a parameter stands for."""
+    state: Any = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(torch.Size(state.shape).numel())
+
+
+def _is_made_of_others(tensor: Any) -> bool:
+    return getattr(type(tensor), "__tensor_flatten__", None) is not None
+
+
+def plain_parts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor, or the plain ones that it is made of, each by a name."""
+    if not _is_made_of_others(tensor):
+        yield name, tensor
+        return
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    for inner in names:
+        yield from plain_parts(f"{name}.{inner}", getattr(tensor, inner))
+
+
+def scales_of(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a quantised model has beside its parameters: scales, zeros, tables, each by its name."""
+    if held_in(model) is None:
+        return
+    own = {name for name, _ in model.named_parameters()}
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor) and name not in own:
+            yield from plain_parts(name, value)
+
+
+def widen(model: Any, place: str) -> Any:
+    """A model with plain weights of the numbers that those of few bits stand for. Raises ModelError."""
+    method = held_in(model)
+    if method == "torchao":
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and _is_made_of_others(module.weight):
+                module.weight = torch.nn.Parameter(module.weight.dequantize(), requires_grad=False)
+        model.hf_quantizer.remove_quantization_config(model)
+        return model
+    try:
+        return model if method is None else model.dequantize(dtype=model.dtype)
+    except NotImplementedError as error:
+        raise ModelError(f"{place} is held in {method}, which transformers cannot widen: {error}") from error
+
+
+def said(model: Any) -> list[str]:
+    """What has to be said of a model that is held in few bits; nothing of others."""
+    if held_in(model) is None:
+        return []
+    stored = "as stored" if model.hf_quantizer.pre_quantized else "rounded here"
+    found, plain = held_bytes(model)
+    size = f": {found / 1e6:,.1f} MB of layers, {found / plain:.2f} of what 16 bits take" if plain else ""
+    return [f"quantised: {held_in(model)}, {stored}{size}"]
+
+
+def held_bytes(model: Any) -> tuple[int, int]:
+    """The bytes of a model's linear layers of 4 bit with their scales, and what they take at 2 bytes a weight."""
+    found = weights = 0
+    for module in model.modules():
+        if is_four_bit(type(module)):
+            weight = module.weight
+            tensors = (weight, *weight.quant_state.as_dict(packed=True).values())
+            found += sum(one.numel() * one.element_size() for one in tensors)
+            weights += numel(weight)
+    return found, 2 * weights

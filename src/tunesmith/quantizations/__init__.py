@@ -1,0 +1,1 @@
+"""One file a way of holding a frozen model in few bits."""

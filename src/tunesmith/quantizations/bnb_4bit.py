@@ -1,0 +1,34 @@
+"""4 bit, a scale for each block of 64 weights (QLoRA, arXiv 2305.14314), by bitsandbytes."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunesmith.seams import Quantization
+
+if TYPE_CHECKING:
+    import torch
+
+
+class FourBit(Quantization):
+    """bitsandbytes' 4 bit weights. They are widened to the dtype of the states, and multiplied in it."""
+
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    """The 16 numbers: nf4 has those that suit normally distributed weights, fp4 those of a 4 bit float."""
+    use_double_quant: bool = True
+    """Hold the scales in 8 bit too: 4.13 bits a weight, not 4.5."""
+    quant_storage: Literal["uint8", "float16", "bfloat16", "float32"] = "uint8"
+    """What the bytes of the weights are called. Sharding (FSDP, ZeRO-3) wants them called like the other weights."""
+
+    def config(self, dtype: "torch.dtype", device: str) -> Any:
+        """What transformers takes. Raises MissingExtra."""
+        from tunesmith.engine.quantised import need
+
+        need("model.quantization=bnb_4bit", "bitsandbytes")
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.quant_type,
+            bnb_4bit_use_double_quant=self.use_double_quant,
+            bnb_4bit_quant_storage=self.quant_storage,
+            bnb_4bit_compute_dtype=dtype,
+        )
