@@ -17,12 +17,15 @@ from transformers import TrainerCallback
 
 from fixtures_models import save_model, tiny_lora, tiny_model, tiny_tokenizer
 from tunesmith import Recipe, resume, train
+from tunesmith.data import kept, reference, taught
 from tunesmith.data.rendered import Rendered
 from tunesmith.data.store import StoreWriter
 from tunesmith.engine import checkpoint
 from tunesmith.errors import DataError, RunError
 from tunesmith.exports import adapter, merged
 from tunesmith.folder import new_folder
+from tunesmith.objectives.dpo import DPO
+from tunesmith.recipe_data import Source
 from tunesmith.types import Tokens
 
 resource = pytest.importorskip("resource", reason="this system has no limit on the size of a file")
@@ -156,6 +159,47 @@ def test_no_room_for_rendered_rows(tmp_path, samples):
         writer.add([Rendered("f:1", (tokens,))] * samples)
         assert samples == 1, "refused where it was written"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("none", [reference.NONE, taught.none(4)], ids=["reference", "teacher"])
+def test_no_room_for_what_is_kept_of_a_frozen_model(tmp_path, none):
+    """A new file, and one that is made again since a byte of it is wrong: what was there stays as it is."""
+    size, said = 3 * kept.BLOCK, f"{FULL}. Say data.cache_dir=FOLDER"
+    before = tmp_path / "before"
+    kept.open_file(before, none, size, print)
+    wrong = bytearray(before.read_bytes())
+    wrong[0] ^= 1
+    before.write_bytes(wrong)
+    for name in ("before", "new"):
+        with largest_file(2 * kept.BLOCK * none.itemsize), pytest.raises(DataError, match=said) as found:
+            kept.open_file(tmp_path / name, none, size, print)
+        assert "\n" not in str(found.value) and str(found.value).startswith(f"{tmp_path} cannot be written")
+    assert [path.name for path in tmp_path.iterdir()] == ["before"] and before.read_bytes() == wrong
+
+
+def test_a_run_whose_reference_has_no_room_begins_nothing(make, tmp_path):
+    pairs = [{"prompt": f"Is it {number}?", "chosen": "It is, sure.", "rejected": "No."} for number in range(24)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    recipe = make(tmp_path / "run")
+    data = recipe.data.model_copy(update={"train": (Source(path=str(tmp_path / "pairs.jsonl")),)})
+    recipe = recipe.model_copy(update={"objective": DPO(), "data": data})
+    folder = tmp_path / "cache" / "reference"
+    folder.parent.mkdir()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match=f"{folder} {FULL}"):
+        written = kept.atomic.written
+        patch.setattr(
+            kept.atomic, "written", lambda path: _limited(written, path) if path.parent == folder else written(path)
+        )
+        train(recipe)
+    assert not (tmp_path / "run").exists() and not list(folder.iterdir())
+    train(recipe)
+    assert len(list(folder.iterdir())) == 1
+
+
+@contextlib.contextmanager
+def _limited(written, path):
+    with largest_file(100), written(path) as file:
+        yield file
 
 
 @pytest.mark.parametrize("export", [adapter.PlainAdapter(), merged.Merged()], ids=["adapter", "merged"])
