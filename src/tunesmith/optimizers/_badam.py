@@ -30,7 +30,7 @@ class BlockAdamW(Ruled):
                 self.adamw([one for one, _ in own], [gradient for _, gradient in own], group)
             return
         for parameter, gradient in own:
-            place = slice(*(parameter.numel() * end // self.parts for end in (self.part, self.part + 1)))
+            place = slice(*bounds(parameter.numel(), self.part, self.parts))
             values, slope = parameter.view(-1)[place], gradient.reshape(-1)[place]
             if values.numel():
                 self._part(parameter, values, slope, group)
@@ -89,6 +89,11 @@ class Turns(Companion):
         """Take up what `state` gave."""
         self.step = int(state["step"])
         self._take_turn()
+
+
+def bounds(values: int, part: int, parts: int) -> tuple[int, int]:
+    """Where a part of a parameter of so many values begins and ends."""
+    return values * part // parts, values * (part + 1) // parts
 
 
 def whose(turn: int, blocks: int, switch_mode: str) -> int:

@@ -44,14 +44,13 @@ class BAdam(AdamW):
         assert isinstance(built, BlockAdamW), "made by build"
         return Turns(built, model, self.switch_every, self.switch_mode)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
-        """Two means of the largest part of a parameter."""
-        return 2 * -(-parameter.numel() // self.parts()) * parameter.itemsize
-
     def state_bytes(self, model: "torch.nn.Module") -> int:
-        """Those of all parameters, or of the largest block of them."""
-        from tunesmith.optimizers._badam import blocks_of
+        """Two means of the largest block: of the parameters of a layer, or of one part of each."""
+        from tunesmith.optimizers._badam import blocks_of, bounds
 
-        if self.mode == "ratio":
-            return super().state_bytes(model)
-        return max(sum(self.kept_bytes("", parameter) for parameter in block) for block in blocks_of(model))
+        blocks, parts = blocks_of(model), self.parts()
+        if parts == 1:
+            return max(sum(2 * parameter.nbytes for parameter in block) for block in blocks)
+        every = [parameter for block in blocks for parameter in block]
+        ends = ([(bounds(one.numel(), part, parts), one.itemsize) for one in every] for part in range(parts))
+        return max(sum(2 * (end - start) * size for (start, end), size in one) for one in ends)
