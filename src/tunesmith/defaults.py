@@ -60,6 +60,9 @@ def resolve(recipe: Recipe, device: Device) -> Resolved:
     if recipe.optimizer.learning_rate is None:
         factor = type(recipe.optimizer).learning_rate_factor
         derived["optimizer.learning_rate"] = type(recipe.adapter).learning_rate * factor
+    schedulers = type(recipe.optimizer).schedulers
+    if schedulers and train.lr_scheduler_type not in schedulers:  # which the recipe did not say
+        derived["train.lr_scheduler_type"] = schedulers[0]
     if train.device == "auto":
         derived["train.device"] = device.type
     if recipe.name is None:

@@ -24,6 +24,12 @@ Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
     "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
 ]  # fmt: skip
+# Two of transformers' are left out: reduce_lr_on_plateau and greedy wait for a metric, so that the rate of a step would
+# hang on when a run is evaluated, and their state is no function of the step.
+OF_SCHEDULES = {
+    "decay_steps": ("warmup_stable_decay",),
+    "min_lr_ratio": ("warmup_stable_decay", "cosine_with_min_lr", "cosine_warmup_with_min_lr"),
+}
 
 
 class Model(Section):
@@ -74,9 +80,14 @@ class Train(Section):
     gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 1
     """Forward passes per optimizer step."""
     lr_scheduler_type: Scheduler = "cosine"
-    """Course of the learning rate."""
+    """Course of the learning rate. The optimizer schedule_free takes constant_with_warmup when nothing is said."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0.03
     """Steps in which the learning rate rises from 0, which it is in the first; below 1, a fraction of all steps."""
+    decay_steps: Annotated[float, Field(gt=0)] = 0.1
+    """Last steps, in which warmup_stable_decay lets the learning rate fall; below 1, a fraction of all steps."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    """What warmup_stable_decay, cosine_with_min_lr and cosine_warmup_with_min_lr end at, as a part of the peak. None:
+    0, and a tenth of the peak for those that are named after it."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 is never."""
     activation_checkpointing: bool | Literal["selective"] | Annotated[int, Field(gt=1)] = False
@@ -123,6 +134,16 @@ class Train(Section):
         if found is not None:
             raise ValueError(found)
         return value
+
+    @model_validator(mode="after")
+    def _options_of_its_schedule(self) -> "Train":
+        for option, schedules in OF_SCHEDULES.items():
+            if option in self.model_fields_set and self.lr_scheduler_type not in schedules:
+                raise ValueError(
+                    f"{option} is for lr_scheduler_type={' or '.join(schedules)}, and it is {self.lr_scheduler_type}: "
+                    "leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_precision(self) -> "Train":
@@ -257,6 +278,12 @@ class Recipe(Section):
         problem = refusal([self.objective, self.adapter, self.optimizer, *([] if held is None else [held])])
         if problem is not None:
             raise ValueError(problem)
+        own = type(self.optimizer).schedulers
+        if own and "lr_scheduler_type" in self.train.model_fields_set and self.train.lr_scheduler_type not in own:
+            raise ValueError(
+                f"train.lr_scheduler_type: {type(self.optimizer).__name__.lower()} goes with {' or '.join(own)}, and "
+                f"this is {self.train.lr_scheduler_type}: leave it out"
+            )
         if self.train.release_gradients and not type(self.optimizer).in_backward:
             name = type(self.optimizer).__name__.lower()
             raise ValueError(f"train.release_gradients: {name} needs all gradients of a step together: leave it out")

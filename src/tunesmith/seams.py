@@ -257,6 +257,7 @@ class Optimizer(Component):
     default: ClassVar[str] = "adamw"
     in_backward: ClassVar[bool] = True  # a parameter is updated by its own gradient alone, whenever that is known
     learning_rate_factor: ClassVar[float] = 1.0  # to the adapter's own learning rate, where the recipe does not say it
+    schedulers: ClassVar[tuple[str, ...]] = ()  # courses of the learning rate that go with it, the usual first; (): all
 
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate. None: the adapter's own (lora 2e-4, full and freeze 2e-5), or what suits this optimizer."""
@@ -282,6 +283,20 @@ class Optimizer(Component):
 
         `factors` are those of `Adapter.factors`. `optimizers/_groups.py` makes the groups.
         """
+
+    def rate(self) -> float:
+        """The peak learning rate, which is resolved before the run."""
+        assert self.learning_rate is not None, "resolved before the run"
+        return self.learning_rate
+
+    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+        """What `build`'s optimizer keeps of one parameter after a step: as a guess, two values for each of its own."""
+        return 2 * parameter.nbytes
+
+    def state_bytes(self, model: "torch.nn.Module") -> int:
+        """What it keeps at most of the trained parameters of a model."""
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return sum(self.kept_bytes(name, parameter) for name, parameter in named)
 
     def companion(self, built: "torch.optim.Optimizer", model: Any, num_steps: int) -> Companion | None:
         """What goes with the optimizer through a run of so many steps, where something does."""

@@ -6,14 +6,21 @@ import torch
 from fixtures_models import tiny_model
 from tunesmith.component import all_of
 from tunesmith.engine import checkpoint, companions
+from tunesmith.engine.release import ReleasedGradients
 from tunesmith.errors import MissingExtra
 from tunesmith.seams import Optimizer
 
 NAMES = sorted(all_of(Optimizer))
+SMALL = {  # what the methods of ranks and turns need for a model of a few dozen columns and runs of a few steps
+    "galore": {"rank": 4, "update_proj_gap": 3},
+    "apollo": {"rank": 4, "update_proj_gap": 3},
+    "apollo_mini": {"update_proj_gap": 3},
+    "badam": {"switch_every": 2, "switch_mode": "random"},
+}
 
 
 def built(name, model, factors=None, **options):
-    optimizer = all_of(Optimizer)[name](learning_rate=1e-2, **options)
+    optimizer = all_of(Optimizer)[name](learning_rate=1e-2, **SMALL.get(name, {}), **options)
     try:
         return optimizer, optimizer.build(model, factors or {})
     except MissingExtra as error:
@@ -67,6 +74,8 @@ def test_rates_and_decay_are_of_the_parameters_that_they_were_said_for(name):
 def test_the_loss_falls(name):
     model = tiny_model(scale=0.1)
     component, optimizer = built(name, model)
+    for group in optimizer.param_groups:
+        group["lr"] *= {"sgd": 20, "lomo": 40, "adafactor": 10, "adalomo": 10}.get(name, 1)  # steps of other sizes
     losses = stepped(model, optimizer, component.companion(optimizer, model, 30), range(30))
     assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
 
@@ -99,3 +108,44 @@ def test_it_goes_on_bit_for_bit_from_a_checkpoint(name, tmp_path):
     stepped(other, optimizer, companion, range(5, 9))
     for name, one in whole.state_dict().items():
         assert torch.equal(one, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "ratio", "update_ratio": 0.3}], ids=["", "ratio"])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_keeps_as_many_bytes_as_it_says(name, options):
+    """Whatever the shapes; of what takes turns, in the step of the largest turn."""
+    if options and name != "badam":
+        pytest.skip("an option of badam's")
+    model = tiny_model(tied=False, intermediate_size=96)
+    component, optimizer = built(name, model, **options)
+    companion = component.companion(optimizer, model, 12)
+    said, kept = component.state_bytes(model), []
+    for step in range(12):
+        stepped(model, optimizer, companion, [2 * step])
+        states = ({k: v for k, v in one.items() if not k.startswith("qmap")} for one in optimizer.state.values())
+        kept.append(sum(v.nbytes for one in states for v in one.values() if isinstance(v, torch.Tensor)))
+    assert max(kept) == said
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if all_of(Optimizer)[name].in_backward])
+def test_updates_in_the_backward_pass_give_the_same_weights(name):
+    def trained(released):
+        model = tiny_model(scale=0.1)
+        component, optimizer = built(name, model, weight_decay=0.1)
+        release = ReleasedGradients(optimizer) if released else None
+        companion = component.companion(optimizer, model, 6)
+        for step in range(6):
+            language_loss(model, step)
+            if release is None:
+                optimizer.step()
+                optimizer.zero_grad()
+            else:
+                assert all(one.grad is None for one in model.parameters())
+                assert release.take_norm() > 0
+            if companion is not None:
+                companion.stepped(step + 1)
+        return model.state_dict()
+
+    plain, other = trained(False), trained(True)
+    for key, one in plain.items():
+        assert torch.equal(one, other[key]), key

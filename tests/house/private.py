@@ -11,6 +11,9 @@ from house.tree import Module, modules
 LIBRARIES = {"torch", "transformers", "peft", "accelerate"}
 ALLOWED = {"engine.trainer", "engine.compat"}
 PUBLIC_DESPITE_UNDERSCORE = {"_replace", "_asdict", "_fields", "_make"}  # of named tuples, as Python documents
+DOCUMENTED = (
+    "_foreach_"  # torch documents its functions of lists of tensors by these names (torch.html, Foreach Functions)
+)
 
 
 def check(root: Path) -> list[str]:
@@ -38,7 +41,8 @@ def _uses(module: Module) -> Iterator[str]:
 
 
 def _private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name not in PUBLIC_DESPITE_UNDERSCORE and name != "_"
+    public = name in PUBLIC_DESPITE_UNDERSCORE or name.startswith(("__", DOCUMENTED)) or name == "_"
+    return name.startswith("_") and not public
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """The only place where an option of ours becomes an option of transformers."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -10,7 +12,7 @@ from tunesmith.engine import ranks
 from tunesmith.engine.compat import one_device
 from tunesmith.engine.device import COUNTED
 from tunesmith.errors import RecipeError, near
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import OF_SCHEDULES, Recipe, Train
 
 
 def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> transformers.TrainingArguments:
@@ -54,13 +56,31 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
             accelerator_config={"non_blocking": train.device in COUNTED},  # from pinned memory, beside the step before
             disable_tqdm=True,
             logging_nan_inf_filter=False,
-            **({"ddp_find_unused_parameters": False} | train.transformers),  # a loss reaches all that is trained
+            **_others(train, max_steps),
         )
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error
     _try_scheduler(args)
     one_device(args)
     return args
+
+
+def _others(train: Train, max_steps: int) -> dict[str, Any]:
+    """The fields that come from `train.transformers`, and what goes with them: options of the schedule first."""
+    said = train.transformers.get("lr_scheduler_kwargs") or {}
+    options = {"lr_scheduler_kwargs": _schedule_options(train, max_steps) | said} if isinstance(said, dict) else {}
+    return {"ddp_find_unused_parameters": False} | train.transformers | options  # a loss reaches all that is trained
+
+
+def _schedule_options(train: Train, max_steps: int) -> dict[str, Any]:
+    """`train.decay_steps` and `train.min_lr_ratio` as the schedule calls them."""
+    if train.lr_scheduler_type == "warmup_stable_decay":
+        steps = train.decay_steps if train.decay_steps >= 1 else math.ceil(train.decay_steps * max_steps)
+        return {"num_decay_steps": int(steps), "min_lr_ratio": train.min_lr_ratio or 0.0}
+    if train.lr_scheduler_type in OF_SCHEDULES["min_lr_ratio"]:
+        said = {"min_lr", "min_lr_rate"} & (train.transformers.get("lr_scheduler_kwargs") or {}).keys()
+        return {} if said else {"min_lr_rate": 0.1 if train.min_lr_ratio is None else train.min_lr_ratio}
+    return {}
 
 
 def look_for_trackers(names: Sequence[str]) -> None:

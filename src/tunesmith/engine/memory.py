@@ -120,16 +120,8 @@ def fitting_row(model: Any, scorer: Scorer | ValueScorer, recipe: Recipe, reserv
 
 
 def state_bytes(model: Any, recipe: Recipe) -> int:
-    """What the optimizer keeps of the trained weights once it has made a step, as one small matrix measures it."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.random.fork_rng(devices=[]):
-        sample = torch.nn.Linear(256, 256, bias=False, dtype=trained[0].dtype)
-    plain = recipe.optimizer.model_copy(update={"learning_rates": {}})
-    optimizer = plain.build(sample)
-    sample.weight.grad = torch.zeros_like(sample.weight)
-    optimizer.step()
-    kept = sum(tensor.nbytes for tensor in _tensors(optimizer.state[sample.weight].values()))
-    return kept * sum(parameter.numel() for parameter in trained) // sample.weight.numel()
+    """What the optimizer keeps of the trained weights once it has made a step."""
+    return recipe.optimizer.state_bytes(model)
 
 
 @contextlib.contextmanager

@@ -99,6 +99,7 @@ class Trainer(transformers.Trainer):
         trained: Any = self.model if model is None else model
         adapter, num_steps = self.recipe.adapter, int(self.args.max_steps)
         self.optimizer = self.recipe.optimizer.build(trained, adapter.factors(trained))
+        self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
         found = (
             adapter.companion(trained, num_steps),
             self.recipe.optimizer.companion(self.optimizer, trained, num_steps),
@@ -106,7 +107,6 @@ class Trainer(transformers.Trainer):
         self.companions = tuple(one for one in found if one is not None)
         if self.companions:
             self.add_callback(companions.Accompanied(self.companions))
-        self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
         return self.optimizer
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

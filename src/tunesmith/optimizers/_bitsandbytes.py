@@ -23,7 +23,10 @@ class PlainAdamW8bit(bitsandbytes.optim.AdamW8bit):
                 if parameter.grad is not None:
                     if not self.state[parameter]:
                         self.init_state(group, parameter, group_number, number)
+                    self.prefetch_state(parameter)
                     self.update_step(group, parameter, group_number, number)
+        if self.is_paged:
+            torch.cuda.synchronize()
 
     def state_dict(self) -> dict[str, Any]:
         """The states without the maps, which are constants and shared between the parameters."""
@@ -36,6 +39,9 @@ class PlainAdamW8bit(bitsandbytes.optim.AdamW8bit):
         """Take up what `state_dict` gave."""
         super().load_state_dict(state_dict, move_to_device)
         for parameter, state in self.state.items():
+            if self.is_paged:
+                for name in ("state1", "state2"):
+                    state[name] = self.get_state_buffer(parameter, dtype=state[name].dtype).copy_(state[name])
             if "absmax1" in state:
                 for name, kind in MAPS.items():
                     self.name2qmap[kind] = state[name] = self.name2qmap[kind].to(parameter.device)

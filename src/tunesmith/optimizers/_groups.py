@@ -1,7 +1,7 @@
 """The groups of parameters that optimizers share."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import RecipeError
@@ -21,7 +21,7 @@ def parameter_groups(
     Raises:
         RecipeError: a pattern of `learning_rates` matches no trainable parameter.
     """
-    assert optimizer.learning_rate is not None, "resolved before the run"
+    own = optimizer.rate()
     patterns = {said: re.compile(said) for said in optimizer.learning_rates}
     groups: dict[tuple[bool, float, bool], list[Any]] = {}
     matched = set()
@@ -29,11 +29,38 @@ def parameter_groups(
         if parameter.requires_grad:
             said = next((text for text, pattern in patterns.items() if pattern.search(name)), None)
             matched.add(said)
-            rate = optimizer.learning_rate * factors.get(name, 1.0) if said is None else optimizer.learning_rates[said]
-            groups.setdefault((rate != optimizer.learning_rate, rate, parameter.ndim < 2), []).append(parameter)
+            rate = own * factors.get(name, 1.0) if said is None else optimizer.learning_rates[said]
+            groups.setdefault((rate != own, rate, parameter.ndim < 2), []).append(parameter)
     for pattern in patterns.keys() - matched:
         raise RecipeError(f"optimizer.learning_rates: no trained parameter has a name that {pattern!r} matches")
     return [
         {"params": params, "lr": rate, "weight_decay": 0.0 if vectors else optimizer.weight_decay}
         for (_, rate, vectors), params in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+IN_A_LAYER = re.compile(r"\.\d+\.")
+NO_PRODUCT = re.compile(r"embed|relative_attention_bias")  # tables that are looked up, not multiplied with
+
+
+def is_hidden_matrix(name: str, parameter: "torch.Tensor", rank: int = 1) -> bool:
+    """Whether a parameter is a matrix of a layer (or a stack of them, as of experts) of more than some rank.
+
+    Embeddings, heads and vectors are not.
+    """
+    in_a_layer = IN_A_LAYER.search(name) is not None and NO_PRODUCT.search(name) is None
+    return in_a_layer and parameter.ndim >= 2 and min(parameter.shape[-2:]) > rank
+
+
+def divided_groups(
+    groups: list[dict[str, Any]], model: "torch.nn.Module", key: str, value: Callable[[str, "torch.Tensor"], Any]
+) -> list[dict[str, Any]]:
+    """Groups in which all parameters have one value, which each has under a key; the first keeps its rate."""
+    value_of = {parameter: value(name, parameter) for name, parameter in model.named_parameters()}
+    found = []
+    for group in groups:
+        parts: dict[Any, list[Any]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(value_of[parameter], []).append(parameter)
+        found += [group | {"params": params, key: one} for one, params in parts.items()]
+    return found

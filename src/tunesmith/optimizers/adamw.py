@@ -10,11 +10,13 @@ from tunesmith.seams import Optimizer
 if TYPE_CHECKING:
     import torch
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class AdamW(Optimizer):
     """torch's fused AdamW."""
 
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of the second mean."""
@@ -25,4 +27,9 @@ class AdamW(Optimizer):
 
         from tunesmith.optimizers._groups import parameter_groups
 
-        return torch.optim.AdamW(parameter_groups(self, model, factors), betas=self.betas, eps=self.epsilon, fused=True)
+        groups = parameter_groups(self, model, factors)
+        return torch.optim.AdamW(groups, lr=self.rate(), betas=self.betas, eps=self.epsilon, fused=True)
+
+    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+        """Two means, and a count in float32."""
+        return 2 * parameter.nbytes + 4
