@@ -45,18 +45,18 @@ COLUMNS = [(checkpointing, optimizer) for checkpointing in (False, True) for opt
 PAGE = """\
 # The memory ladder
 
-The peak of a training step of {tokens:,} tokens, of which all are learned, on one CUDA device that computes in bfloat16.
-**Every number of these tables is predicted** (p), from the shapes alone: no CUDA device has measured them yet. The model
-behind them is that of `tunesmith plan`, which was compared with measured peaks on a CPU (below). The command is
-`python benchmarks/memory_ladder.py`.
+The peak of a training step of {tokens:,} tokens, of which all are learned, on one CUDA device that computes in
+bfloat16. **Every number of these tables is predicted** (p), from the shapes alone: no CUDA device has measured them
+yet. The model behind them is that of `tunesmith plan`, which was compared with measured peaks on a CPU (below). The
+command is `python benchmarks/memory_ladder.py`.
 
 {tables}
 Weights that are trained themselves (`full`, `freeze`) are float32, with bfloat16 copies for products, as
-`model.dtype: auto` has them. Beside an adapter the base is bfloat16, or nf4 with double quantisation: 4.127 bits a weight,
-while the embeddings and the head stay bfloat16. Each cell has {driver:.1f} GB for CUDA's driver and libraries, which is an
-assumption. The nf4 row takes products of a base in 4 bits as those of other frozen weights here: a weight is widened when
-it is used, and nothing of it is kept. Not counted are what loading a model and rounding its weights needs for a moment,
-and the gaps that an allocator leaves.
+`model.dtype: auto` has them. Beside an adapter the base is bfloat16, or nf4 with double quantisation: 4.127 bits a
+weight, while the embeddings and the head stay bfloat16. Each cell has {driver:.1f} GB for CUDA's driver and
+libraries, which is an assumption. The nf4 row takes products of a base in 4 bits as those of other frozen weights
+here: a weight is widened when it is used, and nothing of it is kept. Not counted are what loading a model and
+rounding its weights needs for a moment, and the gaps that an allocator leaves.
 
 ## The 8 GB promise
 
@@ -68,9 +68,9 @@ Llama-2-7B on nf4 with double quantisation, LoRA of rank 16 on every linear laye
 
 ## Plan against reality
 
-Eighteen combinations of adapter, checkpointing, optimizer and dtype are trained with random weights on a CPU; what torch's
-allocator gives and takes back in a step is recorded, and its peak compared with the prediction. The command stands below
-each table; `--compiled` adds norms and gated pairs that are compiled.
+Eighteen combinations of adapter, checkpointing, optimizer and dtype are trained with random weights on a CPU; what
+torch's allocator gives and takes back in a step is recorded, and its peak compared with the prediction. The command
+stands below each table; `--compiled` adds norms and gated pairs that are compiled.
 
 {measured}"""
 MEASURED = Path(__file__).parents[1] / "docs" / "guide" / "memory-ladder.md"

@@ -1,7 +1,7 @@
 """A plan's memory against a step's: predicted and measured peaks on a CPU, for twelve or more combinations.
 
 What torch's allocator gives and takes back is recorded by its profiler in the second step, when the optimizer's state
-is there; weights and state are added. Bytes are counted, not timed, so the machine and what else it does change nothing.
+is there; weights and state are added. Bytes are counted, not timed: the machine and what else it does change nothing.
 The models have Qwen2's layers, random weights, and rows in sequences of --longest tokens, all of which are learned.
 """
 

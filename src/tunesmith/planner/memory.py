@@ -145,7 +145,7 @@ def _moments(recipe: Recipe, run: Pass, under: Mapping[str, int], gradients: int
         if not layer.learns:
             break
         own = sum(run.kept(layer).values()) if run.again(number) else held[number]
-        extra = run.stream() if run.again(number) else 0  # a selective checkpoint's or the layer's own result
+        extra = run.beside_again(number)
         found.append(
             at(
                 f"layer {number}, backward",

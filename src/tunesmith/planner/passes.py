@@ -127,6 +127,14 @@ class Pass:
         every = 1 if self.checkpointing in (True, "selective") else int(self.checkpointing)
         return number % every == 0
 
+    def beside_again(self, number: int) -> int:
+        """What a layer that is computed again holds besides what it keeps, [T, H] s.
+
+        The result that a selective checkpoint has kept; or the layer's input, where its norm keeps only a float32 copy.
+        """
+        copied = not self.fused and self.states != WIDE
+        return self.stream() * (self.again(number) and (self.checkpointing == "selective" or copied))
+
     def shares(self) -> int:
         """Softmax's shares [G, queries, keys] c of a CPU's attention, of blocks that see at most 256 keys."""
         count = sum(queries * keys for queries, keys in self.blocks() if keys <= KEPT_KEYS)
@@ -146,14 +154,15 @@ class Pass:
         """What attention's backward pass has beside what was kept.
 
         On a CPU: queries [T, Q] and keys [T, K] in float32, the gradients of the output and of queries [T, Q] c, those
-        of keys and values [T, K] in float32, and five blocks of scores in float32. On CUDA: the gradients of the output
+        of keys and values [T, K] in float32, and of a block's scores four in float32, or five where its
+        shares were not kept. On CUDA: the gradients of the output
         and of queries [T, Q] c and one in float32, and those of keys and values [T, K] c.
         """
         queries, keys = self.tokens * self.shape.queries, self.tokens * self.shape.keys
         if self.cuda:
             return queries * (2 * self.computed + WIDE) + 2 * keys * self.computed
-        scores = self.shape.heads * max((q * k for q, k in self.blocks()), default=0)
-        return queries * (WIDE + 2 * self.computed) + 3 * keys * WIDE + 5 * scores * WIDE
+        scores = max(q * k * (4 if k <= KEPT_KEYS else 5) for q, k in self.blocks())
+        return queries * (WIDE + 2 * self.computed) + 3 * keys * WIDE + scores * self.shape.heads * WIDE
 
     def pair_scratch(self, layer: Layer) -> int:
         """What a gated pair's backward pass has beside what was kept, in sides [T, I] c.
@@ -196,12 +205,12 @@ class HeadPass:
         """Whether its gradient is made in the forward pass."""
         return self.trained and self.run.likelihood
 
-    def block(self) -> tuple[int, int, bool]:
-        """How many tokens n and words v, and whether there are several blocks of words."""
+    def block(self) -> tuple[int, int, int]:
+        """Tokens n and words v of a block, and the words of the one after it."""
         words = self.run.shape.vocabulary
         size = min(words, max(16, BLOCK_LOGITS // BLOCK_TOKENS))
         tokens = max(64, KEPT_LOGITS // words) if self.together else BLOCK_TOKENS
-        return min(self.run.asked, tokens), size, size < words
+        return min(self.run.asked, tokens), size, min(size, words - size)
 
     def kept(self) -> int:
         """The last norm's, the gradient of what enters [N, H] c; of a trained head its own [V, H] in float32.
@@ -226,12 +235,13 @@ class HeadPass:
         its gradient, which comes when it goes, and is counted as that.
         """
         run = self.run
-        tokens, words, several = self.block()
-        entries = tokens * words
-        numbers = run.computed * several + self.shaped()
-        logits = tokens * run.shape.vocabulary if self.together else entries
+        tokens, words, others = self.block()
+        logits = 0 if self.together else run.computed  # of one in the block
+        each, before = logits + self.shaped(), words * run.computed * bool(others)  # shares of the block before
+        by_word = max(words * each, others * each + before)
+        whole = run.shape.vocabulary * run.computed * self.together
         sums = tokens * run.shape.hidden * WIDE
-        return max(logits * run.computed + entries * numbers + sums, 5 * sums)
+        return max(tokens * (whole + by_word) + sums, 5 * sums)
 
     def shaped(self) -> int:
         """Bytes a logit of a block takes while shares or gradients are made of it."""
@@ -252,7 +262,7 @@ class HeadPass:
             own = {run.computed, shape.head.item_bytes} - {WIDE}
             found += sum(words * size for size in own) + words * WIDE * (run.autocast and shape.head.item_bytes == WIDE)
         if self.trained and not self.together:
-            tokens, block, several = self.block()
-            numbers = run.computed * (1 + several) + self.shaped()
+            tokens, block, others = self.block()
+            numbers = run.computed * (1 + bool(others)) + self.shaped()
             found += words * WIDE + tokens * block * numbers
         return found

@@ -12,6 +12,7 @@ from tunesmith.planner.shapes import Shape, shape_of
 from tunesmith.recipe import Recipe
 
 AUTO_TOKENS, AUTO_STEP = 16_384, 256  # of train.row_tokens=auto, as engine/memory.py has them
+SHORTER = (1024, 512, 256)  # tokens of the longest sample that are tried
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class _Planner:
 
     def fitting(self, recipe: Recipe) -> Iterator[tuple[str, ...]]:
         """Single changes that fit; where there is none, changes one after the other until they do."""
-        changes = list(_changes(resolve(recipe, self.target.device).recipe))
+        changes = list(_changes(recipe, self.target.device))
         alone = [(word,) for word, values in changes if self.plan(with_values(recipe, values)).fits]
         if alone:
             yield from alone
@@ -104,32 +105,30 @@ class _Planner:
                 return
 
 
-def _changes(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
+def _changes(recipe: Recipe, device: Device) -> Iterator[tuple[str, dict[str, Any]]]:
     """Words that take less memory, those that change a run least first, with the values they set."""
     from tunesmith.adapters.lora import LoRA
     from tunesmith.optimizers.adamw8bit import AdamW8bit
 
-    train, least = recipe.train, recipe.data.max_tokens
+    train, beside = recipe.train, type(recipe.adapter).beside
+    shortest = resolve(with_values(recipe, {"train.row_tokens": None}), device).recipe.train.row_tokens
+    assert isinstance(shortest, int), "derived"
     if train.activation_checkpointing is not True:
         yield "train.activation_checkpointing=true", {"train.activation_checkpointing": True}
     if train.per_device_train_batch_size > 1:
         yield "train.per_device_train_batch_size=1", {"train.per_device_train_batch_size": 1}
-    if isinstance(train.row_tokens, int) and train.row_tokens > least:
-        yield f"train.row_tokens={least}", {"train.row_tokens": least}
+    if isinstance(train.row_tokens, int) and train.row_tokens > shortest:
+        yield f"train.row_tokens={shortest}", {"train.row_tokens": shortest}
     if name_of(recipe.optimizer) == "adamw":
-        yield "optimizer=adamw8bit", {"optimizer": AdamW8bit(**recipe.optimizer.model_dump())}
-    if not type(recipe.adapter).beside:
-        yield "adapter=lora", {"adapter": LoRA(), "model.dtype": "auto"}
-    yield from _rounded(recipe)
-    for tokens in (1024, 512, 256):
-        if tokens < least:
-            yield f"data.max_tokens={tokens}", {"data.max_tokens": tokens, "train.row_tokens": tokens}
-
-
-def _rounded(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Fewer bits for a frozen base; those of another adapter are named after `adapter=lora` has been."""
-    if recipe.model.frozen_dtype is None and recipe.train.device == "cpu" and type(recipe.adapter).beside:
+        yield "optimizer.type=adamw8bit", {"optimizer": AdamW8bit(**dict(recipe.optimizer))}
+    if not beside:
+        yield "adapter=lora", {"adapter": LoRA()}
+    if recipe.model.frozen_dtype is None and device.type == "cpu" and beside:
         yield "model.frozen_dtype=int8", {"model.frozen_dtype": "int8"}
+    said = "" if train.row_tokens is None else " train.row_tokens=null"
+    for tokens in SHORTER:
+        if tokens < recipe.data.max_tokens:
+            yield f"data.max_tokens={tokens}{said}", {"data.max_tokens": tokens, "train.row_tokens": None}
 
 
 def lines(plan: Plan) -> Iterator[str]:
