@@ -219,11 +219,10 @@ class HeadPass:
         """
         run, shape = self.run, self.run.shape
         slopes = run.asked * shape.hidden * run.computed
-        norms_trained = shape.layers[-1].norms_trained
         words = shape.vocabulary * shape.hidden
         own = words * WIDE if self.together else slopes * self.trained
         copy = words * run.computed * (run.autocast and shape.head.item_bytes != run.computed)
-        return run.norm(True, norms_trained) + slopes + own + copy
+        return run.norm(True, shape.last_norm_trained) + slopes + own + copy
 
     def forward(self) -> int:
         """What exists for a moment in the forward pass beside what is kept.

@@ -89,6 +89,7 @@ class Shape:
     weights: tuple[Weight, ...]
     head: Linear
     embedding_trained: bool
+    last_norm_trained: bool  # of what enters the head
     buffer_bytes: int
     checkpoints: bool  # whether the model can compute activations again
 
@@ -166,6 +167,7 @@ def of_model(model: Any) -> Shape:
         weights=tuple(_weights(model)),
         head=_linear(head),
         embedding_trained=any(one.requires_grad for one in embedding.parameters()),
+        last_norm_trained=any(one.requires_grad for one in base.get_decoder().norm.parameters()),
         buffer_bytes=sum(one.nbytes for one in model.buffers()),
         checkpoints=bool(base.supports_gradient_checkpointing),
     )
@@ -178,12 +180,12 @@ def _has_windows(config: Any) -> bool:
 
 
 def _decoder_layers(base: Any) -> Any:
-    layers = getattr(base.get_decoder(), "layers", None)
-    if layers is None:
+    decoder = base.get_decoder()
+    if not hasattr(decoder, "layers") or not hasattr(decoder, "norm"):
         raise ModelError(
             f"plan knows decoders of layers with {', '.join(NEEDED)}, and {type(base).__name__} has others"
         )
-    return layers
+    return decoder.layers
 
 
 def _layer(module: Any, below: bool, name: str) -> Layer:

@@ -146,6 +146,38 @@ def test_a_peak_is_what_the_allocator_gives(case, words, monkeypatch):
     assert predicted == pytest.approx(measured, rel=0.06)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", [False, 2, "selective"])
+@pytest.mark.parametrize(
+    "adapter", ["full", "lora", {"type": "lora", "target_modules": ["q_proj", "v_proj"]}, "freeze"]
+)
+def test_what_is_kept_between_the_passes(recipe, adapter, checkpointing, dtype):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tunesmith.engine import kernels
+    from tunesmith.engine import memory as measured
+    from tunesmith.engine.activations import checkpoint_activations
+
+    told = recipe(adapter=adapter, row_tokens=700, activation_checkpointing=checkpointing, compile=False)
+    told = with_values(told, {"model.dtype": dtype})
+    config = tiny_config(400, "qwen2", num_hidden_layers=4, max_position_embeddings=1024)
+    model = told.adapter.apply(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)))
+    checkpoint_activations(model, told.train)
+    scorer = kernels.choose(model).scorer
+    model.train()
+    batch = measured.random_batch(model, told.data.max_tokens, 700)
+    with measured.LiveTensors() as held:
+        found = scorer(model, batch, likelihood=True)
+        between = held.live
+    run = memory.pass_of(told, shapes.shape_of(told, config), CPU)
+    kept = sum(map(run.held, range(4))) + passes.HeadPass(run).kept()
+    rotations = 2 * 700 * 8 * run.states  # of all layers
+    assert found.logps.requires_grad
+    small = 28 * 700  # places, log-probabilities, roots of norms
+    assert kept + rotations + small == pytest.approx(between, rel=0.015, abs=6000)
+
+
 def _alone(told, target):
     """The lowest peak that one change makes."""
     changes = plan._changes(told, CPU)
