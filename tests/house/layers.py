@@ -18,7 +18,7 @@ LAYERS = (
     {"objectives", "adapters", "optimizers", "quantizations", "engine"},
     {"generate"},
     {"run", "parts", "adapted", "beside", "referenced", "taught", "record", "folder", "health", "ending"},
-    {"exports", "synthesis", "evaluation", "evaluate", "bench", "against", "compare", "selftest"},
+    {"exports", "synthesis", "evaluation", "evaluate", "bench", "against", "compare", "selftest", "planner"},
     {"cli", "__main__"},
 )
 LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and whoever wants may import it
@@ -27,7 +27,7 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = {
     "", "errors", "types", "atomic", "component", "seams", "explain", "together", "recipe", "recipe_data",
     "recipe_rope", "recipe_text", "schema", "defaults", "passthrough", "cli", "formats", "templates", "objectives",
-    "adapters", "optimizers", "quantizations", "exports", "evaluation", "data.source",
+    "adapters", "optimizers", "quantizations", "exports", "evaluation", "data.source", "planner",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""
 

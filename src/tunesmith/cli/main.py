@@ -16,6 +16,7 @@ from tunesmith.errors import TunesmithError, near
 VERBS = {
     "train": "Train a model as a recipe says, or go on with a run folder.",
     "preview": "Show the rows as the model will see them, and count what is trained.",
+    "plan": "Say how much memory a recipe needs, before anything is loaded, and what would fit.",
     "chat": "Talk with a model or with what a run made.",
     "bench": "Measure how fast a recipe trains, also against other trainers.",
     "score": "Rank answers by a reward model, or say the classes of texts.",

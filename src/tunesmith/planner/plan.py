@@ -1,0 +1,201 @@
+"""What a recipe will need on one device, whether it fits, and the nearest recipe that does."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tunesmith.component import name_of
+from tunesmith.defaults import Device, resolve, with_values
+from tunesmith.errors import RecipeError
+from tunesmith.planner.memory import Estimate, estimate
+from tunesmith.planner.shapes import Shape, shape_of
+from tunesmith.recipe import Recipe
+
+AUTO_TOKENS, AUTO_STEP = 16_384, 256  # of train.row_tokens=auto, as engine/memory.py has them
+SHORTER = (1024, 512, 256)  # tokens of the longest sample that are tried
+
+
+@dataclass(frozen=True)
+class Target:
+    """The device that is planned for."""
+
+    device: Device
+    memory_bytes: int | None  # None: not known, and nothing is said of fitting
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved recipe, its model's shape, the memory of a step, and what would fit where it does not."""
+
+    recipe: Recipe
+    target: Target
+    shape: Shape
+    memory: Estimate
+    words: tuple[tuple[str, ...], ...] = ()  # choices of words that fit, the least change first
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the peak is within the device's memory; None: that is not known."""
+        limit = self.target.memory_bytes
+        return None if limit is None else self.memory.peak.total <= limit
+
+
+def target_of(recipe: Recipe, memory_bytes: int | None) -> Target:
+    """The device that `train.device` says: cuda is planned for anywhere; auto and others are this machine's.
+
+    Without `memory_bytes` it is what is free on a device of this machine, and None elsewhere.
+    """
+    from tunesmith.engine.device import choose, free_memory_bytes, present
+
+    if recipe.train.device == "cuda" and "cuda" not in present():
+        return Target(Device("cuda", "a CUDA device", True), memory_bytes)
+    device = choose(recipe.train.device)
+    return Target(device, free_memory_bytes(device.type) if memory_bytes is None else memory_bytes)
+
+
+def make(recipe: Recipe, target: Target, config: Any | None = None) -> Plan:
+    """The plan of a recipe; `config` in place of that of `model.path`.
+
+    Raises:
+        ModelError, RecipeError: as `shapes.shape_of` and `defaults.resolve`.
+    """
+    planner = _Planner(target, config)
+    found = planner.plan(recipe)
+    return found if found.fits is not False else replace(found, words=tuple(planner.fitting(recipe)))
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Plans recipes that differ in some options of one model on one device."""
+
+    target: Target
+    config: Any | None
+    shapes: dict[Any, Shape] = field(default_factory=dict)  # by what decides them
+
+    def plan(self, recipe: Recipe) -> Plan:
+        """The plan of a recipe alone."""
+        recipe = resolve(recipe, self.target.device).recipe
+        key = recipe.adapter, recipe.model
+        if key not in self.shapes:
+            self.shapes[key] = shape_of(recipe, self.config)
+        shape, rows = self.shapes[key], [recipe.train.row_tokens]
+        if rows == ["auto"]:
+            least = recipe.data.max_tokens
+            rows = [*range(max(least, AUTO_TOKENS) // AUTO_STEP * AUTO_STEP, least, -AUTO_STEP), least]
+            rows = rows if self.target.memory_bytes is not None else rows[-1:]
+        for tokens in rows:
+            one = with_values(recipe, {"train.row_tokens": tokens})
+            found = Plan(one, self.target, shape, estimate(one, shape, self.target.device))
+            if found.fits:
+                break
+        return found
+
+    def fitting(self, recipe: Recipe) -> Iterator[tuple[str, ...]]:
+        """Single changes that fit; where there is none, changes one after the other until they do."""
+        changes = list(_changes(recipe, self.target.device))
+        alone = [(word,) for word, values in changes if self.plan(with_values(recipe, values)).fits]
+        if alone:
+            yield from alone
+            return
+        words: list[str] = []
+        for word, values in changes:
+            recipe, words = with_values(recipe, values), [*words, word]
+            if self.plan(recipe).fits:
+                yield tuple(words)
+                return
+
+
+def _changes(recipe: Recipe, device: Device) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Words that take less memory, those that change a run least first, with the values they set."""
+    from tunesmith.adapters.lora import LoRA
+    from tunesmith.optimizers.adamw8bit import AdamW8bit
+
+    train, beside = recipe.train, type(recipe.adapter).beside
+    shortest = resolve(with_values(recipe, {"train.row_tokens": None}), device).recipe.train.row_tokens
+    assert isinstance(shortest, int), "derived"
+    if train.activation_checkpointing is not True:
+        yield "train.activation_checkpointing=true", {"train.activation_checkpointing": True}
+    if train.per_device_train_batch_size > 1:
+        yield "train.per_device_train_batch_size=1", {"train.per_device_train_batch_size": 1}
+    if isinstance(train.row_tokens, int) and train.row_tokens > shortest:
+        yield f"train.row_tokens={shortest}", {"train.row_tokens": shortest}
+    if name_of(recipe.optimizer) == "adamw":
+        yield "optimizer.type=adamw8bit", {"optimizer": AdamW8bit(**dict(recipe.optimizer))}
+    if not beside:
+        yield "adapter=lora", {"adapter": LoRA()}
+    if recipe.model.frozen_dtype is None and device.type == "cpu" and beside:
+        yield "model.frozen_dtype=int8", {"model.frozen_dtype": "int8"}
+    said = "" if train.row_tokens is None else " train.row_tokens=null"
+    for tokens in SHORTER:
+        if tokens < recipe.data.max_tokens:
+            yield f"data.max_tokens={tokens}{said}", {"data.max_tokens": tokens, "train.row_tokens": None}
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """A plan as a person reads it."""
+    recipe, peak = plan.recipe, plan.memory.peak
+    counts = plan.shape.counts()
+    whole, trained = (sum(group[kind] for group in counts.values()) for kind in ("all", "trained"))
+    yield f"{recipe.model.path} on {plan.target.device.name} ({plan.target.device.type})"
+    train = recipe.train
+    tokens = f"{train.row_tokens:,} tokens" + (
+        f" x {train.per_device_train_batch_size}" if train.per_device_train_batch_size > 1 else ""
+    )
+    checkpointing = str(train.activation_checkpointing).lower()
+    yield (
+        f"row {tokens}, {recipe.model.dtype}, {name_of(recipe.adapter)}, {name_of(recipe.optimizer)}, "
+        f"activation_checkpointing {checkpointing}"
+    )
+    yield ""
+    yield f"parameters   {whole:,}, trained {trained:,}"
+    for name, group in counts.items():
+        yield f"  {name:11}{group['all']:>15,}" + (f"  trained {group['trained']:,}" if group["trained"] else "")
+    yield ""
+    yield f"predicted peak {_gb(peak.total)}, at {peak.name}:"
+    for name, size in peak.parts.items():
+        yield f"  {name:17}{_gb(size):>10}"
+    yield from _verdict(plan)
+
+
+def _verdict(plan: Plan) -> Iterator[str]:
+    limit = plan.target.memory_bytes
+    if limit is None:
+        return
+    if plan.fits:
+        yield f"it fits in {_gb(limit)}: {_gb(limit - plan.memory.peak.total)} are left"
+        return
+    yield f"it does not fit in {_gb(limit)}: {_gb(plan.memory.peak.total - limit)} are missing"
+    for words in plan.words:
+        yield f"  fits with: {' '.join(words)}"
+    if not plan.words:
+        yield "  nothing that is tried here fits: take a smaller model"
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """A plan as a program reads it; bytes everywhere."""
+    peak = plan.memory.peak
+    return {
+        "device": plan.target.device.type,
+        "memory_bytes": plan.target.memory_bytes,
+        "row_tokens": plan.recipe.train.row_tokens,
+        "parameters": plan.shape.counts(),
+        "peak_bytes": peak.total,
+        "peak_at": peak.name,
+        "moments": [{"name": one.name, "bytes": one.total, "parts": dict(one.parts)} for one in plan.memory.moments],
+        "fits": plan.fits,
+        "fits_with": [list(words) for words in plan.words],
+    }
+
+
+def bytes_of(text: str) -> int:
+    """The bytes that 8GB, 80GiB or 500MB say. Raises RecipeError."""
+    units = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+    number = text.lower().rstrip("bikmgt").strip()
+    size = units.get(text.lower().removeprefix(number).strip())
+    if size is None or not number.replace(".", "", 1).isdecimal():
+        raise RecipeError(f"--memory is a number with a unit, as 8GB or 24GiB (it was {text!r})")
+    return int(float(number) * size)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

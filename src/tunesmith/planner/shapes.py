@@ -1,0 +1,247 @@
+"""A model's shape without its weights: its parameters by group, and what of each decoder layer a recipe trains.
+
+The model is made on torch's meta device from its config, and the recipe's own adapter is applied to it there, so an
+adapter of any kind is counted by what it does.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import ModelError, RecipeError
+from tunesmith.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+NEEDED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+GROUPS = ("embeddings", "head", "attention", "mlp", "norms", "others")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter as a run holds it; one that is tied to another counts once."""
+
+    name: str
+    group: str
+    shape: tuple[int, ...]
+    item_bytes: int
+    trained: bool
+    in_layers: bool  # of a linear layer that may be held in fewer bits: not the head's
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in its own dtype."""
+        return self.numel * self.item_bytes
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer [outputs, inputs]."""
+
+    inputs: int
+    outputs: int
+    rank: int  # of the low-rank update beside it; 0: none
+    trained: bool  # its own weight
+    item_bytes: int  # of a number of its weight
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A decoder layer: its linear layers by name, its norms, and what of its parameters is trained."""
+
+    linears: Mapping[str, Linear]
+    norms: int  # of hidden states
+    head_norms: bool  # queries and keys have norms of their own (Qwen3, Gemma 3)
+    norms_trained: bool
+    trained: int  # numbers
+    trained_bytes: int
+    below: bool  # whether something before it is trained, so that its input needs a gradient
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is a backward pass through it."""
+        return self.below or self.trained > 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory depends on of a model that a recipe has adapted."""
+
+    hidden: int
+    heads: int
+    key_heads: int
+    head_size: int
+    inner: int
+    vocabulary: int
+    tied: bool
+    window: int | None
+    layers: tuple[Layer, ...]
+    weights: tuple[Weight, ...]
+    head: Linear
+    embedding_trained: bool
+    last_norm_trained: bool  # of what enters the head
+    buffer_bytes: int
+    checkpoints: bool  # whether the model can compute activations again
+
+    @property
+    def queries(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """Width of all key heads; values have the same."""
+        return self.key_heads * self.head_size
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Parameters by group: {group: {"all": ..., "trained": ...}}; the groups that the model has."""
+        found: dict[str, dict[str, int]] = {}
+        for weight in self.weights:
+            group = found.setdefault(weight.group, {"all": 0, "trained": 0})
+            group["all"] += weight.numel
+            group["trained"] += weight.numel * weight.trained
+        return {name: found[name] for name in GROUPS if name in found}
+
+
+def shape_of(recipe: Recipe, config: Any | None = None) -> Shape:
+    """The shape of a resolved recipe's adapted model; `config` in place of that of `model.path`.
+
+    Raises:
+        ModelError: the config cannot be had, or its layers are not those that are known here.
+        RecipeError: the adapter refuses the model, or the objective needs another head than one of words.
+    """
+    from tunesmith.adapted import head_of
+    from tunesmith.engine.model import load_config
+
+    if type(recipe.objective).encodes or head_of(recipe) is not None:
+        name = type(recipe.objective).__name__.lower()
+        raise RecipeError(f"objective: plan counts decoders with a head of words as yet, and {name} trains another")
+    return of_model(adapted(recipe, load_config(recipe.model) if config is None else config))
+
+
+def adapted(recipe: Recipe, config: Any) -> Any:
+    """The adapted model on the meta device: shapes and dtypes, no numbers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(torch, "float32" if recipe.model.dtype == "auto" else recipe.model.dtype)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return recipe.adapter.apply(model)
+
+
+def of_model(model: Any) -> Shape:
+    """The shape of an adapted model, on whatever device. Raises ModelError for layers of an unknown kind."""
+    from tunesmith.engine.model import base_of
+
+    base = base_of(model)
+    config = base.config.get_text_config()
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    embedding = base.get_input_embeddings()
+    trained_before = any(one.requires_grad for one in embedding.parameters())
+    layers = []
+    for module in _decoder_layers(base):
+        layers.append(_layer(module, trained_before, type(base).__name__))
+        trained_before |= layers[-1].trained > 0
+    head = base.get_output_embeddings()
+    return Shape(
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_size=head_size,
+        inner=config.intermediate_size,
+        vocabulary=head.out_features,
+        tied=_weight_of(head) is _weight_of(embedding),
+        window=getattr(config, "sliding_window", None) if _has_windows(config) else None,
+        layers=tuple(layers),
+        weights=tuple(_weights(model)),
+        head=_linear(head),
+        embedding_trained=any(one.requires_grad for one in embedding.parameters()),
+        last_norm_trained=any(one.requires_grad for one in base.get_decoder().norm.parameters()),
+        buffer_bytes=sum(one.nbytes for one in model.buffers()),
+        checkpoints=bool(base.supports_gradient_checkpointing),
+    )
+
+
+def _has_windows(config: Any) -> bool:
+    """Whether a config's window is used: Qwen2's has one and an option that turns it off."""
+    kinds = getattr(config, "layer_types", None)
+    return "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
+
+
+def _decoder_layers(base: Any) -> Any:
+    decoder = base.get_decoder()
+    if not hasattr(decoder, "layers") or not hasattr(decoder, "norm"):
+        raise ModelError(
+            f"plan knows decoders of layers with {', '.join(NEEDED)}, and {type(base).__name__} has others"
+        )
+    return decoder.layers
+
+
+def _layer(module: Any, below: bool, name: str) -> Layer:
+    from tunesmith.engine.model import is_adapted
+
+    assert not is_adapted(module)
+    linears = {key.rpartition(".")[2]: one for key, one in module.named_modules() if key.endswith(NEEDED)}
+    if set(linears) != set(NEEDED) or any("expert" in key for key, _ in module.named_modules()):
+        raise ModelError(f"plan knows decoder layers with {', '.join(NEEDED)} once each, and {name} has others")
+    norms = [key for key, one in module.named_modules() if type(one).__name__.endswith("RMSNorm")]
+    trained = [one for one in module.parameters() if one.requires_grad]
+    return Layer(
+        linears={key: _linear(linears[key]) for key in NEEDED},
+        norms=sum(not key.endswith(("q_norm", "k_norm")) for key in norms),
+        head_norms=any(key.endswith("q_norm") for key in norms),
+        norms_trained=any(p.requires_grad for key in norms for p in module.get_submodule(key).parameters()),
+        trained=sum(one.numel() for one in trained),
+        trained_bytes=sum(one.nbytes for one in trained),
+        below=below,
+    )
+
+
+def _linear(module: Any) -> Linear:
+    """A linear layer, or peft's layer around one."""
+    weight = _weight_of(module)
+    downs = getattr(module, "lora_A", {})
+    rank = sum(one.weight.shape[0] for one in downs.values())
+    whole = getattr(module, "modules_to_save", None)
+    return Linear(weight.shape[1], weight.shape[0], rank, weight.requires_grad or bool(whole), weight.element_size())
+
+
+def _weight_of(module: Any) -> "torch.Tensor":
+    base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+    weight: torch.Tensor = getattr(base, "original_module", base).weight
+    return weight
+
+
+def _weights(model: Any) -> Iterator[Weight]:
+    """Every parameter once, by the name it has first."""
+    from tunesmith.engine.model import base_of, head_modules
+
+    base, seen = base_of(model), Counter[int]()
+    heads = {id(one) for module in head_modules(model) for one in module.parameters()}
+    embeddings = {id(one) for one in base.get_input_embeddings().parameters()}
+    for name, one in model.named_parameters():
+        if not seen[id(one)]:
+            linear = one.ndim == 2 and id(one) not in heads | embeddings and not one.requires_grad
+            group = "embeddings" if id(one) in embeddings else "head" if id(one) in heads else _group(name)
+            yield Weight(name, group, tuple(one.shape), one.element_size(), one.requires_grad, linear)
+        seen[id(one)] += 1
+
+
+def _group(name: str) -> str:
+    parts = name.split(".")
+    if any(part in ("self_attn", "attention") for part in parts):
+        return "attention"
+    if any(part in ("mlp", "feed_forward") for part in parts):
+        return "mlp"
+    return "norms" if any("norm" in part for part in parts) else "others"

@@ -1,0 +1,244 @@
+"""A plan: parameters by hand, bytes by hand, peaks against what torch's allocator gave, and words that do fit."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fixtures_models import tiny_config
+from tunesmith.cli.main import main
+from tunesmith.defaults import Device, resolve, with_values
+from tunesmith.errors import ModelError, RecipeError
+from tunesmith.planner import memory, passes, plan, shapes
+from tunesmith.recipe import Recipe
+
+CPU, CUDA = Device("cpu", "CPU", False), Device("cuda", "a CUDA device", True)
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+# of fixtures_models.tiny_config, 400 words: hidden 32, inner 64, two layers, four query and two key heads of 8
+WORDS, ATTENTION, MLP, NORMS = 400 * 32, 2 * (2 * 32 * 32 + 2 * 16 * 32), 2 * 3 * 32 * 64, (2 * 2 + 1) * 32
+RANKS = {"attention": 2 * 4 * (64 + 48 + 48 + 64), "mlp": 2 * 4 * 3 * 96}  # of r 4: r times inputs and outputs
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe on a folder that holds a config and no weights; keywords are its sections."""
+    tiny_config(400).save_pretrained(tmp_path / "mine")
+
+    def made(device=CPU, adapter="full", optimizer="adamw", **train):
+        told = Recipe(
+            model=str(tmp_path / "mine"),
+            data={"train": "builtin:identity", "max_tokens": 512},
+            adapter=adapter,
+            optimizer=optimizer,
+            train={"device": (device or CPU).type} | train,
+        )
+        return told if device is None else resolve(told, device).recipe
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("adapter", "trained"),
+    [
+        ("full", {"embeddings": WORDS, "attention": ATTENTION, "mlp": MLP, "norms": NORMS}),
+        ({"type": "freeze", "num_layers": 1}, {"attention": ATTENTION // 2, "mlp": MLP // 2, "norms": 64}),
+        ({"type": "lora", "r": 4}, RANKS),
+    ],
+    ids=["full", "freeze", "lora"],
+)
+def test_parameters_of_a_model_without_weights(recipe, adapter, trained):
+    beside = RANKS if "r" in adapter else {}
+    whole = {"embeddings": WORDS, "attention": ATTENTION, "mlp": MLP, "norms": NORMS}
+    found = shapes.shape_of(recipe(adapter=adapter)).counts()
+    assert {name: group["all"] for name, group in found.items()} == {n: c + beside.get(n, 0) for n, c in whole.items()}
+    assert {name: group["trained"] for name, group in found.items() if group["trained"]} == trained
+
+
+def test_a_head_of_its_own_is_counted_apart(recipe):
+    shape = shapes.shape_of(recipe(), tiny_config(400, tied=False))
+    assert shape.counts()["head"] == {"all": WORDS, "trained": WORDS}
+    assert not shape.tied and shapes.shape_of(recipe()).tied
+
+
+def test_other_layers_and_other_heads_are_refused(recipe):
+    from transformers import AutoConfig
+
+    told = recipe()
+    with pytest.raises(ModelError, match="q_proj.*Phi3ForCausalLM has others"):
+        shapes.shape_of(told, tiny_config(400, "phi3"))
+    gpt2 = AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=2, vocab_size=64)
+    with pytest.raises(ModelError, match="GPT2LMHeadModel has others"):
+        shapes.shape_of(told, gpt2)
+    with pytest.raises(RecipeError, match="objective: plan counts decoders with a head of words"):
+        shapes.shape_of(Recipe(model=told.model, data=told.data, objective="reward"))
+
+
+def test_blocks_are_those_of_the_kernels():
+    from tunesmith.engine import grouped_attention, head
+    from tunesmith.engine import memory as measured
+
+    assert (passes.BLOCK_TOKENS, passes.BLOCK_LOGITS, passes.KEPT_LOGITS) == (
+        head.BLOCK_TOKENS,
+        head.BLOCK_LOGITS,
+        head.KEPT_LOGITS,
+    )
+    for name in ("BLOCK_SCORES", "SHORTEST_BLOCK", "LONGEST_BLOCK", "KEPT_KEYS"):
+        assert getattr(passes, name) == getattr(grouped_attention, name)
+    assert (plan.AUTO_TOKENS, plan.AUTO_STEP) == (measured.MOST_TOKENS, measured.STEP)
+
+
+def test_bytes_that_lie_beneath(recipe):
+    """Full training by autocast: float32 weights and two numbers of state; adamw8bit: two bytes, and 8 a block."""
+    numel = WORDS + ATTENTION + MLP + NORMS
+    told = recipe(CUDA, row_tokens=512)
+    assert told.train.bf16 and told.model.dtype == "float32"
+    shape = shapes.shape_of(told)
+    parts = memory.estimate(told, shape, CUDA).moments[-1].parts
+    assert parts["weights"] == 4 * numel + shape.buffer_bytes
+    assert parts["gradients"] == 4 * numel and parts["optimizer state"] == 8 * numel
+    matrix = shapes.Weight("w", "mlp", (64, 256), 2, True, True)
+    small = shapes.Weight("v", "norms", (64,), 4, True, False)
+    told = recipe(optimizer="adamw8bit")
+    assert memory.state_bytes(told.optimizer, matrix) == 2 * 64 * 256 + 8 * 64
+    assert memory.state_bytes(told.optimizer, small) == 8 * 64
+    assert memory.state_bytes(recipe().optimizer, matrix) == 2 * 2 * 64 * 256  # in the weight's own dtype
+
+
+def test_a_base_in_fewer_bits(recipe):
+    told = recipe(CUDA, {"type": "lora", "r": 4}, row_tokens=512)
+    assert told.model.dtype == "bfloat16"
+    shape = shapes.shape_of(told)
+    plain, rounded = (
+        memory.estimate(told, shape, CUDA, bits).moments[-1].parts["weights"]
+        for bits in (None, SimpleNamespace(bits_per_weight=4.5))
+    )
+    assert plain - rounded == (ATTENTION + MLP) * (16 - 4.5) / 8  # not the words, not the updates
+    assert memory.bits_per_weight(None, "int8") == (8, 32) and memory.bits_per_weight(None, None) is None
+    held = with_values(told, {"model.frozen_dtype": "int8"})
+    rows = 2 * (32 + 16 + 16 + 32 + 64 + 64 + 32)  # each with a scale of float32
+    parts = memory.estimate(held, shape, CPU).moments[-1].parts
+    assert plain - parts["weights"] == ATTENTION + MLP - 4 * rows
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("full", True, "adamw", "float32"),
+        ("full", False, "adamw", "float32"),
+        ("lora", "selective", "adamw", "float32"),
+        ("lora", True, "adamw", "float32"),
+        ("freeze", False, "adamw", "float32"),
+        ("lora", False, "adamw", "bfloat16"),
+    ],
+    ids=lambda case: "-".join(map(str, case)),
+)
+@pytest.mark.parametrize("words", [64, 5000])
+def test_a_peak_is_what_the_allocator_gives(case, words, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import memory_peak
+
+    sizes = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3, "vocab_size": words}
+    predicted, measured, _ = memory_peak.compared((*case, False), memory_peak.SHAPE | sizes, 256, 200)
+    for name in ("memory_peak", "measure"):
+        sys.modules.pop(name, None)
+    assert predicted == pytest.approx(measured, rel=0.06)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", [False, 2, "selective"])
+@pytest.mark.parametrize(
+    "adapter", ["full", "lora", {"type": "lora", "target_modules": ["q_proj", "v_proj"]}, "freeze"]
+)
+def test_what_is_kept_between_the_passes(recipe, adapter, checkpointing, dtype):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tunesmith.engine import kernels
+    from tunesmith.engine import memory as measured
+    from tunesmith.engine.activations import checkpoint_activations
+
+    told = recipe(adapter=adapter, row_tokens=700, activation_checkpointing=checkpointing, compile=False)
+    told = with_values(told, {"model.dtype": dtype})
+    config = tiny_config(400, "qwen2", num_hidden_layers=4, max_position_embeddings=1024)
+    model = told.adapter.apply(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)))
+    checkpoint_activations(model, told.train)
+    scorer = kernels.choose(model).scorer
+    model.train()
+    batch = measured.random_batch(model, told.data.max_tokens, 700)
+    with measured.LiveTensors() as held:
+        found = scorer(model, batch, likelihood=True)
+        between = held.live
+    run = memory.pass_of(told, shapes.shape_of(told, config), CPU)
+    kept = sum(map(run.held, range(4))) + passes.HeadPass(run).kept()
+    rotations = 2 * 700 * 8 * run.states  # of all layers
+    assert found.logps.requires_grad
+    small = 28 * 700  # places, log-probabilities, roots of norms
+    assert kept + rotations + small == pytest.approx(between, rel=0.015, abs=6000)
+
+
+def _alone(told, target):
+    """The lowest peak that one change makes."""
+    changes = plan._changes(told, CPU)
+    return min(plan.make(with_values(told, values), target).memory.peak.total for _, values in changes)
+
+
+def _train(told, words):
+    """The `train` section with the words of that section said."""
+    values = dict(word.removeprefix("train.").split("=") for word in words if word.startswith("train."))
+    return told.train.model_dump(exclude_unset=True) | {name: json.loads(value) for name, value in values.items()}
+
+
+def test_what_fits_is_said_and_does_fit(recipe):
+    told = recipe(None, row_tokens=2048, per_device_train_batch_size=2)
+    target = plan.Target(CPU, 10**12)
+    free = plan.make(told, target)
+    assert free.fits and not free.words
+    peak = free.memory.peak.total
+    close = plan.make(told, plan.Target(CPU, peak - 1))
+    assert close.fits is False
+    assert ("train.activation_checkpointing=true",) in close.words
+    assert ("train.per_device_train_batch_size=1",) in close.words and ("train.row_tokens=512",) in close.words
+    limit = _alone(told, target) - 1
+    (together,) = plan.make(told, plan.Target(CPU, limit)).words  # no change alone is enough
+    assert together[:2] == ("train.activation_checkpointing=true", "train.per_device_train_batch_size=1")
+    said = Recipe(**told.model_dump(exclude_unset=True) | {"train": _train(told, together)})
+    assert len(together) > 1 and plan.make(said, plan.Target(CPU, limit)).fits
+    assert plan.make(told, plan.Target(CPU, 1000)).words == ()
+    assert plan.make(told, plan.Target(CPU, None)).fits is None
+
+
+def test_rows_that_fit(recipe):
+    target = plan.Target(CPU, 10**12)
+    told = recipe(None, row_tokens="auto")
+    assert plan.make(told, target).recipe.train.row_tokens == plan.AUTO_TOKENS
+    whole = plan.make(told, target).memory.peak.total
+    found = plan.make(told, plan.Target(CPU, whole // 2))
+    tokens = found.recipe.train.row_tokens
+    assert found.fits and 512 < tokens < plan.AUTO_TOKENS and tokens % plan.AUTO_STEP == 0
+    more = plan.make(with_values(told, {"train.row_tokens": tokens + plan.AUTO_STEP}), plan.Target(CPU, whole // 2))
+    assert more.fits is False
+
+
+def test_sizes_as_they_are_said():
+    assert plan.bytes_of("8GB") == 8_000_000_000 and plan.bytes_of("1.5 GiB") == 3 << 29
+    assert plan.bytes_of("500mb") == 500_000_000
+    for wrong in ("8", "GB", "8 G", "-1GB", "1.2.3GB"):
+        with pytest.raises(RecipeError, match="as 8GB or 24GiB"):
+            plan.bytes_of(wrong)
+
+
+def test_the_command(recipe, tmp_path, capsys):
+    words = [f"model.path={recipe().model.path}", "train.device=cpu"]
+    assert main(["plan", "quickstart", *words, "--memory", "1TB"]) == 0
+    assert "it fits in 1,000.00 GB" in capsys.readouterr().out
+    assert main(["plan", "quickstart", *words, "--memory", "1MB", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is False and found["memory_bytes"] == 1_000_000
+    assert found["peak_bytes"] == max(one["bytes"] for one in found["moments"])
+    assert found["peak_bytes"] == sum(
+        next(one for one in found["moments"] if one["name"] == found["peak_at"])["parts"].values()
+    )
+    assert main(["plan", "quickstart", "--memory", "much"]) == 1
+    assert capsys.readouterr().err == "error: --memory is a number with a unit, as 8GB or 24GiB (it was 'much')\n"
