@@ -40,7 +40,9 @@ class Merged(Export):
 
         place = weights_of(run)
         if self.adapters and stored_head(place) is not None:
-            raise RunError("export.adapters: a run with a head for classes or rewards is merged alone: leave it out")
+            raise RunError(
+                f"export.adapters: {run} has a head for classes or rewards, and is merged alone: leave it out"
+            )
         with new_folder(out) as folder:
             if stored_head(place) is not None:
                 asked = questions(run)
