@@ -394,3 +394,21 @@ def test_a_schedule_of_ranks_that_does_not_fit_is_refused():
         Recipe(**plain, train={"release_gradients": True, "max_grad_norm": 0})
     with pytest.raises(RecipeError, match=r"train\.fp16: adalora needs gradients without their scale"):
         Recipe(**plain, train={"fp16": True, "max_grad_norm": 0})
+
+
+def test_a_schedule_of_ranks_goes_on_from_what_was_kept():
+    model, ranks = adalora(tinit=2, tfinal=3)
+    for step in range(1, 6):
+        for one in model.parameters():
+            one.grad = torch.full_like(one, 0.1 * step)
+        ranks.stepped(step)
+    kept = ranks.state()
+    # importance, its mean and how it varies of A, E and B, and which ranks are left, of 2 layers of 7
+    assert len(kept) == 2 * 7 * (3 * 3 + 1)
+    _, other = adalora(tinit=2, tfinal=3)
+    other.load(kept)
+    assert other.pattern == ranks.pattern and other.pattern is not None
+    again = other.state()
+    assert again.keys() == kept.keys() and all(torch.equal(one, again[name]) for name, one in kept.items())
+    means = ranks.allocator.exp_avg_ipt
+    assert means.keys() == other.allocator.exp_avg_ipt.keys() and any(one.abs().max() > 0 for one in means.values())
