@@ -174,7 +174,7 @@ def load_model(
     if head is not None:
         _refuse_missing(loaded, found["missing_keys"], place)
     if place.endswith(GGUF):
-        _widened(loaded, place)
+        loaded.name_or_path = loaded.config.name_or_path = place  # an adapter names its base by it
     if quantised.held_in(loaded) is None:
         return loaded.to(device)
     quantised.keep_layout(loaded)
@@ -202,12 +202,6 @@ def _quantisation(model: Model, config: Any, device: str, held: Any | None) -> d
         dtype = (config.dtype or torch.float32) if model.dtype == "auto" else getattr(torch, model.dtype)
         held = model.quantization.config(dtype, device)
     return {} if held is None else {"quantization_config": held, "device_map": {"": device}}
-
-
-def _widened(model: Any, place: str) -> None:
-    """Make a plain model of one whose weights were widened from a .gguf file, which an adapter names as its base."""
-    model.hf_quantizer.remove_quantization_config(model)
-    model.name_or_path = model.config.name_or_path = place
 
 
 def widened_model(model: Any, place: str) -> Any:

@@ -16,6 +16,10 @@ from tunesmith.exports.adapter import PlainAdapter
 from tunesmith.exports.merged import Merged
 from tunesmith.generate.load import load
 
+pytestmark = [  # torchao 0.18 uses old names of torch 2.13 as it is imported: https://github.com/pytorch/ao
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "scale": 0.1}
 has = quantised.find_spec
 bnb = pytest.mark.skipif(has("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -49,8 +53,6 @@ def recipe(place, model=None, adapter="lora", out="out"):
     )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_learns_is_loaded_as_it_was_and_is_exported(way, place, tmp_path):
     name = "-".join(map(str, way.values()))
@@ -157,7 +159,6 @@ def test_what_has_no_gradient_is_refused_with_what_has(monkeypatch):
 
 @gguf
 def test_a_gguf_file_is_widened_trained_and_found_again(place):
-    pytest.importorskip("gguf")
     folder = _write_gguf(place)
     run = train(recipe(place, {"path": str(folder), "tokenizer": str(place / "model")}, out="gguf")).folder
     model, _ = load(str(run), "cpu", "float32")
@@ -219,11 +220,12 @@ def _write_gguf(place):
 
 @bnb
 def test_what_bitsandbytes_says_of_a_kernel_for_inference_is_not_repeated():
-    code = "import bitsandbytes.backends.cpu.ops as o; o.logger.warning('another'); o.logger.warning('{}: x')"
-    code = code.format("Failed to load CPU gemm_4bit_forward from kernels-community")
-    for first, expected in (("import torch", True), ("import tunesmith.engine.compat", False)):
-        done = subprocess.run([sys.executable, "-c", f"{first}; {code}"], capture_output=True, text=True, check=True)
-        assert ("gemm_4bit_forward" in done.stderr, "another" in done.stderr) == (expected, True)
+    code = (  # where it says so by itself it says it twice; on other processors, once
+        "import tunesmith.engine.compat; import bitsandbytes.backends.cpu.ops as o; o.logger.warning('another');"
+        "o.logger.warning('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'x')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "gemm_4bit_forward" not in done.stderr and "another" in done.stderr
 
 
 def test_a_damaged_note_of_what_a_base_was_held_in_is_no_way_to_load(place):
