@@ -121,7 +121,7 @@ def test_it_keeps_as_many_bytes_as_it_says(name, options):
     companion = component.companion(optimizer, model, 12)
     said, kept = component.state_bytes(model), []
     for step in range(12):
-        stepped(model, optimizer, companion, [2 * step])
+        stepped(model, optimizer, companion, [step])
         states = ({k: v for k, v in one.items() if not k.startswith("qmap")} for one in optimizer.state.values())
         kept.append(sum(v.nbytes for one in states for v in one.values() if isinstance(v, torch.Tensor)))
     assert max(kept) == said

@@ -97,3 +97,23 @@ def test_classes_of_the_held_out_set_are_counted_once(runs):
         for run in (one, runs.folder / "two-words")
     ]
     assert counts[0] == counts[1]
+
+
+OPTIMIZERS = {
+    "galore": ("optimizer.rank=4", "optimizer.update_proj_gap=2"),
+    "apollo": ("optimizer.rank=4", "optimizer.update_proj_gap=2"),
+    "badam": ("optimizer.switch_every=1", "optimizer.switch_mode=random"),
+}
+
+
+@pytest.mark.slow
+def test_subspaces_and_turns_are_the_same_everywhere(runs, tmp_path):
+    """Also where gradients of blocks that rest are added as zeros, and where one process does not compute them."""
+    cases = {name: (*FULL, f"optimizer.type={name}", *words) for name, words in OPTIMIZERS.items()}
+    commands = [by_two(runs, name, "sft", *words) for name, words in cases.items()]
+    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    together(str(SEVERAL), str(tmp_path / "commands.json"))
+    for name, words in cases.items():
+        one = runs.of("sft", *UNEVEN, ONE, *words)
+        assert learned(one)
+        equal(one, runs.folder / f"two-{name}")

@@ -30,6 +30,13 @@ TRIAL_TOKENS = (256, 512)  # of the two rows that are measured
 MOST_TOKENS = 16_384  # of a row that is chosen here: a longer one makes fewer steps of the same data
 STEP = 256
 MARGIN = 0.9  # of what is free: allocators leave gaps, and kernels want room of their own
+LESS_STATE = {  # what is near an optimizer and keeps less, by its name
+    "adamw": "adamw8bit keeps a quarter of the state",
+    "ademamix": "adamw8bit keeps a sixth of the state",
+    "schedule_free": "adamw8bit keeps a quarter of the state",
+    "adam_mini": "adamw8bit keeps half of the state",
+    "sgd": "lomo keeps no state",
+}
 OUT_OF_MEMORY = ("not enough memory: you tried to allocate", "DefaultCPUAllocator")  # in torch's errors on a CPU
 
 
@@ -251,8 +258,9 @@ def advice(recipe: Recipe, row_tokens: int | None) -> str:
         said.append("train.per_device_train_batch_size=1 takes one row at a time")
     else:
         said.append(f"a lower data.max_tokens (now {recipe.data.max_tokens}) lets rows be shorter")
-    if name_of(recipe.optimizer) == "adamw":
-        said.append("optimizer=adamw8bit keeps a quarter of the state")
+    smaller = LESS_STATE.get(name_of(recipe.optimizer))
+    if smaller is not None:
+        said.append(f"optimizer={smaller}")
     if type(recipe.adapter).beside:
         said.append("a lower adapter.r trains fewer weights")
     else:

@@ -88,8 +88,8 @@ def test_each_part_is_where_its_time_was_spent(train, monkeypatch):
         found.total.register_hook(lambda gradient: time.sleep(4 * WAIT))
         return found
 
-    def slow_build(self, model):
-        optimizer = build(self, model)
+    def slow_build(self, model, factors):
+        optimizer = build(self, model, factors)
         optimizer.register_step_pre_hook(lambda *args: time.sleep(5 * WAIT))
         return optimizer
 
