@@ -60,9 +60,8 @@ def resolve(recipe: Recipe, device: Device) -> Resolved:
     if recipe.optimizer.learning_rate is None:
         factor = type(recipe.optimizer).learning_rate_factor
         derived["optimizer.learning_rate"] = type(recipe.adapter).learning_rate * factor
-    schedulers = type(recipe.optimizer).schedulers
-    if schedulers and train.lr_scheduler_type not in schedulers:  # which the recipe did not say
-        derived["train.lr_scheduler_type"] = schedulers[0]
+    if train.lr_scheduler_type is None:
+        derived["train.lr_scheduler_type"] = (*type(recipe.optimizer).schedulers, "cosine")[0]
     if train.device == "auto":
         derived["train.device"] = device.type
     if recipe.name is None:

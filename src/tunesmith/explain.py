@@ -169,6 +169,8 @@ def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ..
     wrong = where[-1]
     written = ".".join(part for part in where if not part.isdigit())
     called = [option for option in options(root) if option.word.rpartition(".")[2] == wrong]
+    if issubclass(section, Component):  # one component's own option is not what was meant in another seam
+        called = [option for option in called if "[" not in option.path or option.word.startswith(f"{where[0]}.")]
     if any(option.word == written for option in called):
         paths = [option.path for option in called if option.word == written]
         usual = f"[{place.default}]" if issubclass(place, Component) else ""

@@ -79,12 +79,13 @@ class Train(Section):
     """Packed rows in one forward pass on one device."""
     gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 1
     """Forward passes per optimizer step."""
-    lr_scheduler_type: Scheduler = "cosine"
-    """Course of the learning rate. The optimizer schedule_free takes constant_with_warmup when nothing is said."""
+    lr_scheduler_type: Scheduler | None = None
+    """Course of the learning rate. None: cosine, or constant_with_warmup for the optimizer schedule_free."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0.03
     """Steps in which the learning rate rises from 0, which it is in the first; below 1, a fraction of all steps."""
-    decay_steps: Annotated[float, Field(gt=0)] = 0.1
-    """Last steps, in which warmup_stable_decay lets the learning rate fall; below 1, a fraction of all steps."""
+    decay_steps: Annotated[float, Field(gt=0)] | None = None
+    """Last steps, in which warmup_stable_decay lets the learning rate fall; below 1, a fraction of all steps. None: a
+    tenth of them."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
     """What warmup_stable_decay, cosine_with_min_lr and cosine_warmup_with_min_lr end at, as a part of the peak. None:
     0, and a tenth of the peak for those that are named after it."""
@@ -138,11 +139,9 @@ class Train(Section):
     @model_validator(mode="after")
     def _options_of_its_schedule(self) -> "Train":
         for option, schedules in OF_SCHEDULES.items():
-            if option in self.model_fields_set and self.lr_scheduler_type not in schedules:
-                raise ValueError(
-                    f"{option} is for lr_scheduler_type={' or '.join(schedules)}, and it is {self.lr_scheduler_type}: "
-                    "leave it out"
-                )
+            if getattr(self, option) is not None and self.lr_scheduler_type not in schedules:
+                known, own = " or ".join(schedules), self.lr_scheduler_type or "not said"
+                raise ValueError(f"{option} is for lr_scheduler_type={known}, and that is {own}: leave {option} out")
         return self
 
     @model_validator(mode="after")
@@ -279,7 +278,7 @@ class Recipe(Section):
         if problem is not None:
             raise ValueError(problem)
         own = type(self.optimizer).schedulers
-        if own and "lr_scheduler_type" in self.train.model_fields_set and self.train.lr_scheduler_type not in own:
+        if own and self.train.lr_scheduler_type not in (None, *own):
             raise ValueError(
                 f"train.lr_scheduler_type: {type(self.optimizer).__name__.lower()} goes with {' or '.join(own)}, and "
                 f"this is {self.train.lr_scheduler_type}: leave it out"

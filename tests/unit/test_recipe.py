@@ -299,7 +299,7 @@ def test_defaults_follow_from_what_was_said_and_the_device():
     assert resolve(full, CPU).derived["train.bf16"] is False
     assert resolve(lora, CPU).derived["optimizer.learning_rate"] == type(lora.adapter).learning_rate
     said = Recipe(**LEAST, optimizer={"learning_rate": 0.5}, train={"row_tokens": 99, "device": "cpu"}, name="n")
-    assert set(resolve(said, CPU).derived) == {"model.dtype", "train.bf16"}
+    assert set(resolve(said, CPU).derived) == {"model.dtype", "train.bf16", "train.lr_scheduler_type"}
     assert resolve(Recipe(model="m", data=data(max_tokens=77)), CPU).recipe.train.row_tokens == 77
 
 

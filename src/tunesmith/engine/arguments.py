@@ -35,7 +35,7 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
             per_device_eval_batch_size=recipe.eval.per_device_eval_batch_size,
             gradient_accumulation_steps=train.gradient_accumulation_steps,
             learning_rate=recipe.optimizer.learning_rate or 0.0,
-            lr_scheduler_type=train.lr_scheduler_type,
+            lr_scheduler_type=train.lr_scheduler_type or "cosine",
             warmup_steps=train.warmup_steps,
             max_grad_norm=train.max_grad_norm,
             bf16=bool(train.bf16),
@@ -75,11 +75,12 @@ def _others(train: Train, max_steps: int) -> dict[str, Any]:
 def _schedule_options(train: Train, max_steps: int) -> dict[str, Any]:
     """`train.decay_steps` and `train.min_lr_ratio` as the schedule calls them."""
     if train.lr_scheduler_type == "warmup_stable_decay":
-        steps = train.decay_steps if train.decay_steps >= 1 else math.ceil(train.decay_steps * max_steps)
+        said = 0.1 if train.decay_steps is None else train.decay_steps
+        steps = said if said >= 1 else math.ceil(said * max_steps)
         return {"num_decay_steps": int(steps), "min_lr_ratio": train.min_lr_ratio or 0.0}
     if train.lr_scheduler_type in OF_SCHEDULES["min_lr_ratio"]:
-        said = {"min_lr", "min_lr_rate"} & (train.transformers.get("lr_scheduler_kwargs") or {}).keys()
-        return {} if said else {"min_lr_rate": 0.1 if train.min_lr_ratio is None else train.min_lr_ratio}
+        theirs = {"min_lr", "min_lr_rate"} & (train.transformers.get("lr_scheduler_kwargs") or {}).keys()
+        return {} if theirs else {"min_lr_rate": 0.1 if train.min_lr_ratio is None else train.min_lr_ratio}
     return {}
 
 

@@ -64,11 +64,11 @@ def test_rates_that_transformers_takes_in_absolute_terms_are_those_of_the_recipe
     [
         (
             {"decay_steps": 3},
-            "decay_steps is for lr_scheduler_type=warmup_stable_decay, and it is cosine: leave it out",
+            "decay_steps is for lr_scheduler_type=warmup_stable_decay, and that is not said: leave decay_steps out",
         ),
         (
             {"min_lr_ratio": 0.1, "lr_scheduler_type": "linear"},
-            "min_lr_ratio is for .*, and it is linear: leave it out",
+            "min_lr_ratio is for .*, and that is linear: leave",
         ),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type"),
     ],
