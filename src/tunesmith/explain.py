@@ -177,8 +177,6 @@ def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ..
         paths = sorted(paths, key=lambda path: usual not in path)[:3]  # the default's first
         kinds = " or ".join(path.rpartition("]")[0].rpartition("[")[2] for path in paths)
         return f"It is an option of {' or '.join(paths)}: say {'.'.join(where[:-1])}.type={kinds}"
-    if issubclass(place, Component):  # an option of that name of another seam's component means something else
-        called = [option for option in called if "[" not in option.path]
     if called:
         words = dict.fromkeys(option.word for option in called)
         return "Did you mean " + " or ".join(map(repr, list(words)[:3])) + "?"
