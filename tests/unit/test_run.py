@@ -196,7 +196,7 @@ def test_last_line_is_logged_when_the_interval_does_not_divide(make):
         ({"train": {"report_to": ["wandbb"]}}, RecipeError, "wandbb"),
         ({"adapter": {"type": "lora", "target_modules": ["nothing"]}}, RecipeError, "adapter.target_modules"),
         ({"adapter": {"type": "freeze", "num_layers": 7}}, RecipeError, "the model has 2 layers"),
-        ({"train": {"lr_scheduler_type": "cosine_with_min_lr"}}, RecipeError, "min_lr"),
+        ({"train": {"transformers": {"lr_scheduler_kwargs": {"cycles": 2}}}}, RecipeError, "cycles"),
         ({"train": {"transformers": {"lr_scheduler_kwargs": {"min": 1}}}}, RecipeError, "'min'"),
         ({"data": {"max_tokens": 3}}, DataError, "none of the 24 rows can be trained on"),
         ({"train": {"row_tokens": 4}}, RecipeError, "train.row_tokens is 4"),
