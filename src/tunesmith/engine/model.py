@@ -51,12 +51,12 @@ def _packed_file(place: Path) -> str | None:
     return str(found[0].resolve()) if found else None
 
 
-def _said_to_transformers(place: str, revision: str | None) -> dict[str, Any]:
+def _named(place: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """What names a model to transformers' `from_pretrained`. Raises MissingExtra without what reads a .gguf file."""
     if not place.endswith(GGUF):
-        return {"pretrained_model_name_or_path": place, "revision": revision}
+        return place, {"revision": revision}
     quantised.need(f"{place}", "gguf")
-    return {"pretrained_model_name_or_path": str(Path(place).parent), "gguf_file": Path(place).name}
+    return str(Path(place).parent), {"gguf_file": Path(place).name}
 
 
 def _way_to_one(folder: Path) -> str:
@@ -90,7 +90,8 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     place = _tokenizer_place(model)
     revision = model.revision if model.tokenizer is None else None  # the revision is of the model's repository
     with _explained(place):
-        tokenizer = AutoTokenizer.from_pretrained(**_said_to_transformers(place, revision))
+        name, options = _named(place, revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {place} has no fast version, and token offsets come from that")
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
@@ -118,7 +119,8 @@ def load_config(model: Model, positions: Any | None = None) -> Any:
 
     place = resolve_path(model.path)
     with _explained(place):
-        config = AutoConfig.from_pretrained(**_said_to_transformers(place, model.revision))
+        name, options = _named(place, model.revision)
+        config = AutoConfig.from_pretrained(name, **options)
     rope.scale(config, model.rope_scaling)
     if positions is not None:
         rope.take(config, positions)
@@ -164,13 +166,9 @@ def load_model(
             _put(head, pad, config)
         if model.from_scratch:
             return kind.from_config(dtype=torch.float32 if dtype == "auto" else dtype, **options).to(device)
-        loaded, found = kind.from_pretrained(
-            **_said_to_transformers(place, model.revision),
-            dtype=dtype,
-            output_loading_info=True,
-            **options,
-            **quantisation,
-        )
+        name, named = _named(place, model.revision)
+        options |= named | quantisation
+        loaded, found = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     if head is not None:
         _refuse_missing(loaded, found["missing_keys"], place)
     if place.endswith(GGUF):
