@@ -261,8 +261,8 @@ def advice(recipe: Recipe, row_tokens: int | None) -> str:
         said.append(f"a lower data.max_tokens (now {recipe.data.max_tokens}) lets rows be shorter")
     if name_of(recipe.optimizer) == "adamw":
         said.append("optimizer=adamw8bit keeps a quarter of the state")
-    if type(recipe.adapter).beside:
+    if "r" in type(recipe.adapter).model_fields:
         said.append("a lower adapter.r trains fewer weights")
-    else:
+    elif not type(recipe.adapter).beside:
         said.append("adapter=lora trains few weights")
     return "What would take less: " + "; ".join(said)
