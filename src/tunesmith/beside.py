@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tunesmith.engine.scores import Scorer
-    from tunesmith.engine.virtual_tokens import on_packed_rows
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
     from tunesmith.engine import frozen, kernels
     from tunesmith.engine.model import load_model, load_tokenizer, num_virtual_tokens
     from tunesmith.engine.scores import Scorer
+    from tunesmith.engine.virtual_tokens import on_packed_rows
     from tunesmith.generate.load import is_adapter, load, locate, stored_head
 
     dtype = recipe.model.dtype

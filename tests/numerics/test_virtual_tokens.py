@@ -17,6 +17,7 @@ from tunesmith.engine import attention, cuda_attention, kernels
 from tunesmith.engine.activations import checkpoint_activations
 from tunesmith.engine.elementwise import PLAIN
 from tunesmith.engine.flops import Cost
+from tunesmith.engine.virtual_tokens import behind
 from tunesmith.generate.engine import continue_ids, logits_of
 from tunesmith.recipe import Train
 
@@ -126,10 +127,9 @@ def test_without_the_adapter_the_base_model_is_what_it_was(name):
     assert (scorer(model, batch).logps - off).abs().max() > 0.1
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as it runs on a CPU
 def test_kernels_of_gpus_see_the_same_rows():
     packed = attention.Layout.of(packed_batch(LENGTHS, 400), PLAIN)
-    from tunesmith.engine.virtual_tokens import behind
-
     longer = behind(packed, 5, None)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 4, 38, 8, generator=generator) for _ in range(3))
