@@ -35,8 +35,9 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
     """
     from tunesmith import record
     from tunesmith.engine import frozen, kernels
-    from tunesmith.engine.model import is_adapted, load_model, load_tokenizer
+    from tunesmith.engine.model import load_model, load_tokenizer, num_virtual_tokens
     from tunesmith.engine.scores import Scorer
+    from tunesmith.engine.virtual_tokens import on_packed_rows
     from tunesmith.generate.load import is_adapter, load, locate, stored_head
 
     dtype = recipe.model.dtype
@@ -44,7 +45,9 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
     model: Any
     if is_adapter(place):
         model, own = load(place, device, dtype, widened=said.frozen_dtype is not None)
-        if said.frozen_dtype is not None:
+        if num_virtual_tokens(model):
+            on_packed_rows(model)
+        elif said.frozen_dtype is not None:
             model = model.merge_and_unload()  # an update would be rounded like a weight, and lost beside it
     else:
         if Path(place).is_dir() and stored_head(place) is not None:
@@ -57,7 +60,6 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
     identity = record.model_fingerprint(model) + f" {dtype} {said.frozen_dtype}"
     ops, notes = kernels.elementwise(model, recipe.train.compile)
     if said.frozen_dtype is not None:
-        assert not is_adapted(model), "merged"
         notes.append(frozen.hold(model, said.frozen_dtype, ops))
     with precision(recipe, device):
         chosen = kernels.choose(model, ops)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import record
+from tunesmith.adapters._prompts import TYPES
 from tunesmith.engine.metrics import MetricsFile
 from tunesmith.recipe_text import recipe_names
 
@@ -78,7 +79,6 @@ def closing_words(folder: Path, summary: Mapping[str, Any], objective: str) -> l
             words.append("the held-out loss rose: the model was better on these rows before it was trained")
     picture = folder / "confusion.png"
     run = shlex.quote(str(folder))
-    merged = shlex.quote(f"{folder}-merged")
     words += [
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s",
         f"loss picture: {folder / 'loss.png'}",
@@ -86,10 +86,18 @@ def closing_words(folder: Path, summary: Mapping[str, Any], objective: str) -> l
         "",
         "Next:",
         f"  tunesmith score {run} FILE" if _classes(folder) else f"  tunesmith chat {run}",
-        f"  tunesmith export {run} {merged} type=merged",
+        f"  {_export(folder)}",
         _begin_another(objective),
     ]
     return words
+
+
+def _export(folder: Path) -> str:
+    """The command that makes of a run what is served: one model, or the adapter where it is in no weight of a model."""
+    file = folder / "final" / "adapter_config.json"
+    kind = json.loads(file.read_text(encoding="utf-8"))["peft_type"] if file.is_file() else None
+    target = "adapter" if kind in TYPES else "merged"
+    return f"tunesmith export {shlex.quote(str(folder))} {shlex.quote(f'{folder}-{target}')} type={target}"
 
 
 def _begin_another(objective: str) -> str:

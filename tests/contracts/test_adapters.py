@@ -23,11 +23,13 @@ OPTIONS: dict[str, dict] = {
     "adalora": {"init_r": 6, "target_r": 3},
     "fourierft": {"n_frequency": 100},
     "hira": {"r": 4},
+    "llama_pro": {"num_new_layers": 1},
     "miss": {"r": 8},
     "oft": {"oft_block_size": 8},
     "vera": {"r": 16},
 }
 RATE = {"full": 1e-3, "freeze": 3e-3, "ia3": 3e-2, "fourierft": 1e-1}  # of the runs; others 1e-2
+MODEL = {"bitfit": {"arch": "qwen2"}}  # of the runs; others a llama, which has no biases
 STEPS = 8
 
 
@@ -35,15 +37,20 @@ STEPS = 8
 def runs(tmp_path_factory):
     """Makes a run of an adapter once."""
     folder = tmp_path_factory.mktemp("adapters")
-    save_model(folder / "model", tiny_model(scale=0.1))
     rows = [{"instruction": f"What is {i} and 1?", "output": f"It is {i + 1}, sure!"} for i in range(16)]
     (folder / "rows.json").write_text(json.dumps(rows))
     made = {}
 
+    def base(name):
+        place = folder / f"model-{MODEL.get(name, {}).get('arch', 'llama')}"
+        if not place.exists():
+            save_model(place, model_of(name))
+        return place
+
     def run(name):
         if name not in made:
             recipe = Recipe(
-                model={"path": str(folder / "model"), "dtype": "float32"},
+                model={"path": str(base(name)), "dtype": "float32"},
                 data={
                     "train": str(folder / "rows.json"),
                     "max_tokens": 64,
@@ -65,8 +72,12 @@ def runs(tmp_path_factory):
             made[name] = train(recipe).folder
         return made[name]
 
-    run.model = folder / "model"
+    run.base = base
     return run
+
+
+def model_of(name):
+    return tiny_model(scale=0.1, **MODEL.get(name, {}))
 
 
 def lines(run):
@@ -81,7 +92,7 @@ def logits(model):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_what_it_says_and_nothing_else(name):
-    model = all_of(Adapter)[name](**OPTIONS.get(name, {})).apply(tiny_model(scale=0.1))
+    model = all_of(Adapter)[name](**OPTIONS.get(name, {})).apply(model_of(name))
     before = {name: one.detach().clone() for name, one in model.named_parameters()}
     trained = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.5)
@@ -110,7 +121,7 @@ def test_plain_libraries_load_what_was_saved_and_it_is_the_adapter_alone(name, r
         logits(AutoModelForCausalLM.from_pretrained(final))
         assert not (final / "adapter_config.json").exists()
         return
-    base = AutoModelForCausalLM.from_pretrained(runs.model)
+    base = AutoModelForCausalLM.from_pretrained(runs.base(name))
     own = logits(base)
     stored = load_file(final / "adapter_model.safetensors")
     assert not set(stored) & set(base.state_dict()) and sum(map(torch.numel, stored.values())) < base.num_parameters()

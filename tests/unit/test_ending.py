@@ -39,6 +39,14 @@ def test_paths_in_the_next_commands_can_be_pasted(tmp_path):
     assert f"  tunesmith chat '{tmp_path / 'my run'}'" in words
 
 
+@pytest.mark.parametrize(("kind", "target"), [("LORA", "merged"), ("PREFIX_TUNING", "adapter")])
+def test_the_next_command_makes_what_can_be_made(tmp_path, kind, target):
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    words = closing_words(tmp_path, SUMMARY | {"kept_step": 6}, "sft")
+    assert f"  tunesmith export {tmp_path} {tmp_path}-{target} type={target}" in words
+
+
 def test_the_two_classes_that_transformers_leaves_out_of_a_config_have_names(tmp_path):
     (tmp_path / "final").mkdir()
     for kind, expected in (("BertForTokenClassification", ["LABEL_0", "LABEL_1"]), ("BertForMaskedLM", [])):

@@ -125,6 +125,19 @@ def test_a_run_and_its_adapter_are_teachers(run, base):
     assert lines[0]["eval_loss"] != pytest.approx(plain[0]["eval_loss"], rel=1e-3)
 
 
+def test_virtual_tokens_teach_and_learn(run, base):
+    """Those of a teacher are beside its model, also in eight bits; and a student's alone are trained."""
+    options = "adapter={type: prefix, num_virtual_tokens: 4}"
+    teacher = run("objective=sft", "teacher={}", "train.max_steps=6", options, f"model={base / 'teacher'}")
+    plain, taught, rounded = (
+        metrics(run(*words))[0]["eval_loss"]
+        for words in ([], [f"teacher.model={teacher}"], [f"teacher.model={teacher}", "teacher.frozen_dtype=int8"])
+    )
+    assert abs(taught - plain) > 1e-2 and rounded == pytest.approx(taught, rel=0.05) and rounded != taught
+    lines = metrics(run(options))
+    assert lines[-1]["eval_loss"] < lines[0]["eval_loss"]
+
+
 def test_a_teacher_in_eight_bits(run):
     exact, rounded = (metrics(run(*words)) for words in ([], ["teacher.frozen_dtype=int8"]))
     assert exact[0]["eval_loss"] != rounded[0]["eval_loss"]

@@ -1,7 +1,7 @@
 """Train some of the model's own weights and leave the others as they are."""
 
 import re
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,10 @@ class Freeze(Adapter):
     """Decoder layers to train: the last n when positive, the first n when negative, none when 0."""
     train_matching: Annotated[str, Field(min_length=1)] | None = None
     """Regular expression; parameters whose name contains a match are trained too: norm|lm_head."""
+    embeddings: bool = False
+    """Train the embeddings of words too."""
+    head: bool = False
+    """Train the head that gives words too; where it is the embeddings (tied), both are to be said."""
 
     @model_validator(mode="after")
     def _valid_pattern(self) -> "Freeze":
@@ -36,22 +40,38 @@ class Freeze(Adapter):
 
         Raises RecipeError when there are none.
         """
-        from tunesmith.engine.model import has_words, heads_of
-
         depth = model.config.get_text_config().num_hidden_layers
         if abs(self.num_layers) > depth:
             raise RecipeError(f"adapter.num_layers: the model has {depth} layers (it was {self.num_layers})")
         first, last = (depth - self.num_layers, depth) if self.num_layers >= 0 else (0, -self.num_layers)
-        heads = () if has_words(model) else tuple(f"{name}." for name in heads_of(model))
+        chosen = self._modules(model)
         pattern = re.compile(self.train_matching) if self.train_matching else None
-        for name, parameter in model.named_parameters():
+        model.requires_grad_(False)
+        for name, parameter in model.named_parameters(remove_duplicate=False):  # a tied one has two names
             number = re.search(r"\.(\d+)\.", name)
             in_layers = number is not None and first <= int(number[1]) < last
             matches = pattern is not None and pattern.search(name) is not None
-            parameter.requires_grad_(in_layers or matches or name.startswith(heads))
+            if in_layers or matches or name.startswith(chosen):
+                parameter.requires_grad_(True)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise RecipeError(
                 f"adapter: nothing is trained with num_layers {self.num_layers} and train_matching "
                 f"{self.train_matching!r}: choose layers, or a part of a parameter's name"
             )
         return model
+
+    def _modules(self, model: "PreTrainedModel") -> tuple[str, ...]:
+        """How the names of parameters begin that are trained whole: of embeddings, and of heads."""
+        from tunesmith.engine.model import has_words, heads_of
+
+        words: Any = model.get_output_embeddings()
+        embeddings: Any = model.get_input_embeddings()
+        if words is not None and words.weight is embeddings.weight and self.head != self.embeddings:
+            raise RecipeError(
+                f"adapter: the head of {type(model).__name__} is its embeddings (tied), one matrix that is trained as "
+                "both or not at all: set adapter.head and adapter.embeddings alike"
+            )
+        chosen = [embeddings] if self.embeddings else []
+        chosen += [words] if self.head and words is not None else []
+        found = [f"{name}." for name, module in model.named_modules() if any(module is one for one in chosen)]
+        return (*found, *(() if has_words(model) else (f"{name}." for name in heads_of(model))))

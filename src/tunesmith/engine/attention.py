@@ -43,6 +43,9 @@ class Layout:
     seen: Sequences  # [S] what each sees of the row, itself last
     shares: bool  # whether one sees more than itself
     ops: Elementwise = field(default=PLAIN, repr=False)
+    before: "Callable[..., tuple[torch.Tensor, torch.Tensor]] | None" = (
+        None  # puts a layer's learned keys and values in
+    )
 
     @classmethod
     def of(cls, batch: Batch, ops: Elementwise = PLAIN) -> "Layout":
@@ -97,6 +100,8 @@ def packed_attention(
         raise NotImplementedError("a layer does not tell its attention where sequences lie")
     if unknown or attention_mask is not None or not getattr(module, "is_causal", True):
         raise NotImplementedError(f"a layer's attention has {', '.join(unknown) or 'another mask'}")
+    if packed.before is not None:
+        key, value = packed.before(module, key, value)
     # Under autocast, rotary embeddings promote queries and keys to float32, and values stay in half precision.
     dtype = compute_dtype(value)
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

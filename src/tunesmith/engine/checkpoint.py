@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tunesmith import atomic
 from tunesmith.engine import initial, multi_adapter, quantised, rope
 from tunesmith.engine.compat import peft_warnings
-from tunesmith.engine.model import base_of, has_words, is_adapted, without_progress_bar
+from tunesmith.engine.model import base_of, has_words, is_adapted, num_virtual_tokens, without_progress_bar
 from tunesmith.errors import RunError
 
 FOLDER = "checkpoints"
@@ -202,6 +202,10 @@ def save_weights(model: Any, folder: Path) -> None:
         if is_adapted(model):
             multi_adapter.save(model, multi_adapter.active(model), folder)
             quantised.save_config(base, folder)
+            if num_virtual_tokens(model):
+                from tunesmith.engine import virtual_tokens
+
+                virtual_tokens.save(model, folder)
             if not has_words(model) or rope.is_scaled(base.config):
                 base.config.architectures = [type(base).__name__]
                 base.config.save_pretrained(folder)  # the values of its head with their names, and its positions
@@ -214,6 +218,11 @@ def save_weights(model: Any, folder: Path) -> None:
 
 def load_weights(model: Any, folder: Path) -> None:
     """Put a checkpoint's weights into a model of the same shape."""
+    if num_virtual_tokens(model):
+        from tunesmith.engine import virtual_tokens
+
+        virtual_tokens.load(model, folder)
+        return
     if is_adapted(model):
         from peft import set_peft_model_state_dict
 

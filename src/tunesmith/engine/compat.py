@@ -27,7 +27,7 @@ for _name in ("backends.cpu.ops", "autograd._functions"):
 
 @contextmanager
 def peft_warnings() -> Iterator[None]:
-    """Raise what peft only warns of when weights are missing; hide what is meant, and its use of an old name."""
+    """Raise what peft only warns of when weights are missing; hide what it says of names and layers that are right."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*missing adapter keys")
         warnings.filterwarnings("ignore", "Specified to not (save|load) vera_A", UserWarning)  # save_projection=false
@@ -37,6 +37,8 @@ def peft_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*keys did not match any targeted module", RuntimeWarning)
         # peft 0.21 asks transformers 5.23 by an old name (PeftModel.__init__); goes when it uses the new one
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        # peft 0.21's LNTuning, whose layers are norms, asks how many features a linear layer has (tuners_utils.py)
+        warnings.filterwarnings("ignore", ".*Unsupported layer type.*Norm", UserWarning)
         yield
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.engine.model import base_of, has_words, head_modules
+from tunesmith.engine.model import base_of, has_words, head_modules, num_virtual_tokens
 from tunesmith.errors import RecipeError
 
 FORWARD, BACKWARD = 2, 4  # products of attention: scores and sums; the gradients of queries, keys, scores and values
@@ -76,7 +76,7 @@ class Cost:
         run = {*base.get_decoder().modules(), *head_modules(model)}  # what sees pictures or sound is given none
         per = {False: 0.0, True: 0.0}  # by whether it is the head's
         attention: list[Attention] = []
-        trained_before = False
+        trained_before = num_virtual_tokens(model) > 0  # they stand before every module
         for name, module in model.named_modules():
             if module not in run or "original_module" in name.split("."):  # peft's copy of what is trained whole
                 continue

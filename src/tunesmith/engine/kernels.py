@@ -293,7 +293,7 @@ def _alone(model: Any, batch: Batch) -> torch.Tensor:
             return torch.cat([one[0] for one in each])[asked_of(batch)].float()
         return torch.cat(list(each)).float()
     for first, last in pairwise(bounds):
-        logits = model(input_ids=batch.input_ids[:, first:last], use_cache=False).logits.float()
+        logits = model(input_ids=batch.input_ids[:, first:last], use_cache=False).logits[:, first - last :].float()
         logps = logits[:, :-1].log_softmax(-1).gather(-1, batch.input_ids[:, first + 1 : last, None])
         found[:, first : last - 1] = logps[..., 0]
     return found

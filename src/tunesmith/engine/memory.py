@@ -261,8 +261,8 @@ def advice(recipe: Recipe, row_tokens: int | None) -> str:
     smaller = LESS_STATE.get(name_of(recipe.optimizer))
     if smaller is not None:
         said.append(f"optimizer={smaller}")
-    if type(recipe.adapter).beside:
+    if "r" in type(recipe.adapter).model_fields:
         said.append("a lower adapter.r trains fewer weights")
-    else:
+    elif not type(recipe.adapter).beside:
         said.append("adapter=lora trains few weights")
     return "What would take less: " + "; ".join(said)

@@ -275,6 +275,13 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "get_base_model")
 
 
+def num_virtual_tokens(model: Any) -> int:
+    """How many tokens peft's prompt learning puts before what a model is given; 0 of one that has none."""
+    if not is_adapted(model) or not model.active_peft_config.is_prompt_learning:
+        return 0
+    return int(model.active_peft_config.num_virtual_tokens)
+
+
 def base_of(model: Any) -> Any:
     """The transformers model, which peft may have wrapped."""
     return model.get_base_model() if is_adapted(model) else model

@@ -4,6 +4,7 @@ Letters: K greedy tokens of an answer, V vocabulary.
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from pathlib import Path
 import torch
 
 from tunesmith import atomic
+from tunesmith.adapters._prompts import TYPES, UNMERGED
 from tunesmith.engine import checkpoint
 from tunesmith.errors import RunError
 from tunesmith.generate.engine import Generator, continue_ids, logits_of
-from tunesmith.generate.load import RECIPE, has_weights, load, locate
+from tunesmith.generate.load import ADAPTER, RECIPE, has_weights, is_adapter, load, locate
 from tunesmith.recipe import DeviceName, Dtype
 from tunesmith.recipe_text import parse
 from tunesmith.seams import Report
@@ -49,6 +51,14 @@ def weights_of(run: Path) -> str:
     if not has_weights(Path(place)):
         raise RunError(f"{run} is no run folder, so there is nothing of a run to export")
     return place
+
+
+def refuse_unmerged(run: Path, place: str) -> None:
+    """Raise RunError when what was trained cannot be put into a model's weights, before anything is loaded."""
+    if is_adapter(place):
+        config = json.loads((Path(place) / ADAPTER).read_text(encoding="utf-8"))
+        if config["peft_type"] in TYPES:
+            raise RunError(f"{run} cannot be merged: {UNMERGED}")
 
 
 def questions(run: Path) -> tuple[str, ...]:

@@ -33,12 +33,12 @@ class Merged(Export):
         """Write the merged model of a run.
 
         Raises:
-            RunError: the run is not finished or is damaged; `out` holds something; or what was written does
-                not answer as the run does, and is removed.
+            RunError: the run is not finished or is damaged, or its adapter cannot be merged; `out` holds something;
+                or what was written does not answer as the run does, and is removed.
             ModelError: the base model, or one of `adapters`, cannot be loaded.
         """
         from tunesmith.exports import _values
-        from tunesmith.exports._check import new_folder, questions, verify, weights_of
+        from tunesmith.exports._check import new_folder, questions, refuse_unmerged, verify, weights_of
         from tunesmith.generate.load import stored_head
 
         place = weights_of(run)
@@ -46,6 +46,7 @@ class Merged(Export):
             raise RunError(
                 f"export.adapters: {run} has a head for classes or rewards, and is merged alone: leave it out"
             )
+        refuse_unmerged(run, place)
         with new_folder(out) as folder:
             if stored_head(place) is not None:
                 asked = questions(run)

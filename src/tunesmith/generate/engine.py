@@ -20,7 +20,7 @@ import torch
 from tunesmith.data.prompt import prompt_ids
 from tunesmith.data.sides import source_ids
 from tunesmith.engine import rope
-from tunesmith.engine.model import base_of
+from tunesmith.engine.model import base_of, num_virtual_tokens
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.generate.load import load
 from tunesmith.recipe import Dtype
@@ -124,8 +124,9 @@ class Generator:
 
     @property
     def context_tokens(self) -> int | None:
-        """The longest sequence the model was made for; None where its config does not say."""
-        return rope.context_of(self.model.config)
+        """The longest sequence the model was made for, without virtual tokens; None where its config does not say."""
+        tokens = rope.context_of(self.model.config)
+        return None if tokens is None else tokens - num_virtual_tokens(self.model)
 
     def prompt(
         self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int, tools: Sequence[Any] | None = None
@@ -270,7 +271,8 @@ def _next(model: "PreTrainedModel", step: Sequence[int], cache: Any, encoded: An
     only_last = {"logits_to_keep": 1} if "logits_to_keep" in forward_options(model) else {}
     ids = torch.tensor([step], device=model.device)  # [1, P]
     given = {"input_ids": ids} if encoded is None else {"encoder_outputs": encoded, "decoder_input_ids": ids}
-    output: Any = model(**given, past_key_values=cache, use_cache=True, **only_last)
+    told: Any = model if cache is None else base_of(model)  # virtual tokens, once put before a prompt, are in the cache
+    output: Any = told(**given, past_key_values=cache, use_cache=True, **only_last)
     return output.logits[0, -1].float(), output.past_key_values
 
 
