@@ -52,12 +52,14 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     fingerprint = record.model_fingerprint(model) if given is None else None
     if type(recipe.objective).encodes:
         encoder_decoder.begin_answers(model, recipe.objective)
-    model = recipe.adapter.apply(model)
+    rows = _new_rows(recipe, given)
+    model = (recipe.adapter.training_rows(rows) if rows else recipe.adapter).apply(model)
     recipe.optimizer.build(
         model, recipe.adapter.factors(model)
     )  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     ops, notes = kernels.elementwise(model, recipe.train.compile)
+    notes += _said_of_rows(recipe, model, rows)
     if head is not None:
         new = type(base_of(model)).__name__ not in (base_of(model).config.architectures or ())
         notes.append(f"head: {'a new one' if new else 'as stored'} for {shown(head.names)}")
@@ -68,6 +70,34 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     with precision(recipe, device):
         chosen = (encoder_decoder if type(recipe.objective).encodes else kernels).choose(model, ops)
     return Adapted(model, chosen, fingerprint, (*notes, *chosen.notes))
+
+
+def _new_rows(recipe: Recipe, given: Any | None) -> list[int]:
+    """The numbers of the recipe's new tokens. Raises RecipeError when a script brought the model."""
+    from tunesmith.engine import new_tokens
+    from tunesmith.engine.model import load_tokenizer
+
+    if not recipe.model.added():
+        return []
+    if given is not None:
+        first = next(iter(recipe.model.added()))
+        raise RecipeError(
+            f"model.new_tokens: {first!r} would change the model that was given: lengthen its embeddings, and leave it out"
+        )
+    return list(new_tokens.ids(recipe.model, load_tokenizer(recipe.model)).values())
+
+
+def _said_of_rows(recipe: Recipe, model: Any, rows: Sequence[int]) -> list[str]:
+    """What has to be said of new tokens."""
+    from tunesmith.engine.model import base_of, is_adapted
+
+    if not rows:
+        return []
+    weight = None if is_adapted(model) else base_of(model).get_input_embeddings().weight
+    frozen = weight is not None and not weight.requires_grad
+    how = "stay as they begin, since the embeddings are frozen" if frozen else "are trained"
+    alone = " beside the updates" if is_adapted(model) else ""
+    return [f"new tokens: {shown(list(recipe.model.added()))}: their rows of the embeddings {how}{alone}"]
 
 
 def head_of(recipe: Recipe) -> Head | None:

@@ -129,6 +129,11 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     for option, value in job.resolved.derived.items():
         say(f"derived: {option} = {value}")
     look_for_trackers(recipe.train.report_to)
+    if job.given.tokenizer is not None and recipe.model.added():
+        first = next(iter(recipe.model.added()))
+        raise RecipeError(
+            f"model.new_tokens: a script brought the tokenizer: add {first!r} to it, and leave it out here"
+        )
     tokenizer = job.given.tokenizer or load_tokenizer(recipe.model)
     tokenizer = sides.prepared(recipe.data.template, recipe.objective, tokenizer)
     tokenizer = tokenizer if head is None else with_padding(tokenizer)

@@ -41,6 +41,27 @@ class Model(Section):
     """What frozen linear layers, but the head, are held in: int8 on a CPU, float8 on CUDA. None: dtype."""
     from_scratch: bool = False
     """Start from random weights of the shape in config.json, not from the stored ones."""
+    new_tokens: dict[str, str] = {}
+    """Tokens to add, a list, or each with a description: {"<call>": "a call of a tool"}. Its row of the embeddings
+    begins as the mean of the rows of its description's tokens, or of all."""
+    new_special_tokens: dict[str, str] = {}
+    """The same, for tokens that no text shows: decoding leaves them out."""
+
+    @field_validator("new_tokens", "new_special_tokens", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return dict.fromkeys(value, "") if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _tokens_are_new_once(self) -> "Model":
+        twice = sorted(self.new_tokens.keys() & self.new_special_tokens.keys())
+        if twice or "" in self.added():
+            raise ValueError(f"new_tokens and new_special_tokens: {twice[0] if twice else ''!r} cannot be added")
+        return self
+
+    def added(self) -> dict[str, str]:
+        """The new tokens, with what each stands for."""
+        return {**self.new_tokens, **self.new_special_tokens}
 
 
 class Train(Section):

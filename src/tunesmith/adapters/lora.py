@@ -1,5 +1,6 @@
 """Low-rank updates beside frozen weights (arXiv 2106.09685), by peft."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -29,6 +30,12 @@ class LoRA(Adapter):
     classes or a reward is trained whole beside them."""
     modules_to_save: tuple[str, ...] = ()
     """Modules trained and saved whole beside the updates."""
+    trainable_token_indices: tuple[int, ...] = ()
+    """Tokens whose rows of embeddings and head are trained by themselves; those of model.new_tokens are anyway."""
+
+    def training_rows(self, rows: Sequence[int]) -> "LoRA":
+        """The adapter that also trains these rows of the embeddings, and of the head."""
+        return self.model_copy(update={"trainable_token_indices": (*self.trainable_token_indices, *rows)})
 
     def apply(self, model: "PreTrainedModel") -> Any:
         """The model wrapped by peft, with only the updates requiring gradients."""
@@ -46,6 +53,7 @@ class LoRA(Adapter):
             lora_dropout=self.lora_dropout,
             target_modules=self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules),
             modules_to_save=[*self.modules_to_save, *(name for name in whole if name not in PEFTS_HEADS)] or None,
+            trainable_token_indices=self._rows(model),
             task_type=_task(model, bool(whole)),
         )
         try:
@@ -53,6 +61,15 @@ class LoRA(Adapter):
                 return get_peft_model(model, config)
         except ValueError as error:
             raise RecipeError(f"adapter.target_modules: {str(error).splitlines()[0]}") from error
+
+    def _rows(self, model: "PreTrainedModel") -> dict[str, list[int]] | None:
+        """The trained rows by the names of the embeddings and of the head, but of those that are trained whole."""
+        from tunesmith.engine import new_tokens
+
+        if not self.trainable_token_indices:
+            return None
+        found = new_tokens.places(model, self.trainable_token_indices)
+        return {n: rows for n, rows in found.items() if n.rpartition(".")[2] not in self.modules_to_save} or None
 
 
 def _task(model: Any, values: bool) -> str:

@@ -72,6 +72,10 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
         raise ModelError(f"the tokenizer of {place} has no eos_token: set one in its tokenizer_config.json")
     if tokenizer.eos_token_id is None:  # an encoder's: its texts end with what separates them
         tokenizer.eos_token = tokenizer.sep_token
+    if model.added():
+        from tunesmith.engine import new_tokens
+
+        return new_tokens.add(model, tokenizer)
     return tokenizer
 
 
@@ -118,13 +122,19 @@ def load_model(
             options["config"] = config
         if head is not None:
             _put(head, pad, options["config"])
+        found: dict[str, Any] = {"missing_keys": ()}
         if model.from_scratch:
-            return kind.from_config(dtype=torch.float32 if dtype == "auto" else dtype, **options).to(device)
-        loaded, found = kind.from_pretrained(
-            place, revision=model.revision, dtype=dtype, output_loading_info=True, **options
-        )
+            loaded = kind.from_config(dtype=torch.float32 if dtype == "auto" else dtype, **options)
+        else:
+            loaded, found = kind.from_pretrained(
+                place, revision=model.revision, dtype=dtype, output_loading_info=True, **options
+            )
     if head is not None:
         _refuse_missing(loaded, found["missing_keys"], place)
+    if model.added():
+        from tunesmith.engine import new_tokens
+
+        new_tokens.give_rows(loaded, model, load_tokenizer(model))
     return loaded.to(device)
 
 
@@ -148,6 +158,12 @@ def _refuse_missing(model: Any, missing: Iterable[str], place: str) -> None:
     lacking = sorted(name for name in missing if not name.startswith(heads))
     if lacking:
         raise ModelError(f"{place} cannot be trained with a new head: it lacks weights of the model, as {lacking[0]}")
+
+
+def num_rows(model: Any) -> int:
+    """How many tokens a model has embeddings for."""
+    embedding: Any = base_of(model).get_input_embeddings()
+    return int(getattr(embedding, "original_module", embedding).num_embeddings)  # peft may have wrapped it
 
 
 def has_words(model: Any) -> bool:
