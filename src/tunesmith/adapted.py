@@ -63,6 +63,10 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     if head is not None:
         new = type(base_of(model)).__name__ not in (base_of(model).config.architectures or ())
         notes.append(f"head: {'a new one' if new else 'as stored'} for {shown(head.names)}")
+    if recipe.model.dropout is not None and given is not None:
+        raise RecipeError(
+            f"model.dropout: {recipe.model.dropout} would change the model that was given: set its config"
+        )
     if recipe.model.frozen_dtype is not None and given is not None:
         raise RecipeError(f"model.frozen_dtype: {recipe.model.frozen_dtype} would change the model that was given")
     if recipe.model.frozen_dtype is not None:
@@ -82,7 +86,7 @@ def _new_rows(recipe: Recipe, given: Any | None) -> list[int]:
     if given is not None:
         first = next(iter(recipe.model.added()))
         raise RecipeError(
-            f"model.new_tokens: {first!r} would change the model that was given: lengthen its embeddings, and leave it out"
+            f"model.new_tokens: {first!r} would change the model that was given: lengthen its embeddings yourself"
         )
     return list(new_tokens.ids(recipe.model, load_tokenizer(recipe.model)).values())
 

@@ -92,6 +92,11 @@ def _adapted(job: Job, until_the_end: contextlib.ExitStack) -> Adapted:
     """The adapted model, whose layers and attention are its own again at the end, whatever ends it."""
     adapted = adapt(job.resolved.recipe, job.device.type, job.given.model)
     until_the_end.callback(adapted.kernels.restore, adapted.model)
+    alpha = job.resolved.recipe.train.neftune_noise_alpha
+    if alpha is not None:
+        from tunesmith.engine import noise
+
+        until_the_end.callback(noise.add(adapted.model, alpha))
     return adapted
 
 

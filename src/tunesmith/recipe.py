@@ -41,6 +41,8 @@ class Model(Section):
     """What frozen linear layers, but the head, are held in: int8 on a CPU, float8 on CUDA. None: dtype."""
     from_scratch: bool = False
     """Start from random weights of the shape in config.json, not from the stored ones."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Every dropout of the model's own config, 0 for none. None: as the config has them. Adapters have their own."""
     new_tokens: dict[str, str] = {}
     """Tokens to add, a list, or each with a description: {"<call>": "a call of a tool"}. Its row of the embeddings
     begins as the mean of the rows of its description's tokens, or of all."""
@@ -100,6 +102,10 @@ class Train(Section):
     """Compute in bfloat16 (autocast) over float32 weights. None: on a device with bfloat16 arithmetic but a CPU."""
     fp16: bool = False
     """Compute in float16 (autocast) with loss scaling; needs float32 weights."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate, and end the run, with a moving average of the trained weights: at each step this much of it stays."""
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Noise on the embeddings in training: alpha / sqrt(tokens of the sequence * features) times uniform noise."""
     device: DeviceName = "auto"
     """Device to train on. auto: the first present of cuda, xpu, mps, cpu."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
@@ -260,6 +266,8 @@ class Recipe(Section):
         problem = refusal([self.objective, self.adapter, self.optimizer])
         if problem is not None:
             raise ValueError(problem)
+        if self.train.neftune_noise_alpha is not None and type(self.objective).encodes:
+            raise ValueError("train.neftune_noise_alpha: an encoder and a decoder share embeddings: leave it out")
         if self.train.release_gradients and not type(self.optimizer).in_backward:
             name = type(self.optimizer).__name__.lower()
             raise ValueError(f"train.release_gradients: {name} needs all gradients of a step together: leave it out")

@@ -1,6 +1,7 @@
 """Loading a model and its tokenizer; the only `from_pretrained` of weights in the package."""
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,8 +119,10 @@ def load_model(
     kind: Any = words if head is None else valued
     options: dict[str, Any] = {"attn_implementation": attention}
     with _explained(place), without_progress_bar(), contextlib.nullcontext() if head is None else _without_report():
-        if head is not None or model.from_scratch:
+        if head is not None or model.from_scratch or model.dropout is not None:
             options["config"] = config
+        if model.dropout is not None:
+            _put_dropout(model.dropout, config, place)
         if head is not None:
             _put(head, pad, options["config"])
         found: dict[str, Any] = {"missing_keys": ()}
@@ -136,6 +139,20 @@ def load_model(
 
         new_tokens.give_rows(loaded, model, load_tokenizer(model))
     return loaded.to(device)
+
+
+def _put_dropout(share: float, config: Any, place: str) -> None:
+    """Set every dropout that a model's config has. Raises ModelError where there is none to set."""
+    text = config.get_text_config()
+    found = [
+        name
+        for name, value in text.to_dict().items()
+        if re.search("dropout|pdrop", name) and type(value) in (int, float)
+    ]
+    if share and not found:
+        raise ModelError(f"model.dropout: {share} cannot be had, since the config of {place} has no dropout")
+    for name in found:
+        setattr(text, name, share)
 
 
 def _put(head: Head, pad: int | None, config: Any) -> None:

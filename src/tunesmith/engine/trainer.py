@@ -28,6 +28,7 @@ from tunesmith.data.batch import PackedRows, join
 from tunesmith.data.stream import StreamedRows, write_account
 from tunesmith.engine import checkpoint as checkpoints
 from tunesmith.engine import companions, joint, ranks
+from tunesmith.engine.averaged import Averaged
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
 from tunesmith.engine.joint import Share
@@ -103,7 +104,9 @@ class Trainer(transformers.Trainer):
             adapter.companion(trained, num_steps),
             self.recipe.optimizer.companion(self.optimizer, trained, num_steps),
         )
-        self.companions = tuple(one for one in found if one is not None)
+        decay = self.recipe.train.ema_decay
+        average = () if decay is None else (Averaged(trained, decay),)
+        self.companions = (*(one for one in found if one is not None), *average)
         if self.companions:
             self.add_callback(companions.Accompanied(self.companions))
         self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
@@ -208,7 +211,8 @@ class Trainer(transformers.Trainer):
         found |= self.recipe.objective.measures(ranks.counted(counts))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        with companions.settled(self.companions):  # questions are answered with the same weights
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
