@@ -150,6 +150,10 @@ class Objective(Component):
         """Metrics of the whole held-out set from the sums of its `LossSum.counts`; a list is a table for the record."""
         return {}
 
+    def reads(self) -> tuple[str, ...]:
+        """What `loss` reads besides logps, by its options: also "lead" and "normaliser" of words' logits."""
+        return type(self).needs
+
     def is_likelihood(self) -> bool:
         """Whether `likelihood` was said of this very loss, and not of one that it replaces."""
         says, sums = (

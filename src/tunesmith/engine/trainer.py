@@ -78,7 +78,7 @@ class Trainer(transformers.Trainer):
         self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
         self.reference = reference
         self.compares = recipe.objective.compares_samples()
-        self.likelihood = recipe.objective.is_likelihood()
+        self.likelihood, self.reads = recipe.objective.is_likelihood(), recipe.objective.reads()
         self.shares: list[Share] = []  # of the step in hand, where its loss compares samples
         self.sums: dict[str, list[float]] = {}  # since the last line of metrics: name to sum and count
         self.tokens = self.trained_tokens = self.in_hand_tokens = 0
@@ -152,7 +152,7 @@ class Trainer(transformers.Trainer):
         objective = self.recipe.objective
         self.in_hand_tokens = batch.input_ids.numel()
         with self.accelerator.autocast():
-            scores = self.scorer(model, batch, likelihood=self.likelihood, entropy="entropy" in objective.needs)
+            scores = self.scorer(model, batch, likelihood=self.likelihood, reads=self.reads)
             if share is None and self.reference is not None:
                 batch = self._referred(model, batch)
             summed = objective.loss(scores, batch) if share is None else share.loss(scores)
