@@ -229,5 +229,7 @@ def make_trainer(
             job.given.metrics or {},
             loaded.tokenizer,
         )
+    except RecipeError:
+        raise
     except (RuntimeError, ValueError, ImportError) as error:  # a tracker that is not installed, mostly
         raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error

@@ -106,6 +106,8 @@ class Train(Section):
     """Evaluate, and end the run, with a moving average of the trained weights: at each step this much of it stays."""
     neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
     """Noise on the embeddings in training: alpha / sqrt(tokens of the sequence * features) times uniform noise."""
+    router_aux_loss_coef: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the loss that has a mixture's experts share out the tokens evenly. None: it has no part in the loss."""
     device: DeviceName = "auto"
     """Device to train on. auto: the first present of cuda, xpu, mps, cpu."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42

@@ -35,6 +35,7 @@ from tunesmith.engine.joint import Share
 from tunesmith.engine.metrics import MetricsFile
 from tunesmith.engine.reference import Reference
 from tunesmith.engine.release import ReleasedGradients
+from tunesmith.engine.router import Routed, balanced
 from tunesmith.engine.scores import Scorer
 from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
@@ -75,7 +76,11 @@ class Trainer(transformers.Trainer):
         if taken:
             raise RecipeError(f"metrics: {', '.join(taken)} is a name of the run's own lines: choose another")
         self.companions: tuple[Companion, ...] = ()  # made with the optimizer
-        self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
+        self.recipe, self.metrics, self.tokenizer = recipe, metrics, tokenizer
+        self.scorer: Scorer | ValueScorer | Routed = scorer
+        self.router = recipe.train.router_aux_loss_coef
+        if self.router is not None:
+            self.scorer = Routed.of(scorer, model, self.router)
         self.reference = reference
         self.compares = recipe.objective.compares_samples()
         self.likelihood, self.reads = recipe.objective.is_likelihood(), recipe.objective.reads()
@@ -158,6 +163,8 @@ class Trainer(transformers.Trainer):
             summed = objective.loss(scores, batch) if share is None else share.loss(scores)
         if batch.blank:
             return LossSum(summed.total), {"loss": (0.0, 0.0)}, scores
+        if self.router is not None:
+            summed = balanced(summed, scores, objective.count(batch), self.router)
         pairs: Pairs = {"loss": (summed.total, objective.count(batch)), **summed.metrics}
         pairs |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
         tensors = {name: map(torch.as_tensor, pair) for name, pair in pairs.items()}
