@@ -158,7 +158,8 @@ def test_every_problem_has_its_line():
         "data.train.0.path: is required and missing",
         "data.train.0.pth: no such option. Did you mean 'path'?",
         "adapter.r: must be greater than 0 (it was 0)",
-        "adapter.rank: no such option. Known: lora_alpha, lora_dropout, modules_to_save, r, target_modules, trainable_token_indices.",
+        "adapter.rank: no such option. Known: lora_alpha, lora_dropout, modules_to_save, r, target_modules, "
+        "trainable_token_indices.",
         "train.max_steps: must be greater than 0 (it was 0)",
     ]
 
