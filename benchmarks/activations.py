@@ -45,7 +45,7 @@ def measured(choice: bool | int | str, arguments: Any) -> tuple[float, int, floa
     from tunesmith.adapters.lora import LoRA
     from tunesmith.engine import kernels, memory
     from tunesmith.engine.activations import checkpoint_activations
-    from tunesmith.recipe import Train
+    from tunesmith.recipe_train import Train
 
     torch.manual_seed(0)
     config = transformers.Qwen2Config(**SHAPE, num_hidden_layers=arguments.layers)

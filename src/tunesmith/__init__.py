@@ -4,8 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunesmith.recipe import Eval, Model, Recipe, Train
+    from tunesmith.recipe import Eval, Model, Recipe
     from tunesmith.recipe_data import Data, Source
+    from tunesmith.recipe_train import Train
     from tunesmith.run import Run, resume, train
 
 __version__ = "0.1.0"

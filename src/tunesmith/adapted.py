@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.component import name_of
 from tunesmith.data import registry
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Model, Recipe
 from tunesmith.types import Head
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     from tunesmith.engine.activations import checkpoint_activations
     from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer, with_padding
 
+    if given is not None:
+        _refuse_changes(recipe.model)
     head = head_of(recipe)
     pad = None if head is None else with_padding(load_tokenizer(recipe.model)).pad_token_id
     transformers.set_seed(recipe.train.seed)
@@ -61,26 +63,20 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     fingerprint = record.model_fingerprint(model) if given is None else None
     if type(recipe.objective).encodes:
         encoder_decoder.begin_answers(model, recipe.objective)
-    model = recipe.adapter.apply(model)
+    rows = _new_rows(recipe)
+    model = (recipe.adapter.training_rows(rows) if rows else recipe.adapter).apply(model)
     recipe.optimizer.build(
         model, recipe.adapter.factors(model)
     )  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     ops, notes = kernels.elementwise(model, recipe.train.compile)
     notes.extend(recipe.adapter.notes(model))
+    notes += _said_of_rows(recipe, model, rows)
     if head is not None:
         new = type(base_of(model)).__name__ not in (base_of(model).config.architectures or ())
         notes.append(f"head: {'a new one' if new else 'as stored'} for {shown(head.names)}")
     if recipe.model.rope_scaling.rope_type is not None:
-        if given is not None:
-            kind = recipe.model.rope_scaling.rope_type
-            raise RecipeError(
-                f"model.rope_scaling: {kind} would change the model that was given: write it into its config before "
-                "it is built"
-            )
         notes += rope.said(base_of(model).config)
-    if recipe.model.frozen_dtype is not None and given is not None:
-        raise RecipeError(f"model.frozen_dtype: {recipe.model.frozen_dtype} would change the model that was given")
     if recipe.model.frozen_dtype is not None:
         notes.append(frozen.hold(model, recipe.model.frozen_dtype, ops))
     notes += quantised.said(base_of(model))
@@ -90,6 +86,42 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     if recipe.train.shifted_sparse_attention is not None:
         notes.append(shifted_attention.use(model, chosen.scorer.packed, recipe.train.shifted_sparse_attention))
     return Adapted(model, chosen, fingerprint, tuple(notes))
+
+
+def _refuse_changes(said: Model) -> None:
+    """Raise RecipeError for an option that would change a model that a script brought."""
+    how = {
+        "frozen_dtype": (said.frozen_dtype, "leave it out"),
+        "dropout": (said.dropout, "set its config"),
+        "rope_scaling": (said.rope_scaling.rope_type, "write it into its config before it is built"),
+        "new_tokens": (next(iter(said.added()), None), "lengthen its embeddings yourself"),
+    }
+    for option, (value, instead) in how.items():
+        if value is not None:
+            raise RecipeError(f"model.{option}: {value} would change the model that was given: {instead}")
+
+
+def _new_rows(recipe: Recipe) -> list[int]:
+    """The numbers of the recipe's new tokens."""
+    from tunesmith.engine import new_tokens
+    from tunesmith.engine.model import load_tokenizer
+
+    if not recipe.model.added():
+        return []
+    return list(new_tokens.ids(recipe.model, load_tokenizer(recipe.model)).values())
+
+
+def _said_of_rows(recipe: Recipe, model: Any, rows: Sequence[int]) -> list[str]:
+    """What has to be said of new tokens."""
+    from tunesmith.engine.model import base_of, is_adapted
+
+    if not rows:
+        return []
+    weight = None if is_adapted(model) else base_of(model).get_input_embeddings().weight
+    frozen = weight is not None and not weight.requires_grad
+    how = "stay as they begin, since the embeddings are frozen" if frozen else "are trained"
+    alone = " beside the updates" if is_adapted(model) else ""
+    return [f"new tokens: {shown(list(recipe.model.added()))}: their rows of the embeddings {how}{alone}"]
 
 
 def head_of(recipe: Recipe) -> Head | None:

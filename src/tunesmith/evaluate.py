@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from tunesmith import atomic
 from tunesmith.component import Section, names
 from tunesmith.errors import RecipeError, RunError, near
-from tunesmith.recipe import DeviceName, Dtype
+from tunesmith.recipe import Dtype
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.recipe_text import read_words
+from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Task, TaskResult
 
 if TYPE_CHECKING:

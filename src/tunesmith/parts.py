@@ -92,6 +92,11 @@ def _adapted(job: Job, until_the_end: contextlib.ExitStack) -> Adapted:
     """The adapted model, whose layers and attention are its own again at the end, whatever ends it."""
     adapted = adapt(job.resolved.recipe, job.device.type, job.given.model)
     until_the_end.callback(adapted.kernels.restore, adapted.model)
+    alpha = job.resolved.recipe.train.neftune_noise_alpha
+    if alpha is not None:
+        from tunesmith.engine import noise
+
+        until_the_end.callback(noise.add(adapted.model, alpha))
     return adapted
 
 
@@ -129,6 +134,11 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     for option, value in job.resolved.derived.items():
         say(f"derived: {option} = {value}")
     look_for_trackers(recipe.train.report_to)
+    if job.given.tokenizer is not None and recipe.model.added():
+        first = next(iter(recipe.model.added()))
+        raise RecipeError(
+            f"model.new_tokens: a script brought the tokenizer: add {first!r} to it, and leave it out here"
+        )
     tokenizer = job.given.tokenizer or load_tokenizer(recipe.model)
     tokenizer = sides.prepared(recipe.data.template, recipe.objective, tokenizer)
     tokenizer = tokenizer if head is None else with_padding(tokenizer)
@@ -242,5 +252,7 @@ def make_trainer(
             job.given.metrics or {},
             loaded.tokenizer,
         )
+    except RecipeError:
+        raise
     except (RuntimeError, ValueError, ImportError) as error:  # a tracker that is not installed, mostly
         raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error

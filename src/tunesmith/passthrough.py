@@ -35,6 +35,8 @@ OWNED = {
     "gradient_checkpointing_kwargs": "train.activation_checkpointing or train.activation_offload",
     "bf16": "train.bf16",
     "fp16": "train.fp16",
+    "label_smoothing_factor": "objective.label_smoothing",
+    "neftune_noise_alpha": "train.neftune_noise_alpha",
     "use_cpu": "train.device",
     "seed": "train.seed",
     "data_seed": "data.seed",
@@ -87,14 +89,10 @@ _WHY_REFUSED = {
         "include_num_input_tokens_seen", "skip_memory_metrics",
     ),
     "a loss that is not finite stops the run": ("logging_nan_inf_filter", "debug"),
-    "the objective owns the loss": ("label_smoothing_factor",),
     "the loss is divided by the units of all ranks": ("average_tokens_across_devices",),
     "a run is one process as yet": (
         "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph",
         "ddp_timeout", "log_level_replica", "log_on_each_node", "local_rank",
-    ),
-    "its noise shrinks with the length of a packed row, so that packing would change the training": (
-        "neftune_noise_alpha",
     ),
     "log-probabilities come from tunesmith's own kernel": ("use_liger_kernel", "liger_kernel_config"),
     "training has no use for a cache": ("use_cache",),

@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, field_validator
 
 from tunesmith.component import Component, name_of
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, RecipeError
 from tunesmith.types import Batch, Divergence, Head, Label, LossSum, Message, Sample, Scores
 
 if TYPE_CHECKING:
@@ -157,6 +157,10 @@ class Objective(Component):
         """Metrics of the whole held-out set from the sums of its `LossSum.counts`; a list is a table for the record."""
         return {}
 
+    def reads(self) -> tuple[str, ...]:
+        """What `loss` reads besides logps, by its options: also "lead" and "normaliser" of words' logits."""
+        return type(self).needs
+
     def is_likelihood(self) -> bool:
         """Whether `likelihood` was said of this very loss, and not of one that it replaces."""
         says, sums = (
@@ -217,6 +221,15 @@ class Adapter(Component):
     def begins_elsewhere(self) -> bool:
         """Whether training starts from other answers than those of the model without the adapter."""
         return False
+
+    def training_rows(self, rows: Sequence[int]) -> "Adapter":
+        """The adapter that also trains these rows of the embeddings, those of new tokens; itself where it trains them.
+
+        Raises RecipeError when it cannot.
+        """
+        if type(self).beside:
+            raise RecipeError(f"model.new_tokens: the adapter {name_of(self)} trains no embeddings: use lora or full")
+        return self
 
     def factors(self, model: Any) -> Mapping[str, float]:
         """What the learning rate of some trained parameters is multiplied by, by their names in the adapted model."""

@@ -159,7 +159,9 @@ class Scores:
     words that could stand there, and `values[s]` what a head of its own says of sequence s, or `values[n]` of the n-th
     asked token (`Head.tokens`), where an objective asks for it (`Objective.needs`). `divergence[t]` is how far the
     words that could stand there are from a teacher's, where an objective has one (`Objective.teaching`). `extra` holds
-    the model's own auxiliary sums (a router's balance loss), by name.
+    the model's own auxiliary sums (a router's balance loss), by name. `lead[t]` is how far the target's logit is above
+    the mean of all words', and `normaliser[t]` the log of softmax's sum, where an objective reads them
+    (`Objective.reads`).
     """
 
     logps: "torch.Tensor"  # [1, T] float32
@@ -167,6 +169,8 @@ class Scores:
     values: "torch.Tensor | None" = None  # [S, labels] or [N, labels] float32
     extra: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
     divergence: "torch.Tensor | None" = None  # [1, T] float32
+    lead: "torch.Tensor | None" = None  # [1, T] float32
+    normaliser: "torch.Tensor | None" = None  # [1, T] float32
 
 
 @dataclass(frozen=True, slots=True)

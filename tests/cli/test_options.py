@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tunesmith.cli.main import main
-from tunesmith.recipe import Train
+from tunesmith.recipe_train import Train
 
 
 def printed(capsys, *words):

@@ -6,8 +6,9 @@ import pytest
 
 from house import docs
 from tunesmith.component import all_of
-from tunesmith.recipe import Eval, Model, Train
+from tunesmith.recipe import Eval, Model
 from tunesmith.recipe_data import Data, Source
+from tunesmith.recipe_train import Train
 from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Quantization, Template
 
 ROOT = Path(__file__).parents[2]

@@ -104,7 +104,7 @@ def test_entropy_and_a_known_loss_change_no_log_probability():
     batch = batch_of(samples(model))
     plain = scorer(model, batch).logps
     for fused in (True, False):
-        found = replace(scorer, fused=fused)(model, batch, entropy=True)
+        found = replace(scorer, fused=fused)(model, batch, reads=("entropy",))
         torch.testing.assert_close(found.logps, plain, rtol=1e-5, atol=2e-5)
         assert (found.entropy[batch.weight != 0] > 0).all() and not found.entropy[batch.weight == 0].any()
     torch.testing.assert_close(scorer(model, batch, likelihood=True).logps, plain, rtol=1e-5, atol=2e-5)

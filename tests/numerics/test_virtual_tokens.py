@@ -19,7 +19,7 @@ from tunesmith.engine.elementwise import PLAIN
 from tunesmith.engine.flops import Cost
 from tunesmith.engine.virtual_tokens import behind
 from tunesmith.generate.engine import continue_ids, logits_of
-from tunesmith.recipe import Train
+from tunesmith.recipe_train import Train
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 ADAPTERS = {

@@ -35,7 +35,11 @@ PAGES = {page.name: page for page in [ROOT / "README.md", *sorted((ROOT / "docs"
 BLOCK = re.compile(r"(?:<!-- test: ([^\n]+?) -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"  # the one that the pages name
 SMALLEST = {"model": MODEL, "data": {"train": "answers.jsonl", "eval": 0.1}}  # what a recipe of some sections lacks
-RUN = {"first-run.md": "runs/quickstart", "after-training.md": "runs/first"}  # made before the page begins
+RUN = {  # made before the page begins
+    "first-run.md": "runs/quickstart",
+    "after-training.md": "runs/first",
+    "tricks.md": "runs/first",
+}
 
 
 def blocks(*kinds):

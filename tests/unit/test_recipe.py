@@ -57,8 +57,8 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
             "train.dataloader_num_workers: .* Did you mean 'train.transformers.dataloader_num_workers'.",
         ),
         (
-            {"train": {"neftune_noise_alpha": 5}},
-            "train.neftune_noise_alpha: no such option. It cannot be set: its noise shrinks .*",
+            {"train": {"ignore_data_skip": True}},
+            "train.ignore_data_skip: no such option. It cannot be set: a resumed run sees .*",
         ),
         (
             {"train": {"learning-rate": 1}},
@@ -77,7 +77,7 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
             {"data": data(train=[{"path": "x", "format": {"only": "good"}}])},
             r"data.train.0.format.only: no such option. .*: say data.train.0.format.type=labelled or pairs or ranked",
         ),
-        ({"objective": {"type": "sft", "zeta": 1}}, "objective.zeta: no such option. SFT has no options"),
+        ({"objective": {"type": "dft", "zeta": 1}}, "objective.zeta: no such option. DFT has no options"),
         # bad values: the bound and the value
         ({"train": {"max_steps": 0}}, r"train.max_steps: must be greater than 0 \(it was 0\)"),
         (

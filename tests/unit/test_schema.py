@@ -13,9 +13,10 @@ from tunesmith.component import Section, all_of
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate import Evaluation
 from tunesmith.formats._tags import Tags
-from tunesmith.recipe import Eval, Model, Recipe, Reference, Teacher, Train
+from tunesmith.recipe import Eval, Model, Recipe, Reference, Teacher
 from tunesmith.recipe_data import Data, Loss, Source
 from tunesmith.recipe_rope import RopeScaling
+from tunesmith.recipe_train import Train
 from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Quantization, Task, Template
 from tunesmith.synthesis.options import Synthesis
 

@@ -1,6 +1,6 @@
 """Low-rank updates beside frozen weights (arXiv 2106.09685), by peft."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -51,7 +51,8 @@ class LoRA(Continued):
     """Parameters to adapt that are no linear layers, by the ends of their names. None: the fused experts of a mixture,
     where target_modules is all-linear."""
     trainable_token_indices: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Ids of tokens whose embeddings are trained, and saved alone: new ones, mostly."""
+    """Tokens whose rows of embeddings and head are trained, and saved, by themselves; those of model.new_tokens are
+    anyway."""
     lora_bias: bool = False
     """Train a bias beside each update; for layers that have one."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
@@ -68,8 +69,8 @@ class LoRA(Continued):
         """The options of peft's LoraConfig."""
         own = {"target_modules", "modules_to_save", "start_from", "loraplus_lr_ratio"}
         said = {name: getattr(self, name) for name in type(self).model_fields.keys() - own}
-        listed = ("exclude_modules", "layers_to_transform", "trainable_token_indices")
-        said |= {name: _listed(said[name]) for name in listed}
+        said |= {name: _listed(said[name]) for name in ("exclude_modules", "layers_to_transform")}
+        said["trainable_token_indices"] = self._rows(model)
         said["target_parameters"] = [*(self.target_parameters or self._experts(model))]
         if model.config.tie_word_embeddings and "embed_tokens" in self.modules_to_save:
             said["ensure_weight_tying"] = True
@@ -77,6 +78,10 @@ class LoRA(Continued):
             # by names: peft chooses among them alone by number, and of some mixtures takes the router too for all
             said["target_modules"] = _linear_names(model)
         return said
+
+    def training_rows(self, rows: Sequence[int]) -> "LoRA":
+        """The adapter that also trains these rows of the embeddings, and of the head."""
+        return self.model_copy(update={"trainable_token_indices": (*self.trainable_token_indices, *rows)})
 
     def apply(self, model: Any) -> Any:
         """The model wrapped by peft. Raises RecipeError and ModelError."""
@@ -120,6 +125,15 @@ class LoRA(Continued):
         special = self.lora_dropout or self.use_dora or self.lora_bias or self.layers_to_transform
         begun = str(self.init_lora_weights).startswith(("pissa", "olora", "orthogonal"))
         return _fused(model) if self._is_open() and not special and not begun else ()
+
+    def _rows(self, model: Any) -> dict[str, list[int]] | None:
+        """The trained rows by the names of the embeddings and of the head, but of those that are trained whole."""
+        from tunesmith.engine import new_tokens
+
+        if not self.trainable_token_indices:
+            return None
+        found = new_tokens.places(model, self.trainable_token_indices)
+        return {n: rows for n, rows in found.items() if n.rpartition(".")[2] not in self.modules_to_save} or None
 
 
 def _listed(value: Any) -> Any:

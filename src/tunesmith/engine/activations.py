@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from tunesmith.engine.model import base_of
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Train
+from tunesmith.recipe_train import Train
 
 LOW_RANK = 8  # times which the inner size of a product is below the size of its output
 

@@ -12,7 +12,8 @@ from tunesmith.engine import ranks
 from tunesmith.engine.compat import one_device
 from tunesmith.engine.device import COUNTED
 from tunesmith.errors import RecipeError, near
-from tunesmith.recipe import OF_SCHEDULES, Recipe, Train
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_train import OF_SCHEDULES, Train
 
 
 def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> transformers.TrainingArguments:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode  # do
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["DispatchMode", "attention_of", "one_device", "peft_warnings"]
+__all__ = ["DispatchMode", "attention_of", "one_device", "peft_warnings", "routers_of"]
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -45,6 +45,19 @@ def peft_warnings() -> Iterator[None]:
 def attention_of(model: Any) -> str:
     """The name of the attention implementation that a model runs; transformers 5 has a setter and no getter."""
     return str(model.config._attn_implementation)
+
+
+def routers_of(model: torch.nn.Module) -> tuple[tuple[torch.nn.Module, ...], int]:
+    """The modules that choose a mixture's experts, and the place of their logits in what they give.
+
+    transformers 5 says them in a private table of what a forward pass may record, which it is asked for by
+    `output_router_logits`; that makes all logits of the head too.
+    """
+    tables = [getattr(one, "_can_record_outputs", None) or {} for one in model.modules()]
+    said = next((table["router_logits"] for table in tables if "router_logits" in table), None)
+    kind = getattr(said, "target_class", said)
+    found = tuple(one for one in model.modules() if kind is not None and isinstance(one, kind))
+    return found, getattr(said, "index", 0)
 
 
 def one_device(args: "TrainingArguments") -> None:

@@ -22,7 +22,7 @@ from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import PLAIN, Elementwise
 from tunesmith.engine.kernels import FAILURES, OTHER, TOLERANCE, Kernels
 from tunesmith.engine.layers import Fused, fuse
-from tunesmith.engine.model import base_of, load_config, load_tokenizer
+from tunesmith.engine.model import base_of, load_config, load_tokenizer, num_rows
 from tunesmith.engine.scores import Scorer, head_input
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.recipe import Recipe
@@ -172,7 +172,7 @@ def _probe(model: Any) -> Batch:
     """A row of random samples, of whose answers every token is asked but the first."""
     device = next(model.parameters()).device
     lengths = [length for pair in PROBE for length in pair]
-    words = len(base_of(model).get_input_embeddings().weight)
+    words = num_rows(model)
     ids = torch.randint(0, words, (1, sum(lengths)), generator=torch.Generator().manual_seed(0))
     return batch_of([part.tolist() for part in ids[0].split(lengths)], device)
 

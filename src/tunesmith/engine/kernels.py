@@ -13,7 +13,7 @@ from tunesmith.engine.compat import attention_of
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import COMPILED_FROM, PLAIN, Elementwise, compiled, compiler
 from tunesmith.engine.layers import Fused, fuse
-from tunesmith.engine.model import base_of, has_words, says_tokens
+from tunesmith.engine.model import base_of, has_words, num_rows, says_tokens
 from tunesmith.engine.scores import Scorer, asked_of
 from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import ModelError, RecipeError
@@ -257,7 +257,7 @@ def _said(error: Exception) -> str:
 def _probe_batch(model: Any) -> Batch:
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, len(model.get_input_embeddings().weight), (1, sum(LENGTHS)), generator=generator)
+    ids = torch.randint(0, num_rows(model), (1, sum(LENGTHS)), generator=generator)
     return _batch(ids.to(device), LENGTHS)
 
 

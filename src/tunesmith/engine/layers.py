@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from peft.tuners import lora
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import ACTIVATIONS, Elementwise
@@ -142,15 +142,31 @@ def plain_linear(module: Any) -> torch.nn.Linear | None:
     if isinstance(module, ModulesToSaveWrapper):
         own = not module.disable_adapters and bool(module.active_adapters)
         return plain_linear(module.modules_to_save[module.active_adapters[0]] if own else module.original_module)
-    return None
+    return plain_linear(module.original_module) if isinstance(module, TrainableTokensWrapper) else None
 
 
 def update_of(module: Any) -> Layer | None:
     """The low-rank update of a module that `plain_linear` knows, where it has one that is on."""
+    if isinstance(module, TrainableTokensWrapper):
+        return _rows_of(module.token_adapter)
     if not isinstance(module, lora.Linear) or module.disable_adapters or module.merged:
         return None
     assert len(module.active_adapters) <= 1, "a model is scored with one adapter"
     return None if _active(module) is None else layer_of(module)
+
+
+def _rows_of(adapter: Any) -> Layer | None:
+    """Rows of a head that are trained beside it, as a low-rank update: what is added to each, at its place."""
+    if adapter.disable_adapters or adapter.merged or not adapter.active_adapters:
+        return None
+    assert len(adapter.active_adapters) == 1, "a model is scored with one adapter"
+    (name,) = adapter.active_adapters
+    weight = adapter.get_base_layer().weight
+    rows = torch.tensor(adapter.token_indices[name], device=weight.device)
+    at = torch.zeros(len(weight), len(rows), device=weight.device, dtype=weight.dtype)  # [V, rows]
+    at[rows, torch.arange(len(rows), device=weight.device)] = 1
+    trained = adapter.trainable_tokens_delta[name]
+    return Layer(Dense(weight, None), trained - weight[rows].detach().to(trained.dtype), at, 1.0, 0.0)
 
 
 def _has_plain_update(module: Any) -> bool:

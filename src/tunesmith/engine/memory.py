@@ -19,7 +19,7 @@ from tunesmith.component import name_of
 from tunesmith.data.batch import join
 from tunesmith.engine.compat import DispatchMode
 from tunesmith.engine.device import COUNTED, free_memory_bytes, held_memory_bytes
-from tunesmith.engine.model import base_of
+from tunesmith.engine.model import base_of, num_rows
 from tunesmith.engine.scores import Scorer
 from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
@@ -181,7 +181,7 @@ def _summed(scores: Scores) -> torch.Tensor:
 def random_batch(model: Any, longest: int, tokens: int) -> Batch:
     """A packed row of random tokens in sequences as long as samples can be, every one asked that has a next."""
     lengths = [min(longest, tokens - start) for start in range(0, tokens, longest)]
-    ids = np.random.default_rng(0).integers(0, len(base_of(model).get_input_embeddings().weight), tokens)
+    ids = np.random.default_rng(0).integers(0, num_rows(model), tokens)
     weight = np.ones(tokens, np.float32)
     weight[np.cumsum(lengths) - 1] = 0
     row: dict[str, np.ndarray] = {

@@ -1,6 +1,7 @@
 """Loading a model and its tokenizer; the only `from_pretrained` of weights in the package."""
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,10 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
         raise ModelError(f"the tokenizer of {place} has no eos_token: set one in its tokenizer_config.json")
     if tokenizer.eos_token_id is None:  # an encoder's: its texts end with what separates them
         tokenizer.eos_token = tokenizer.sep_token
+    if model.added():
+        from tunesmith.engine import new_tokens
+
+        return new_tokens.add(model, tokenizer)
     return tokenizer
 
 
@@ -160,17 +165,25 @@ def load_model(
     scaled = model.rope_scaling.rope_type is not None or positions is not None
     quantisation = _quantisation(model, config, device, held)
     with _explained(place), without_progress_bar(), contextlib.nullcontext() if head is None else _without_report():
-        if head is not None or model.from_scratch or scaled:
+        if head is not None or model.from_scratch or scaled or model.dropout is not None:
             options["config"] = config
+        if model.dropout is not None:
+            _put_dropout(model.dropout, config, place)
         if head is not None:
             _put(head, pad, config)
+        found: dict[str, Any] = {"missing_keys": ()}
         if model.from_scratch:
-            return kind.from_config(dtype=torch.float32 if dtype == "auto" else dtype, **options).to(device)
-        name, named = _named(place, model.revision)
-        options |= named | quantisation
-        loaded, found = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
+            loaded = kind.from_config(dtype=torch.float32 if dtype == "auto" else dtype, **options)
+        else:
+            name, named = _named(place, model.revision)
+            options |= named | quantisation
+            loaded, found = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     if head is not None:
         _refuse_missing(loaded, found["missing_keys"], place)
+    if model.added():
+        from tunesmith.engine import new_tokens
+
+        new_tokens.give_rows(loaded, model, load_tokenizer(model))
     if place.endswith(GGUF):
         loaded.name_or_path = loaded.config.name_or_path = place  # an adapter names its base by it
     if quantised.held_in(loaded) is None:
@@ -208,6 +221,20 @@ def widened_model(model: Any, place: str) -> Any:
         return quantised.widen(model, place)
 
 
+def _put_dropout(share: float, config: Any, place: str) -> None:
+    """Set every dropout that a model's config has. Raises ModelError where there is none to set."""
+    text = config.get_text_config()
+    found = [
+        name
+        for name, value in text.to_dict().items()
+        if re.search("dropout|pdrop", name) and type(value) in (int, float)
+    ]
+    if share and not found:
+        raise ModelError(f"model.dropout: {share} cannot be had, since the config of {place} has no dropout")
+    for name in found:
+        setattr(text, name, share)
+
+
 def _put(head: Head, pad: int | None, config: Any) -> None:
     """Make a model's config one with a head. Raises ModelError."""
     if config.is_encoder_decoder:
@@ -228,6 +255,12 @@ def _refuse_missing(model: Any, missing: Iterable[str], place: str) -> None:
     lacking = sorted(name for name in missing if not name.startswith(heads))
     if lacking:
         raise ModelError(f"{place} cannot be trained with a new head: it lacks weights of the model, as {lacking[0]}")
+
+
+def num_rows(model: Any) -> int:
+    """How many tokens a model has embeddings for."""
+    embedding: Any = base_of(model).get_input_embeddings()
+    return int(getattr(embedding, "original_module", embedding).num_embeddings)  # peft may have wrapped it
 
 
 def has_words(model: Any) -> bool:

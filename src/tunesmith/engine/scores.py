@@ -7,6 +7,7 @@ Letters: T tokens, N asked tokens, D hidden size, V vocabulary.
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import PLAIN, Elementwise
 from tunesmith.engine.head import Means, Pairs, Shaping, log_probabilities
 from tunesmith.engine.layers import plain_linear, update_of
+from tunesmith.engine.logits import own_and_mean
 from tunesmith.engine.model import base_of
 from tunesmith.types import Batch, Scores
 
@@ -48,11 +50,15 @@ class Scorer:
         means = Means(Shaping.of(base.config), ops)
         return cls(head, means, fused and plain_linear(head) is not None, selects, packed, ops)
 
-    def __call__(self, model: torch.nn.Module, batch: Batch, likelihood: bool = False, entropy: bool = False) -> Scores:
+    def __call__(
+        self, model: torch.nn.Module, batch: Batch, likelihood: bool = False, reads: Sequence[str] = ()
+    ) -> Scores:
         """The log-probability of each asked target under `model`, which may be wrapped for distribution.
 
-        `likelihood` says that the loss is -sum(weight * logps), which a trained head is quicker with.
+        `likelihood` says that the loss is -sum(weight * logps), and what has no log-probabilities in it, which a
+        trained head is quicker with. `reads` are those of `Objective.reads`.
         """
+        entropy, of_logits = "entropy" in reads, "lead" in reads or "normaliser" in reads
         asked = batch.weight[0].nonzero()[:, 0] if batch.asked is None else batch.asked  # [N]
         target = batch.target[0, asked]
         told = None if self.teacher is None else self.teacher.told(batch)  # first: a student's pass holds more
@@ -68,12 +74,19 @@ class Scorer:
                         pairs = [(x.detach(), weight.detach()) for x, weight in pairs]
                         bias = None if bias is None else bias.detach()
                 logps, entropies = log_probabilities(pairs, bias, target, self.means, known, entropy)
+                if of_logits:
+                    own, mean = own_and_mean(pairs, bias, target, self.means)
         else:
             logits = found.float()  # [N, V]
             logps = logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)
             entropies = torch.special.entr(logits.softmax(-1)).sum(-1) if entropy else None
+            if of_logits:
+                own, mean = logits.gather(-1, target[:, None])[:, 0], logits.mean(-1)
         places = (torch.zeros_like(asked), asked)
         made = {"logps": logps, "entropy": entropies, "divergence": divergences}
+        if of_logits:
+            made |= {"lead": own - mean if "lead" in reads else None}
+            made |= {"normaliser": own - logps if "normaliser" in reads else None}
         placed: dict[str, Any] = {
             name: torch.zeros_like(batch.weight).index_put(places, one) for name, one in made.items() if one is not None
         }

@@ -28,12 +28,14 @@ from tunesmith.data.batch import PackedRows, join
 from tunesmith.data.stream import StreamedRows, write_account
 from tunesmith.engine import checkpoint as checkpoints
 from tunesmith.engine import companions, joint, ranks
+from tunesmith.engine.averaged import Averaged
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
 from tunesmith.engine.joint import Share
 from tunesmith.engine.metrics import MetricsFile
 from tunesmith.engine.reference import Reference
 from tunesmith.engine.release import ReleasedGradients
+from tunesmith.engine.router import Routed, balanced
 from tunesmith.engine.scores import Scorer
 from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
@@ -74,10 +76,14 @@ class Trainer(transformers.Trainer):
         if taken:
             raise RecipeError(f"metrics: {', '.join(taken)} is a name of the run's own lines: choose another")
         self.companions: tuple[Companion, ...] = ()  # made with the optimizer
-        self.recipe, self.scorer, self.metrics, self.tokenizer = recipe, scorer, metrics, tokenizer
+        self.recipe, self.metrics, self.tokenizer = recipe, metrics, tokenizer
+        self.scorer: Scorer | ValueScorer | Routed = scorer
+        self.router = recipe.train.router_aux_loss_coef
+        if self.router is not None:
+            self.scorer = Routed.of(scorer, model, self.router)
         self.reference = reference
         self.compares = recipe.objective.compares_samples()
-        self.likelihood = recipe.objective.is_likelihood()
+        self.likelihood, self.reads = recipe.objective.is_likelihood(), recipe.objective.reads()
         self.shares: list[Share] = []  # of the step in hand, where its loss compares samples
         self.sums: dict[str, list[float]] = {}  # since the last line of metrics: name to sum and count
         self.tokens = self.trained_tokens = self.in_hand_tokens = 0
@@ -104,7 +110,9 @@ class Trainer(transformers.Trainer):
             adapter.companion(trained, num_steps),
             self.recipe.optimizer.companion(self.optimizer, trained, num_steps),
         )
-        self.companions = tuple(one for one in found if one is not None)
+        decay = self.recipe.train.ema_decay
+        average = () if decay is None else (Averaged(trained, decay),)
+        self.companions = (*(one for one in found if one is not None), *average)
         if self.companions:
             self.add_callback(companions.Accompanied(self.companions))
         return self.optimizer
@@ -149,12 +157,14 @@ class Trainer(transformers.Trainer):
         objective = self.recipe.objective
         self.in_hand_tokens = batch.input_ids.numel()
         with self.accelerator.autocast():
-            scores = self.scorer(model, batch, likelihood=self.likelihood, entropy="entropy" in objective.needs)
+            scores = self.scorer(model, batch, likelihood=self.likelihood, reads=self.reads)
             if share is None and self.reference is not None:
                 batch = self._referred(model, batch)
             summed = objective.loss(scores, batch) if share is None else share.loss(scores)
         if batch.blank:
             return LossSum(summed.total), {"loss": (0.0, 0.0)}, scores
+        if self.router is not None:
+            summed = balanced(summed, scores, objective.count(batch), self.router)
         pairs: Pairs = {"loss": (summed.total, objective.count(batch)), **summed.metrics}
         pairs |= {name: metric(scores, batch) for name, metric in self.metrics.items()}
         tensors = {name: map(torch.as_tensor, pair) for name, pair in pairs.items()}
@@ -208,7 +218,8 @@ class Trainer(transformers.Trainer):
         found |= self.recipe.objective.measures(ranks.counted(counts))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        with companions.settled(self.companions):  # questions are answered with the same weights
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

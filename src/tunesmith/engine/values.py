@@ -43,7 +43,9 @@ class ValueScorer:
         pad = getattr(base.config.get_text_config(), "pad_token_id", None)
         return cls(base.get_submodule(heads_of(model)[-1]), pad, packed, says_tokens(model), ops)
 
-    def __call__(self, model: torch.nn.Module, batch: Batch, likelihood: bool = False, entropy: bool = False) -> Scores:
+    def __call__(
+        self, model: torch.nn.Module, batch: Batch, likelihood: bool = False, reads: Sequence[str] = ()
+    ) -> Scores:
         """The values of each sequence, or asked token, under `model`, which may be wrapped for distribution.
 
         No word is scored.

@@ -18,8 +18,9 @@ from tunesmith.engine import checkpoint
 from tunesmith.errors import RunError
 from tunesmith.generate.engine import Generator, continue_ids, logits_of
 from tunesmith.generate.load import ADAPTER, RECIPE, has_weights, is_adapter, load, locate
-from tunesmith.recipe import DeviceName, Dtype
+from tunesmith.recipe import Dtype
 from tunesmith.recipe_text import parse
+from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Report
 
 TOKENS = 32  # greedy tokens compared on each prompt

@@ -12,7 +12,8 @@ from tunesmith.engine.values import filled
 from tunesmith.errors import RunError
 from tunesmith.exports._check import TOLERANCE
 from tunesmith.generate.load import load
-from tunesmith.recipe import DeviceName, Dtype
+from tunesmith.recipe import Dtype
+from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Report
 
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from tunesmith.errors import RunError
-from tunesmith.recipe import DeviceName
+from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Export, Report
 
 FILES = (

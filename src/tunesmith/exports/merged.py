@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from tunesmith.errors import RunError
-from tunesmith.recipe import DeviceName, Dtype
+from tunesmith.recipe import Dtype
+from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Export, Report
 
 if TYPE_CHECKING:

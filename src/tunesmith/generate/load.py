@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.engine import checkpoint, quantised, rope, stacked
+from tunesmith.engine import checkpoint, new_tokens, quantised, rope, stacked
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path, widened_model
 from tunesmith.errors import ModelError, RunError, near
@@ -135,6 +135,13 @@ def base_of(adapter: str) -> Model:
     return Model(path=name, revision=config.get("revision"))
 
 
+def _trained_rows(adapter: Path) -> list[int]:
+    """The rows of the embeddings that an adapter brings, some of which its base model may lack."""
+    config = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))
+    found = config.get("trainable_token_indices") or []
+    return [row for rows in found.values() for row in rows] if isinstance(found, dict) else found
+
+
 def _adapted(folder: Path, base: Model, device: str, head: Head | None, widened: bool) -> Any:
     """An adapter folder's base model with the adapter beside its weights."""
     from transformers import AutoConfig, GenerationConfig
@@ -150,6 +157,9 @@ def _adapted(folder: Path, base: Model, device: str, head: Head | None, widened:
         model = widened_model(model, base.path)
     if head is not None:
         keep_heads_exact(model)
+    rows = _trained_rows(folder)
+    if rows:
+        new_tokens.lengthen(model, max(rows) + 1)
     adapted = stacked.put(model, folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))

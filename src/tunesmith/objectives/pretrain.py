@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tunesmith.seams import Objective
+from tunesmith.objectives._regularised import Regularised
 from tunesmith.types import Batch, LossSum, Scores
 
 if TYPE_CHECKING:
     import torch
 
 
-class Pretrain(Objective):
+class Pretrain(Regularised):
     """Minimise -sum(log p(token | everything before it in its row)). Documents end with EOS and fill every row."""
 
     documents: ClassVar[bool] = True
@@ -21,4 +21,6 @@ class Pretrain(Objective):
 
     def loss(self, scores: Scores, batch: Batch) -> LossSum:
         """The negative log-likelihood."""
+        if self.label_smoothing or self.z_loss:
+            return self.regularised(scores, batch)
         return LossSum(-(batch.weight * scores.logps).sum())

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tunesmith.seams import Objective
+from tunesmith.objectives._regularised import Regularised
 from tunesmith.types import Batch, LossSum, Scores
 
 if TYPE_CHECKING:
     import torch
 
 
-class SFT(Objective):
+class SFT(Regularised):
     """Minimise -sum(weight * log p(token | everything before it)), counted in weight."""
 
     likelihood: ClassVar[bool] = True
@@ -20,4 +20,6 @@ class SFT(Objective):
 
     def loss(self, scores: Scores, batch: Batch) -> LossSum:
         """The weighted negative log-likelihood."""
+        if self.label_smoothing or self.z_loss:
+            return self.regularised(scores, batch)
         return LossSum(-(batch.weight * scores.logps).sum())

@@ -11,7 +11,7 @@ from tunesmith.engine import kernels
 from tunesmith.engine.activations import checkpoint_activations, keep_products
 from tunesmith.engine.memory import LiveTensors
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Train
+from tunesmith.recipe_train import Train
 
 CHOICES = [True, 2, 3, "selective"]
 SIZES = {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 256}

@@ -14,7 +14,7 @@ from tunesmith.adapters.freeze import Freeze
 from tunesmith.engine import kernels
 from tunesmith.engine.activations import checkpoint_activations
 from tunesmith.engine.compat import DispatchMode
-from tunesmith.recipe import Train
+from tunesmith.recipe_train import Train
 
 SIZES = {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 256}
 ROWS = [{"instruction": f"What is {i} and 1?", "output": f"It is {i + 1}, sure."} for i in range(40)]
