@@ -120,7 +120,11 @@ def show(results: Mapping[str, Any], console: "Console | None" = None) -> None:
 
     console = console or Console(highlight=False)
     made_for = results["context_tokens"]
-    console.print(results["model"] + (f", made for {made_for:,} tokens" if made_for is not None else ""), markup=False)
+    console.print(
+        results["model"] + (f", made for {made_for:,} tokens" if made_for is not None else ""),
+        markup=False,
+        soft_wrap=True,
+    )
     for name, one in results["tasks"].items():
         rows = one["table"] or [one["metrics"]]
         table = Table(*rows[0], title=name, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))

@@ -27,6 +27,9 @@ from tunesmith.seams import Adapter, Objective
 
 MODEL = "builtin:tiny"
 STEPS, SAMPLES = 2, 4
+WORDS = 4096  # of its tokenizer
+SIDE = {"layers": 2, "attention_heads": 4, "ffn_dim": 128}
+SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 Status = Literal["pass", "refused", "missing", "failed"]
 
 
@@ -91,16 +94,20 @@ def _line(outcome: Outcome) -> str:
 
 
 def prepare(folder: Path) -> None:
-    """Write the rows of every objective, what `seq2seq` trains, and a teacher for `distill`, into a folder."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, T5Config
+    """Write the rows of every objective, models that have what the built-in one lacks, and a teacher, into a folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BartConfig, Qwen2Config
 
     from tunesmith.engine.model import resolve_path, without_progress_bar
 
     for name, kind in all_of(Objective).items():
         rows = [_row(name, kind, number) for number in range(SAMPLES)]
         (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
-    shape: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    T5Config(vocab_size=4096, decoder_start_token_id=0, **shape).save_pretrained(folder / "two-sided")  # type: ignore
+    sides = ("encoder", "decoder")
+    shape: dict[str, Any] = {f"{side}_{part}": size for side in sides for part, size in SIDE.items()}
+    BartConfig(vocab_size=WORDS, d_model=64, **SPECIAL, **shape).save_pretrained(folder / "two-sided")
+    plain: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    plain |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    Qwen2Config(vocab_size=WORDS, **plain).save_pretrained(folder / "biased")
     own = resolve_path(MODEL)
     smaller = AutoConfig.from_pretrained(own, num_hidden_layers=1)
     with without_progress_bar():
@@ -130,8 +137,9 @@ def recipe(case: Case, folder: Path) -> Recipe:
     if case.objective == "distill":
         options["teacher"] = {"model": str(folder / "teacher")}
     model: dict[str, Any] = {"path": MODEL, "dtype": "float32"}
-    if case.objective == "seq2seq":
-        model |= {"path": str(folder / "two-sided"), "tokenizer": MODEL, "from_scratch": True}
+    if case.objective == "seq2seq" or case.adapter == "bitfit":  # which the built-in model has no biases for
+        shape = folder / ("two-sided" if case.objective == "seq2seq" else "biased")
+        model |= {"path": str(shape), "tokenizer": MODEL, "from_scratch": True}
     rows = {"train": str(folder / f"{case.objective}.json"), "cache_dir": str(folder / "cache"), "max_tokens": 128}
     out = folder / f"run-{case.objective}-{case.adapter}"
     train = {"max_steps": STEPS, "warmup_steps": 0, "device": "cpu", "compile": False, "output_dir": str(out)}

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from tunesmith.errors import RecipeError
-from tunesmith.seams import Adapter
+from tunesmith.seams import Adapter, Objective
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from tunesmith.component import Component
 
 # What writes a block's part into the residual stream, as families call it; a part of theirs that is 0 adds nothing.
 WRITING = ("o_proj", "out_proj", "down_proj", "dense", "dense_4h_to_h", "c_proj", "wo", "w2", "fc2", "output_linear")
@@ -24,6 +26,12 @@ class LlamaPro(Adapter):
 
     learning_rate: ClassVar[float] = 2e-4  # of the paper
     beside: ClassVar[bool] = False
+
+    def refuses(self, other: "Component") -> str | None:
+        """An objective of two sides: there are two lists of blocks."""
+        if isinstance(other, Objective) and type(other).encodes:
+            return "llama_pro adds blocks to a decoder alone, and this objective trains an encoder too: adapter=lora"
+        return None
 
     num_new_layers: Annotated[int, Field(gt=0)] = 2
     """Blocks to add, each a copy of the one before it; at most as many as there are."""
@@ -42,7 +50,10 @@ class LlamaPro(Adapter):
             )
         before = _said(model)
         sources, copies = plan(len(layers), self.num_new_layers)
-        blocks = [copy.deepcopy(layers[one]) if at in copies else layers[one] for at, one in enumerate(sources)]
+        shared = {id(one): one for one in (model.config, config)}  # by it attention is chosen, in all blocks at once
+        blocks = [
+            copy.deepcopy(layers[one], dict(shared)) if at in copies else layers[one] for at, one in enumerate(sources)
+        ]
         added = [blocks[at] for at in sorted(copies)]
         for block in added:
             _silence(block)

@@ -30,8 +30,10 @@ Samples that are kept
     mix         the samples of each epoch, in order
     pack        which samples stand together in a row
     mismatched  samples with the answer of another one beside their own
+    kept        a file of numbers beside kept samples, with digests
     reference   samples with the log-probabilities of a frozen model
     taught      samples with the likeliest words of a teacher
+    skip        positions that a sample's tokens stand at, for longer texts than there are
     batch       packed rows as a dataset, and rows joined to a micro-batch
 
 Samples that stream

@@ -37,7 +37,8 @@ def resolve_path(path: str) -> str:
         if lacks and (packed := _packed_file(local)) is not None:
             return packed
         if lacks or (local / "adapter_config.json").is_file():
-            raise ModelError(f"{path} is not a model folder: {lacks or 'it is an adapter'}{_way_to_one(local)}")
+            reason = lacks or "it is an adapter's"
+            raise ModelError(f"{path} is not a model folder: {reason}{_way_to_one(local)}")
         return str(local.resolve())  # an adapter names its base by it, and is loaded from other folders
     return _hub_id(path, "model")
 

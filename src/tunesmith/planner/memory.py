@@ -23,7 +23,6 @@ CONTEXT = {
     "cuda": 500_000_000
 }  # bytes that CUDA's driver and its libraries hold of a device: about so much, unmeasured
 BATCH_BYTES = 5 * 8 + 2 * 4  # of a token: five numbers of int64, two of float32
-STATE_BLOCK, STATE_SMALLEST = 256, 4096  # values of adamw8bit with one scale; weights below keep float32
 UPDATE_SCRATCH = {("adamw8bit", "cpu"): 24}  # bytes a value of the weight in hand: bitsandbytes' update in plain torch
 ABSMAX_BLOCK, NESTED_BLOCK = 64, 256  # weights of a 4-bit base with one scale; scales with one scale of their own
 
@@ -211,15 +210,8 @@ def bits_per_weight(quantization: Any | None, frozen_dtype: str | None) -> tuple
 
 
 def state_bytes(optimizer: Optimizer, weight: Weight) -> int:
-    """What an optimizer keeps of a trained weight.
+    """What an optimizer keeps of a trained weight, as it says itself."""
+    import torch
 
-    A component may say `state_bytes`, of each value of a float32 weight. AdamW keeps two numbers in the weight's dtype;
-    adamw8bit two bytes and two float32 for every 256 values, and float32 of weights below 4,096 values.
-    """
-    kind = name_of(optimizer)
-    if kind == "adamw8bit":
-        blocks = -(-weight.numel // STATE_BLOCK)
-        small = weight.numel < STATE_SMALLEST
-        return 8 * weight.numel if small else 2 * weight.numel + 8 * blocks
-    said: float = getattr(type(optimizer), "state_bytes", 8)
-    return int(weight.numel * said * weight.item_bytes / 4)
+    dtype = {2: torch.bfloat16, 4: torch.float32}[weight.item_bytes]
+    return optimizer.kept_bytes(weight.name, torch.empty(weight.shape, dtype=dtype, device="meta"))

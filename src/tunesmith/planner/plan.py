@@ -75,7 +75,7 @@ class _Planner:
     def plan(self, recipe: Recipe) -> Plan:
         """The plan of a recipe alone."""
         recipe = resolve(recipe, self.target.device).recipe
-        key = recipe.adapter, recipe.model
+        key = repr((recipe.adapter, recipe.model))
         if key not in self.shapes:
             self.shapes[key] = shape_of(recipe, self.config)
         shape, rows = self.shapes[key], [recipe.train.row_tokens]

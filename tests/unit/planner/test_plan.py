@@ -97,13 +97,15 @@ def test_bytes_that_lie_beneath(recipe):
     shape = shapes.shape_of(told)
     parts = memory.estimate(told, shape, CUDA).moments[-1].parts
     assert parts["weights"] == 4 * numel + shape.buffer_bytes
-    assert parts["gradients"] == 4 * numel and parts["optimizer state"] == 8 * numel
+    assert parts["gradients"] == 4 * numel and parts["optimizer state"] == 8 * numel + 4 * len(
+        shape.weights
+    )  # and a count for each
     matrix = shapes.Weight("w", "mlp", (64, 256), 2, True, True)
     small = shapes.Weight("v", "norms", (64,), 4, True, False)
     told = recipe(optimizer="adamw8bit")
     assert memory.state_bytes(told.optimizer, matrix) == 2 * 64 * 256 + 8 * 64
     assert memory.state_bytes(told.optimizer, small) == 8 * 64
-    assert memory.state_bytes(recipe().optimizer, matrix) == 2 * 2 * 64 * 256  # in the weight's own dtype
+    assert memory.state_bytes(recipe().optimizer, matrix) == 2 * 2 * 64 * 256 + 4  # in the weight's own dtype
 
 
 def test_a_base_in_fewer_bits(recipe):
