@@ -174,3 +174,25 @@ def save_model(folder, model=None, tokenizer=None) -> Path:
     (tiny_model() if model is None else model).save_pretrained(folder)
     (tiny_tokenizer() if tokenizer is None else tokenizer).save_pretrained(folder)
     return folder
+
+
+def scripted(monkeypatch, ids):
+    """Make models write these tokens, and then end their turn: the subject is what becomes of the tokens."""
+    import torch
+
+    from tunesmith.generate.alone import Alone
+
+    tokens = iter(())
+
+    def said():
+        token = next(tokens, SPECIAL.index("<|im_end|>"))
+        return torch.nn.functional.one_hot(torch.tensor(token), max(*ids, 2) + 1).float()
+
+    def begin(self, prompt, adapter=None):
+        nonlocal tokens
+        tokens = iter(ids)
+        return object(), said()
+
+    monkeypatch.setattr(Alone, "begin", begin)
+    monkeypatch.setattr(Alone, "step", lambda self, places, tokens: said()[None])
+    monkeypatch.setattr(Alone, "free", lambda self, place: None)

@@ -18,7 +18,8 @@ from tunesmith.engine.activations import checkpoint_activations
 from tunesmith.engine.elementwise import PLAIN
 from tunesmith.engine.flops import Cost
 from tunesmith.engine.virtual_tokens import behind
-from tunesmith.generate.engine import continue_ids, logits_of
+from tunesmith.generate.alone import logits_of
+from tunesmith.generate.engine import greedy_ids
 from tunesmith.recipe_train import Train
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -151,7 +152,7 @@ def test_greedy_answers_are_those_of_peft(name):
         .tolist()
     )
     for one in (model, plain(model)):
-        assert list(continue_ids(one, prompt, 8)) == expected
+        assert list(greedy_ids(one, prompt, 8)) == expected
         assert logits_of(one, prompt, expected).argmax(-1).tolist() == expected
 
 

@@ -11,7 +11,8 @@ from tunesmith import Recipe, resume, train
 from tunesmith.cli import main as cli
 from tunesmith.engine import checkpoint
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.generate.engine import Generator, continue_ids, logits_of
+from tunesmith.generate.alone import logits_of
+from tunesmith.generate.engine import Generator, greedy_ids
 from unit.test_resume import cut_back
 
 ROWS = [
@@ -97,7 +98,7 @@ def test_an_adapter_is_plain_peft_and_answers_as_transformers_does(lora, place):
     assert ours == [token for token in theirs if token != generator.tokenizer.eos_token_id]
     prompt = generator.prompt(question, 12).ids
     assert list(prompt) == given[0].tolist()
-    drawn = list(continue_ids(generator.model, prompt, 12))
+    drawn = list(greedy_ids(generator.model, prompt, 12))
     assert logits_of(generator.model, prompt, drawn).argmax(-1).tolist() == drawn
 
 

@@ -16,7 +16,8 @@ from tunesmith import atomic
 from tunesmith.adapters._prompts import TYPES, UNMERGED
 from tunesmith.engine import checkpoint
 from tunesmith.errors import RunError
-from tunesmith.generate.engine import Generator, continue_ids, logits_of
+from tunesmith.generate.alone import logits_of
+from tunesmith.generate.engine import Generator, greedy_ids
 from tunesmith.generate.load import ADAPTER, RECIPE, has_weights, is_adapter, load, locate
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_text import parse
@@ -74,7 +75,7 @@ def probe(generator: Generator, asked: Sequence[str]) -> list[Probe]:
     probes = []
     for question in asked:
         prompt = generator.prompt([{"role": "user", "content": question}], TOKENS).ids
-        tokens = tuple(continue_ids(generator.model, prompt, TOKENS))
+        tokens = greedy_ids(generator.model, prompt, TOKENS)
         probes.append(Probe(question, prompt, tokens, logits_of(generator.model, prompt, tokens)))
     return probes
 
@@ -103,7 +104,7 @@ def verify(folder: Path, probes: Sequence[Probe], device: DeviceName, dtype: Dty
     generator = Generator(*load(str(folder), device, dtype))
     differences, partings = [], []
     for one in probes:
-        tokens = tuple(continue_ids(generator.model, one.prompt, TOKENS))
+        tokens = greedy_ids(generator.model, one.prompt, TOKENS)
         differences.append((logits_of(generator.model, one.prompt, one.tokens) - one.logits).abs().max())
         if tokens != one.tokens:
             partings.append(_lead(one, tokens))

@@ -18,8 +18,10 @@ from tunesmith.engine import kernels, rope
 from tunesmith.engine.model import base_of
 from tunesmith.engine.scores import Scorer
 from tunesmith.errors import ModelError
-from tunesmith.generate.engine import Generator, continue_ids
+from tunesmith.generate.batch import Request
+from tunesmith.generate.engine import Generator
 from tunesmith.generate.load import load
+from tunesmith.generate.sampling import Sampling
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.types import Batch
@@ -127,17 +129,10 @@ class Subject:
 
     def answer(self, question: str, begun: str, max_new_tokens: int) -> str:
         """The model's likeliest answer to what `prompt` makes of a question, as text, also beyond its context."""
-        ids = self.prompt(question, begun)
-        stops = Generator(self.model, self.tokenizer).stops
-        answer: list[int] = []
+        request = Request(tuple(self.prompt(question, begun)), Sampling(max_new_tokens=max_new_tokens))
         with self.kernels.generating(self.model):
-            for token in continue_ids(self.model, ids, max_new_tokens):
-                if token in stops:
-                    break
-                answer.append(token)
-        text = self.tokenizer.decode(answer, skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
+            stream = Generator(self.model, self.tokenizer).batch().add(request)
+            return "".join(piece.text for piece in stream)
 
     def ids(self, text: str) -> list[int]:
         """A text's tokens, without any that the tokenizer puts around it."""

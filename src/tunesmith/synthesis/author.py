@@ -57,14 +57,9 @@ class Local:
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            stop=() if stop is None else (stop,),
         )
-        text = ""
-        for piece in answer:
-            text += piece
-            if stop is not None and stop in text:
-                answer.close()
-                return Reply(text.partition(stop)[0], cut=False)
-        return Reply(text, answer.finish == "length")
+        return Reply("".join(answer), answer.finish == "length")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

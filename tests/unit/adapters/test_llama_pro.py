@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from fixtures_models import ARCHITECTURES, tiny_model
 from tunesmith.adapters.llama_pro import LlamaPro, plan
 from tunesmith.errors import RecipeError
-from tunesmith.generate.engine import continue_ids
+from tunesmith.generate.engine import greedy_ids
 
 IDS = torch.arange(3, 40)[None]
 
@@ -46,7 +46,7 @@ def test_the_expanded_model_says_the_same_and_is_an_ordinary_one(arch, tmp_path)
     for _ in range(6):  # without a cache
         greedy.append(int(loaded(input_ids=step, use_cache=False).logits[0, -1].argmax()))
         step = torch.cat([step, torch.tensor([[greedy[-1]]])], dim=1)
-    assert list(continue_ids(model, IDS[0].tolist(), 6)) == list(continue_ids(loaded, IDS[0].tolist(), 6)) == greedy
+    assert list(greedy_ids(model, IDS[0].tolist(), 6)) == list(greedy_ids(loaded, IDS[0].tolist(), 6)) == greedy
 
 
 def test_what_is_listed_for_each_block_is_listed_for_the_copies_too():

@@ -122,7 +122,8 @@ def test_cut_and_refused_answers_are_told(session):
 def test_control_characters_do_not_reach_a_terminal(session, monkeypatch):
     evil = "a\x1b[2Jb\x9b2Jc\td\n\x07"
     ids = session.generator.tokenizer(evil)["input_ids"]
-    monkeypatch.setattr("tunesmith.generate.engine.continue_ids", lambda *_: (token for token in ids))
+    fixtures_models.scripted(monkeypatch, ids)
+    session.max_new_tokens = 20
     session.out = Console(file=io.StringIO(), force_terminal=True, color_system=None)
     session.take("Hello?")
     assert session.out.file.getvalue() == "a[2Jb2Jc\td\n\n"

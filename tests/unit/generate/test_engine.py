@@ -2,14 +2,13 @@
 
 import json
 import logging
-from collections import Counter
 
 import pytest
 import torch
 
 import fixtures_models
 from tunesmith.errors import ModelError, RecipeError, RunError, TemplateError
-from tunesmith.generate.engine import Generator, continue_ids
+from tunesmith.generate.engine import Generator, greedy_ids
 from tunesmith.generate.load import locate
 
 HELLO = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello, how are you today?"}]
@@ -70,19 +69,10 @@ def test_without_template_the_last_user_message_is_the_prompt():
         generator.prompt([{"role": "user", "content": ""}], 8)
 
 
-def scripted(monkeypatch, ids):
-    """Make models write these tokens: the subject is what becomes of them."""
-
-    def tokens(model, prompt, limit, *options):
-        yield from ids[:limit]
-
-    monkeypatch.setattr("tunesmith.generate.engine.continue_ids", tokens)
-
-
 @pytest.mark.parametrize("text", ["你好，世界 🙂🚀 naïve", " leading space", "a\n\nb\t c", "\x00\x7f é", "🙂"])
 def test_pieces_are_whole_characters_and_make_the_text(generator, monkeypatch, text):
     ids = generator.tokenizer(text)["input_ids"]
-    scripted(monkeypatch, ids)
+    fixtures_models.scripted(monkeypatch, ids)
     pieces = list(generator.stream(HELLO, max_new_tokens=200))
     assert "".join(pieces) == text
     assert all(pieces) and not any("\ufffd" in piece for piece in pieces)
@@ -92,7 +82,7 @@ def test_pieces_are_whole_characters_and_make_the_text(generator, monkeypatch, t
 
 def test_pieces_come_early_and_a_torn_character_at_the_end_is_shown(generator, monkeypatch):
     ids = generator.tokenizer("one two 🙂")["input_ids"]
-    scripted(monkeypatch, ids[:-1])
+    fixtures_models.scripted(monkeypatch, ids[:-1])
     pieces = list(generator.stream(HELLO, max_new_tokens=200))
     assert pieces[-1] == "\ufffd" and "".join(pieces[:-1]) == "one two "
     assert len(pieces) > 2
@@ -110,7 +100,7 @@ def test_sentencepiece_like_tokenizers_keep_their_spaces(monkeypatch):
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", chat_template="x")
     generator = Generator(fixtures_models.tiny_model(), tokenizer)
-    scripted(monkeypatch, [3, 4, 3, 5, 6, 7, 8, 9, 4])
+    fixtures_models.scripted(monkeypatch, [3, 4, 3, 5, 6, 7, 8, 9, 4])
     assert generator.complete(HELLO, max_new_tokens=20) == "one two onethree🙂 two"
 
 
@@ -119,15 +109,15 @@ def test_stops_and_special_tokens_stay_out_of_the_text(generator, monkeypatch):
         generator.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
     )
     hello = generator.tokenizer("Hello")["input_ids"]
-    scripted(monkeypatch, [start, *hello, end, *hello])
+    fixtures_models.scripted(monkeypatch, [start, *hello, end, *hello])
     answer = generator.stream(HELLO, max_new_tokens=50)
     assert "".join(answer) == "Hello"
     assert answer.ids == [start, *hello] and answer.finish == "stop"
     generator.model.generation_config.eos_token_id = [pad]  # stops are the union: the tokenizer's end is still one
     assert generator.stops == {pad, end}
-    scripted(monkeypatch, [*hello, pad, *hello])
+    fixtures_models.scripted(monkeypatch, [*hello, pad, *hello])
     assert generator.complete(HELLO, max_new_tokens=50) == "Hello"
-    scripted(monkeypatch, hello * 9)
+    fixtures_models.scripted(monkeypatch, hello * 9)
     answer = generator.stream(HELLO, max_new_tokens=len(hello))
     assert "".join(answer) == "Hello" and answer.finish == "length"
 
@@ -140,22 +130,6 @@ def test_seed_decides_and_greedy_needs_none(generator):
 
     assert drawn(1) == drawn(1) != drawn(2)
     assert drawn(None) != drawn(None)
-
-
-def test_sampling_follows_temperature_and_nucleus():
-    """Shares of 4,000 draws against softmax(logits / temperature), and the nucleus, worked out here."""
-    from tunesmith.generate.engine import _pick
-
-    logits = torch.log(torch.tensor([0.5, 0.1, 0.3, 0.1]))
-    source = torch.Generator().manual_seed(0)
-    drawn = Counter(_pick(logits, 0.5, 1.0, source) for _ in range(4000))
-    squared = torch.tensor([0.25, 0.01, 0.09, 0.01])  # temperature 1/2 squares probabilities
-    for token, share in enumerate((squared / squared.sum()).tolist()):
-        # four standard deviations of a binomial share
-        assert abs(drawn[token] / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
-    assert set(Counter(_pick(logits, 1.0, 0.79, source) for _ in range(500))) == {0, 2}  # 0.5 < 0.79 <= 0.8
-    assert set(Counter(_pick(logits, 1.0, 0.49, source) for _ in range(500))) == {0}
-    assert _pick(logits, 0.0, 1.0, source) == 0
 
 
 def test_training_model_and_random_numbers_are_left_as_they_were(generator):
@@ -181,7 +155,7 @@ def test_a_reader_that_stops_ends_the_work(generator):
     answer = generator.stream(HELLO, max_new_tokens=100)
     assert steps == []
     next(answer)
-    assert not generator.model.training and torch.is_grad_enabled()
+    assert generator.model.training and torch.is_grad_enabled()
     done = len(steps)
     answer.close()
     assert list(answer) == [] and len(steps) == done < 10 and not any(steps)
@@ -223,7 +197,7 @@ def test_answer_ends_where_the_context_does_and_too_long_a_turn_is_refused(gener
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": 4, "temperature": -1}, "temperature"),
         ({"max_new_tokens": 4, "top_p": 0}, "top_p"),
-        ({"max_new_tokens": 4, "top_p": 1.1}, r"top_p .*1\.1"),
+        ({"max_new_tokens": 4, "top_p": 1.1}, r"top_p: .*1\.1"),
     ],
 )
 def test_bad_options_are_refused(generator, options, words):
@@ -335,4 +309,4 @@ def test_adapter_that_does_not_fit_or_is_torn_is_refused(run, tmp_path):
 
 def test_continue_ids_goes_past_stops():
     model = fixtures_models.tiny_model()
-    assert len(list(continue_ids(model, [1, 5, 6], 40))) == 40
+    assert len(list(greedy_ids(model, [1, 5, 6], 40))) == 40
