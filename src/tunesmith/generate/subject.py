@@ -34,6 +34,14 @@ SHARED_FROM = 16  # tokens of a common beginning, from which it is quicker to ha
 Sequence_ = tuple[Sequence[int], int]  # tokens, and how many of the last ones are asked for
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer as text, and what ended it: `stop`, or `length` where it was given no more tokens."""
+
+    text: str
+    finish: str
+
+
 @dataclass(frozen=True)
 class Subject:
     """A causal model with its tokenizer and its kernels."""
@@ -129,10 +137,23 @@ class Subject:
 
     def answer(self, question: str, begun: str, max_new_tokens: int) -> str:
         """The model's likeliest answer to what `prompt` makes of a question, as text, also beyond its context."""
-        request = Request(tuple(self.prompt(question, begun)), Sampling(max_new_tokens=max_new_tokens))
-        with self.kernels.generating(self.model):
-            stream = Generator(self.model, self.tokenizer).batch().add(request)
-            return "".join(piece.text for piece in stream)
+        (reply,) = self.replies([self.prompt(question, begun)], max_new_tokens)
+        return reply.text
+
+    def replies(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Iterator[Reply]:
+        """The likeliest answer to each of some prompts, in their order, also beyond the model's context.
+
+        An answer ends with a token that ends the model's turns, or before a `stop` text.
+        """
+        sampling = Sampling(max_new_tokens=max_new_tokens, stop=tuple(stop))
+        batch = Generator(self.model, self.tokenizer).batch()
+        streams = [batch.add(Request(tuple(prompt), sampling)) for prompt in prompts]
+        for stream in streams:
+            with self.kernels.generating(self.model):  # whoever reads may ask for log-probabilities in between
+                text = "".join(piece.text for piece in stream)
+            yield Reply(text, str(stream.finish))
 
     def ids(self, text: str) -> list[int]:
         """A text's tokens, without any that the tokenizer puts around it."""
