@@ -1,24 +1,23 @@
-"""A model asked by some tasks, and what each of them found: numbers, a table, and a picture."""
+"""A model asked by some tasks, alone or beside another one, and what each of them found."""
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunesmith import atomic
 from tunesmith.component import Section, names
 from tunesmith.errors import RecipeError, RunError, near
+from tunesmith.evaluation import _against, _kept, _report
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.recipe_text import read_words
 from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Task, TaskResult
+from tunesmith.seams import Task
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-RESULTS = "results.json"
+RESULTS, PAGE = "results.json", "results.md"
 
 
 class Evaluation(Section):
@@ -30,6 +29,8 @@ class Evaluation(Section):
     """Precision of the weights. None: as stored, or float32 on a device without bfloat16 arithmetic."""
     rope_scaling: RopeScaling = RopeScaling()
     """How rotary positions are stretched, in place of what is stored with the model."""
+    cache_dir: str | None = None
+    """Where results are kept. None: tunesmith's folder in the user's cache."""
 
     def __init__(self, **options: Any) -> None:
         from pydantic import ValidationError
@@ -70,70 +71,136 @@ def read(tasks: Sequence[str], words: Sequence[str]) -> tuple[dict[str, Task], E
     return found, Evaluation(**tree)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A task for a model, and what tells it from others, where that is known."""
+
+    model: str
+    name: str
+    task: Task
+    tuned: bool
+    file: str  # what its items are called
+    mark: str | None
+
+    @classmethod
+    def of(cls, model: str, name: str, task: Task, tuned: bool, how: Evaluation, apart: bool = False) -> "Asked":
+        """The task for a model that is loaded so; `apart` says that it has files of its own beside the task's."""
+        from tunesmith.engine.device import choose
+
+        shots = _against.shots_of(task)
+        parts = [name, "tuned" if tuned else "base", *([f"{shots}-shot"] if shots is not None else [])]
+        loaded = how.model_dump(mode="json", exclude={"cache_dir"}) | {"device": choose(how.device).type}
+        mark = _kept.fingerprint(model, task, loaded)
+        return cls(model, name, task, tuned, "-".join(parts) if apart else name, mark)
+
+
 def evaluate(
-    path: str, tasks: Mapping[str, Task], how: Evaluation, out: Path | None, say: Callable[[str], None]
+    path: str,
+    tasks: Mapping[str, Task],
+    how: Evaluation,
+    out: Path | None,
+    say: Callable[[str], None],
+    against: str | None = None,
+    fresh: bool = False,
 ) -> dict[str, Any]:
-    """What each task finds of a model, as JSON has it; in a folder also each item and the pictures, where one is said.
+    """What each task finds of a model, as JSON has it; in a folder also as a page, each item and the pictures.
+
+    `against` is another model that is asked too, `base` the one that a run began with. What was found before with the
+    same model, task, data and versions is taken from the cache, unless `fresh` asks for it anew.
 
     Raises:
-        RunError: the folder holds something already.
+        RunError: the folder holds something else than this evaluation.
         RunError, ModelError, DataError, RecipeError: as the model's loading and the tasks.
     """
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: choose another folder")
-    from tunesmith.generate.subject import Subject
+    from tunesmith import record
 
-    subject = Subject.open(path, how.device, how.dtype, how.rope_scaling)
-    for line in subject.kernels.notes:
-        say(line)
-    results: dict[str, Any] = {"model": path, "context_tokens": subject.context_tokens, "tasks": {}}
-    for name, task in tasks.items():
-        started = time.monotonic()
-        found = task.run(subject)
-        results["tasks"][name] = {
-            "options": task.model_dump(mode="json"),
-            "metrics": dict(found.metrics),
-            "table": [dict(row) for row in found.table],
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        if out is not None:
-            _write(out, name, found)
+    base = _against.base_of(path) if against == _against.BASE else against
+    asked = [Asked.of(path, name, task, True, how) for name, task in tasks.items()]
+    if base is not None:
+        for name, task in tasks.items():
+            some = _against.variants(task)
+            asked += [Asked.of(path, name, one, True, how, apart=True) for one in some if one is not task]
+            asked += [Asked.of(base, name, one, False, how, apart=True) for one in some]
+    _look(out, asked)
+    found: list[tuple[Asked, _kept.Found]] = []
+    for model in dict.fromkeys(one.model for one in asked):
+        found += _answered(model, [one for one in asked if one.model == model], how, fresh, say)
+    own = {one.name: told.result for one, told in found if one.file == one.name}
+    results: dict[str, Any] = {"model": path, "context_tokens": next(iter(own.values()))["context_tokens"]}
+    results |= {"versions": record.versions(), "tasks": own}
+    if base is not None:
+        sides = [_against.Side(one.model, one.tuned, _against.shots_of(one.task), told) for one, told in found]
+        names = [one.name for one, _ in found]
+        by_task = {name: [side for side, of in zip(sides, names, strict=True) if of == name] for name in tasks}
+        told = {name: _against.compared(some, type(tasks[name]).lower_is_better) for name, some in by_task.items()}
+        results["against"] = {"model": base, "tasks": told}
     if out is not None:
-        atomic.write(out / RESULTS, json.dumps(results, indent=2, ensure_ascii=False).encode())
+        results["fingerprints"] = [one.mark for one in asked]
+        _write(out, results, {one.file: told for one, told in found})
     return results
 
 
-def _write(out: Path, name: str, found: TaskResult) -> None:
-    """Write the items and the picture of a task."""
+def _answered(
+    model: str, asked: Sequence[Asked], how: Evaluation, fresh: bool, say: Callable[[str], None]
+) -> Iterator[tuple[Asked, _kept.Found]]:
+    """What each task found of one model, which is loaded when the first of them is not kept."""
+    subject: Any = None
+    for one in asked:
+        place = None if one.mark is None else _kept.place(how.cache_dir, one.mark)
+        kept = None if place is None or fresh else _kept.read(place)
+        if kept is not None:
+            say(f"{one.name} of {model} is in the cache ({place}): --fresh computes it again")
+            yield one, replace(kept, result=kept.result | {"cached": True})
+            continue
+        if subject is None:
+            from tunesmith.generate.subject import Subject
+
+            subject = Subject.open(model, how.device, how.dtype, how.rope_scaling)
+            for line in subject.kernels.notes:
+                say(line)
+        yield one, _run(subject, one, place, say)
+
+
+def _run(subject: Any, one: Asked, place: Path | None, say: Callable[[str], None]) -> _kept.Found:
+    from tunesmith.evaluation._remembered import remembered
+
+    started = time.monotonic()
+    journal = None if place is None else place.with_suffix(".jsonl")
+    with remembered(subject, journal, one.name, say) as asked:
+        told = one.task.run(asked)
+    result = {
+        "options": one.task.model_dump(mode="json"),
+        "metrics": dict(told.metrics),
+        "intervals": {name: list(interval) for name, interval in told.intervals.items()},
+        "table": [dict(row) for row in told.table],
+        "seconds": round(time.monotonic() - started, 3),
+        "context_tokens": subject.context_tokens,
+        "cached": False,
+    }
+    found = _kept.Found(result, [dict(item) for item in told.items], told.picture)
+    if place is not None:
+        _kept.write(place, found)
+    return found
+
+
+def _look(out: Path | None, asked: Sequence[Asked]) -> None:
+    """Refuse a folder that holds something else than these very evaluations."""
+    if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    marks = [one.mark for one in asked]
+    if (out / RESULTS).is_file() and None not in marks:
+        past = json.loads((out / RESULTS).read_text(encoding="utf-8"))
+        if past.get("fingerprints") == marks:
+            return
+    raise RunError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: choose another folder")
+
+
+def _write(out: Path, results: Mapping[str, Any], found: Mapping[str, _kept.Found]) -> None:
+    """Write the results, the page, and the items and pictures of each task."""
     out.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in found.items)
-    atomic.write(out / f"{name}.jsonl", lines.encode())
-    if found.picture is not None:
-        atomic.write(out / f"{name}.png", found.picture)
-
-
-def show(results: Mapping[str, Any], console: "Console | None" = None) -> None:
-    """Print what each task found as a table."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = console or Console(highlight=False)
-    made_for = results["context_tokens"]
-    console.print(
-        results["model"] + (f", made for {made_for:,} tokens" if made_for is not None else ""),
-        markup=False,
-        soft_wrap=True,
-    )
-    for name, one in results["tasks"].items():
-        rows = one["table"] or [one["metrics"]]
-        table = Table(*rows[0], title=name, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-        for row in rows:
-            table.add_row(*map(_readable, row.values()))
-        console.print(table)
-
-
-def _readable(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.3e}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    for name, one in found.items():
+        atomic.write(out / f"{name}.jsonl", _kept.lines(one.items))
+        if one.picture is not None:
+            atomic.write(out / f"{name}.png", one.picture)
+    atomic.write(out / PAGE, _report.markdown(results).encode())
+    atomic.write(out / RESULTS, json.dumps(results, indent=2, ensure_ascii=False).encode())

@@ -4,7 +4,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -353,13 +353,15 @@ class Export(Component):
 class TaskResult:
     """What a task found: its numbers by name, a table, a line for each item, and a picture as PNG where it draws one.
 
-    The rows of the table have the same keys, in the order of its columns.
+    The first number is the one that models are compared by. The rows of the table have the same keys, in the order of
+    its columns. `intervals` are the 95 % intervals of some numbers, by their names.
     """
 
     metrics: Mapping[str, float]
     table: tuple[Mapping[str, Any], ...] = ()
     items: tuple[Mapping[str, Any], ...] = ()
     picture: bytes | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Task(Component):
@@ -367,6 +369,11 @@ class Task(Component):
 
     seam: ClassVar[str] = "evaluation"
     default: ClassVar[str] = "ppl_by_length"
+    lower_is_better: ClassVar[bool] = False  # of the first number
+
+    def digest(self) -> str | None:
+        """What tells the data that are read from others; None where that is not known, so that no result is kept."""
+        return None
 
     @abstractmethod
     def run(self, subject: "Subject") -> TaskResult:

@@ -14,16 +14,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="MODEL_OR_RUN", help="run, checkpoint, adapter or model folder, or hub id")
     parser.add_argument("words", nargs="*", default=[], metavar="a=b", help="options: see tunesmith options task")
     parser.add_argument("--task", required=True, metavar="TASK,...", help=f"{known}, or a file or module of yours")
+    parser.add_argument("--against", metavar="MODEL", help="another model beside it; base: the one a run began with")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write results, items and pictures there")
+    parser.add_argument("--fresh", action="store_true", help="compute again what the cache has")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object on stdout")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, and print tables or JSON."""
-    from tunesmith.evaluate import evaluate, read, show
+    from tunesmith.evaluate import evaluate, read
+    from tunesmith.evaluation import _report
     from tunesmith.parts import speaker
 
     tasks, how = read([one for one in arguments.task.split(",") if one], arguments.words)
-    found = evaluate(arguments.path, tasks, how, arguments.out, speaker())
-    print(json.dumps(found, ensure_ascii=False)) if arguments.json else show(found)
+    out, against, fresh = arguments.out, arguments.against, arguments.fresh
+    found = evaluate(arguments.path, tasks, how, out, speaker(), against, fresh)
+    print(json.dumps(found, ensure_ascii=False)) if arguments.json else _report.show(found)
     return 0

@@ -1,5 +1,6 @@
 """Long texts to read: those of a file, or made from this package's own corpus."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,12 @@ def of_file(path: str) -> list[str]:
     one = Source(path=path)
     samples = (Text().read(row) for _, row in source.read(one))
     return [str(turn.content) for sample in samples for turn in sample.branches[0]]
+
+
+def digest(path: str | None) -> str:
+    """What tells the texts of a file, or made ones, from others. Raises DataError."""
+    texts = repr(of_file(path)) if path is not None else ""
+    return hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def stream(subject: "Subject", path: str | None, tokens: int) -> list[int]:

@@ -48,6 +48,12 @@ class Needle(Task):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Decides facts and texts."""
 
+    def digest(self) -> str:
+        """What tells the texts from others."""
+        from tunesmith.evaluation import _texts
+
+        return _texts.digest(self.data)
+
     def run(self, subject: "Subject") -> TaskResult:
         """Ask all questions, the short ones first. Raises DataError when the file is too short or cannot be read."""
         from tunesmith.evaluation import _heatmap

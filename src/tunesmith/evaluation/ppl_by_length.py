@@ -1,7 +1,7 @@
 """Perplexity by length: how well the same tokens are foretold behind a short and behind a long beginning."""
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ class PplByLength(Task):
     What differs between two lengths is the beginning alone: where a model reads as far, the perplexity does not rise.
     """
 
+    lower_is_better: ClassVar[bool] = True
+
     data: str | None = None
     """File of long texts: a txt, or rows with `text`. None: stories and facts of this package's own corpus."""
     lengths: Annotated[tuple[Length, ...], Field(min_length=1)] = (512, 1024, 2048, 4096, 8192)
@@ -27,6 +29,12 @@ class PplByLength(Task):
     """Tokens at the end of a window that count; less where the shortest window has no more."""
     num_windows: Annotated[int, Field(gt=0)] = 8
     """Places of the text where windows end."""
+
+    def digest(self) -> str:
+        """What tells the texts from others."""
+        from tunesmith.evaluation import _texts
+
+        return _texts.digest(self.data)
 
     def run(self, subject: "Subject") -> TaskResult:
         """Read the windows, the short ones first.

@@ -1,6 +1,7 @@
 """Rows of multiple-choice questions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from string import ascii_uppercase
 from typing import Any, Literal
@@ -13,6 +14,33 @@ from tunesmith.types import Message, Sample
 Columns = tuple[str, str]  # of the question and of the answer
 
 NAMES: Sequence[Columns] = (("Question", "Answer"), ("question", "answer"))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, the options to choose from, and the number of the right one."""
+
+    text: str
+    options: tuple[str, ...]
+    right: int
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Question":
+        """The question of a row. Raises DataError."""
+        fields = Fields(row)
+        asked, answered = _columns(row) or NAMES[0]
+        text, options = fields.text(asked), _options(fields)
+        return cls(text, tuple(options), _right(fields, answered, len(options)))
+
+    @property
+    def letters(self) -> str:
+        """What the options are called."""
+        return ascii_uppercase[: len(self.options)]
+
+    @property
+    def lines(self) -> list[str]:
+        """The options with their letters."""
+        return [f"{letter}. {option}" for letter, option in zip(self.letters, self.options, strict=True)]
 
 
 class Choices(Format):
@@ -41,14 +69,14 @@ class Choices(Format):
 
     def read(self, row: Mapping[str, Any]) -> Sample:
         """The sample of one row. Raises DataError."""
-        fields = Fields(row)
-        asked, answered = _columns(row) or NAMES[0]
-        question, options = fields.text(asked), _options(fields)
-        number = _right(fields, answered, len(options))
-        lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
-        answers = {"letter": ascii_uppercase[number], "text": options[number], "both": lines[number]}
-        turns = (Message("user", "\n".join([question, *lines])), Message("assistant", answers[self.answer_with]))
-        return Sample((_answers.whole(fields, turns),))
+        asked = Question.of(row)
+        right = asked.right
+        answers = {"letter": asked.letters[right], "text": asked.options[right], "both": asked.lines[right]}
+        turns = (
+            Message("user", "\n".join([asked.text, *asked.lines])),
+            Message("assistant", answers[self.answer_with]),
+        )
+        return Sample((_answers.whole(Fields(row), turns),))
 
 
 def _columns(row: Mapping[str, Any]) -> Columns | None:

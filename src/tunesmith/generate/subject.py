@@ -1,10 +1,12 @@
 """A model under examination: how likely it finds tokens, and what it answers. Every task of an evaluation asks this.
 
-Log-probabilities are made as in training: sequences lie in packed rows, and only asked positions meet the head.
+Log-probabilities are made as in training: sequences lie in packed rows, what two of them begin with in common stands
+once, and only asked positions meet the head.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +30,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROW_TOKENS = 4096  # of sequences that are read in one pass, unless one alone is longer
+SHARED_FROM = 16  # tokens of a common beginning, from which it is quicker to have it once
 Sequence_ = tuple[Sequence[int], int]  # tokens, and how many of the last ones are asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer as text, and what ended it: `stop`, or `length` where it was given no more tokens."""
+
+    text: str
+    finish: str
 
 
 @dataclass(frozen=True)
@@ -62,36 +73,87 @@ class Subject:
     def logps(self, sequences: Sequence[Sequence_]) -> list[torch.Tensor]:
         """For each of some (tokens, n) the log-probabilities of its n last tokens: [n] float32 each, on the CPU.
 
-        A first token, which nothing stands before, cannot be asked for.
+        A first token, which nothing stands before, cannot be asked for. What a sequence begins with as the one before
+        it does is computed once in a row: let those that begin alike stand side by side.
         """
-        found: list[torch.Tensor] = []
-        for row in _rows(sequences):
-            found += self._row(row)
-        return found
+        return [one for row in self.logps_by_row(sequences) for one in row]
+
+    def logps_by_row(self, sequences: Sequence[Sequence_]) -> Iterator[list[torch.Tensor]]:
+        """The same as it is made, a row at a time."""
+        for row in _rows(sequences, self.kernels.shares):
+            yield self._row(row)
 
     @torch.no_grad()
-    def _row(self, sequences: Sequence[Sequence_]) -> list[torch.Tensor]:
+    def _row(self, row: Sequence["_Laid"]) -> list[torch.Tensor]:
         assert isinstance(self.kernels.scorer, Scorer), "it says words"
-        joined = join([_laid(tokens, asked) for tokens, asked in sequences])
+        joined = join([_as_row(row)])
         device = base_of(self.model).device
         moved: dict[str, Any] = {
             name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in joined.items()
         }
         logps = self.kernels.scorer(self.model, Batch(**moved)).logps[0]  # [T]
         asked = logps[moved["asked"]].cpu()
-        return list(asked.split([number for _, number in sequences]))
+        return list(asked.split([one.asked for one in row]))
 
     def prompt(self, question: str, begun: str = "") -> list[int]:
         """A question as tokens; `begun` stands behind it where there is no chat template, so that the text goes on."""
         said = question if self.tokenizer.chat_template else question + begun
         return prompt_ids(self.tokenizer, [{"role": "user", "content": said}])
 
+    def continued(self, text: str, continuations: Sequence[str]) -> list[Sequence_]:
+        """A text with each of some continuations, as (tokens, n): the whole as tokens, of which n are behind it.
+
+        White space at the end of the text counts as the continuation's.
+        """
+        before = text.rstrip() or text
+        continuations = [text[len(before) :] + one for one in continuations]
+        encoded: Any = self.tokenizer([before, *(before + one for one in continuations)], verbose=False)
+        first, *whole = encoded["input_ids"]
+        return [(ids, max(1, len(ids) - len(first))) for ids in whole]
+
+    def replied(self, turns: Sequence[tuple[str, str]], question: str, replies: Sequence[str]) -> list[Sequence_]:
+        """Each reply to a question as (tokens, n) behind earlier turns, as the chat template writes them.
+
+        Raises:
+            ModelError: the tokenizer has no chat template.
+            TemplateError: it refuses the conversation.
+        """
+        before = self.conversation(turns, question)
+        each = [self.ids(reply) for reply in replies]
+        return [([*before, *reply], len(reply)) for reply in each]
+
+    def conversation(self, turns: Sequence[tuple[str, str]], question: str) -> list[int]:
+        """A question behind earlier turns, and the header of its answer, as the chat template writes them.
+
+        Raises:
+            ModelError: the tokenizer has no chat template.
+            TemplateError: it refuses the conversation.
+        """
+        if not self.tokenizer.chat_template:
+            raise ModelError(f"{self.tokenizer.name_or_path} has no chat template: leave chat out, or say chat=false")
+        said = [(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+        messages = [{"role": role, "content": text} for role, text in (*said, ("user", question))]
+        return prompt_ids(self.tokenizer, messages)
+
     def answer(self, question: str, begun: str, max_new_tokens: int) -> str:
         """The model's likeliest answer to what `prompt` makes of a question, as text, also beyond its context."""
-        request = Request(tuple(self.prompt(question, begun)), Sampling(max_new_tokens=max_new_tokens))
-        with self.kernels.generating(self.model):
-            stream = Generator(self.model, self.tokenizer).batch().add(request)
-            return "".join(piece.text for piece in stream)
+        (reply,) = self.replies([self.prompt(question, begun)], max_new_tokens)
+        return reply.text
+
+    def replies(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Iterator[Reply]:
+        """The likeliest answer to each of some prompts, in their order, also beyond the model's context.
+
+        An answer ends with a token that ends the model's turns, or before a `stop` text.
+        """
+        sampling = Sampling(max_new_tokens=max_new_tokens, stop=tuple(stop))
+        batch = Generator(self.model, self.tokenizer).batch()
+        streams = [batch.add(Request(tuple(prompt), sampling)) for prompt in prompts]
+        for stream in streams:
+            with self.kernels.generating(self.model):  # whoever reads may ask for log-probabilities in between
+                text = "".join(piece.text for piece in stream)
+            yield Reply(text, str(stream.finish))
 
     def ids(self, text: str) -> list[int]:
         """A text's tokens, without any that the tokenizer puts around it."""
@@ -104,32 +166,59 @@ class Subject:
         return (bos,) if bos is not None and self.tokenizer("a")["input_ids"][0] == bos else ()
 
 
-def _rows(sequences: Sequence[Sequence_]) -> Iterator[list[Sequence_]]:
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """A sequence of a row: its tokens, how many are asked, and how many of the one before it it begins with."""
+
+    tokens: Sequence[int]
+    asked: int
+    shared: int
+
+    @property
+    def own(self) -> int:
+        """The tokens that it takes in its row."""
+        return len(self.tokens) - self.shared
+
+
+def _rows(sequences: Sequence[Sequence_], shares: bool) -> Iterator[list[_Laid]]:
     """The sequences in order, as many in a row as fit."""
-    row: list[Sequence_] = []
+    row: list[_Laid] = []
     room = ROW_TOKENS
-    for one in sequences:
-        if row and len(one[0]) > room:
+    for tokens, asked in sequences:
+        assert 0 < asked < len(tokens), "something is asked, and something stands before it"
+        laid = _Laid(tokens, asked, _common(row[-1].tokens, tokens, asked) if row and shares else 0)
+        if row and laid.own > room:
             yield row
-            row, room = [], ROW_TOKENS
-        row.append(one)
-        room -= len(one[0])
+            row, room, laid = [], ROW_TOKENS, _Laid(tokens, asked, 0)
+        row.append(laid)
+        room -= laid.own
     if row:
         yield row
 
 
-def _laid(tokens: Sequence[int], asked: int) -> dict[str, np.ndarray]:
-    """A sequence as a packed row of its own, of which the last tokens are asked for."""
-    assert 0 < asked < len(tokens), "something is asked, and something stands before it"
-    ids = np.asarray(tokens, np.int64)
-    weight = np.zeros(len(ids), np.float32)
-    weight[-asked - 1 : -1] = 1
+def _common(before: Sequence[int], tokens: Sequence[int], asked: int) -> int:
+    """How many tokens two sequences begin with in common, 0 where it does not pay.
+
+    The token before the first asked one is never among them: another one is asked there.
+    """
+    most = len(tokens) - asked - 1
+    equal = takewhile(lambda pair: pair[0] == pair[1], zip(before, tokens[: max(most, 0)], strict=False))
+    found = sum(1 for _ in equal)
+    return found if found >= SHARED_FROM else 0
+
+
+def _as_row(row: Sequence[_Laid]) -> dict[str, np.ndarray]:
+    """Some sequences as a packed row, of which the last tokens of each are asked for."""
+    ids = [np.asarray(one.tokens[one.shared :], np.int64) for one in row]
+    weights = [np.zeros(len(own), np.float32) for own in ids]
+    for weight, one in zip(weights, row, strict=True):
+        weight[-one.asked - 1 : -1] = 1
     return {
-        "input_ids": ids,
-        "target": np.append(ids[1:], 0),
-        "weight": weight,
-        "lengths": np.asarray([len(ids)]),
-        "prefix": np.zeros((1, 2), np.int64),
-        "label": np.asarray([np.nan], np.float32),
-        "branch": np.zeros(1, np.int64),
+        "input_ids": np.concatenate(ids),
+        "target": np.concatenate([np.append(own[1:], 0) for own in ids]),
+        "weight": np.concatenate(weights),
+        "lengths": np.asarray([len(own) for own in ids]),
+        "prefix": np.asarray([(max(at - 1, 0), one.shared) for at, one in enumerate(row)], np.int64),
+        "label": np.full(len(row), np.nan, np.float32),
+        "branch": np.zeros(len(row), np.int64),
     }

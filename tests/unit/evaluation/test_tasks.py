@@ -179,12 +179,17 @@ def test_the_command_writes_json_and_files(folder, tmp_path, capsys):
     ]
     assert found["tasks"]["ppl_by_length"]["options"]["lengths"] == [64, 128]
     assert sorted(path.name for path in out.iterdir()) == [
-        "needle.jsonl", "needle.png", "ppl_by_length.jsonl", "results.json",
+        "needle.jsonl", "needle.png", "ppl_by_length.jsonl", "results.json", "results.md",
     ]  # fmt: skip
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "made for 1,024 tokens" in shown and "perplexity" in shown and "depth 50%" in shown
-    assert main([*command, "--out", str(out)]) == 1
+    picture = (out / "needle.png").read_bytes()
+    (out / "needle.png").unlink()
+    assert main([*command, "--out", str(out)]) == 0  # it holds the same, and the picture comes from the cache
+    assert (out / "needle.png").read_bytes() == picture
+    capsys.readouterr()
+    assert main([*command, "needle.seed=1", "--out", str(out)]) == 1
     assert capsys.readouterr().err.endswith("out is not empty: choose another folder\n")
 
 

@@ -1,0 +1,84 @@
+"""A model under examination whose answers are written down as they are made, so that a killed evaluation goes on.
+
+What is known again is the question itself, as tokens: it does not matter which task asks it, or in which order.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.generate.subject import Reply, Sequence_, Subject
+from tunesmith.journal import Journal
+
+SAID_EVERY = 20.0  # seconds
+KEY = "asked"
+
+
+@dataclass(frozen=True)
+class Remembered(Subject):
+    """A subject that knows what it was asked before."""
+
+    journal: Journal | None = None  # None: nothing is written down
+    say: Callable[[str], None] = print
+    name: str = ""
+    known: dict[str, Any] = field(default_factory=dict)
+    said: list[float] = field(default_factory=list)  # when it was last told how far it is
+
+    def logps(self, sequences: Sequence[Sequence_]) -> list[torch.Tensor]:
+        """As `Subject.logps`; what is known already is not computed again."""
+        keys = [_key("logps", list(tokens), asked) for tokens, asked in sequences]
+        new = {key: one for key, one in zip(keys, sequences, strict=True) if key not in self.known}
+        left = iter(new)
+        for row in self.logps_by_row(list(new.values())):
+            self._keep([(next(left), found.tolist()) for found in row])
+        return [torch.tensor(self.known[key], dtype=torch.float32) for key in keys]
+
+    def replies(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Iterator[Reply]:
+        """As `Subject.replies`; what is known already is not made again."""
+        keys = [_key("reply", list(prompt), max_new_tokens, list(stop)) for prompt in prompts]
+        new = {key: one for key, one in zip(keys, prompts, strict=True) if key not in self.known}
+        made = zip(new, super().replies(list(new.values()), max_new_tokens, stop), strict=True)
+        for key in keys:
+            while key not in self.known:
+                found, reply = next(made)
+                self._keep([(found, [reply.text, reply.finish])])
+            yield Reply(*self.known[key])
+
+    def _keep(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        self.known.update(pairs)
+        if self.journal is not None:
+            self.journal.append({KEY: [key for key, _ in pairs], "found": [found for _, found in pairs]})
+        if time.monotonic() - self.said[-1] > SAID_EVERY:
+            self.said.append(time.monotonic())
+            self.say(f"{self.name}: {len(self.known):,} asked")
+
+
+@contextmanager
+def remembered(subject: Subject, place: Path | None, name: str, say: Callable[[str], None]) -> Iterator[Remembered]:
+    """A subject that goes on from a file, and writes into it; the file is gone when the block ends well."""
+    journal = None
+    known: dict[str, Any] = {}
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        journal = Journal(place, KEY)
+        for entry in journal.entries:
+            known.update(zip(entry[KEY], entry["found"], strict=True))
+        if known:
+            say(f"{name}: goes on, {len(known):,} were asked before it was stopped")
+    own = {one: getattr(subject, one) for one in ("model", "tokenizer", "kernels")}
+    yield Remembered(**own, journal=journal, say=say, name=name, known=known, said=[time.monotonic()])
+    if place is not None:
+        place.unlink()
+
+
+def _key(*asked: Any) -> str:
+    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=12).hexdigest()
