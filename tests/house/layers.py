@@ -10,7 +10,7 @@ from pathlib import Path
 from house.tree import PACKAGE, Module, modules, statements
 
 LAYERS = (
-    {"", "errors", "types", "atomic", "drawing"},
+    {"", "errors", "types", "atomic", "drawing", "journal", "rouge"},
     {"component"},
     {"seams"},
     {
@@ -29,7 +29,18 @@ LAYERS = (
     {"objectives", "adapters", "optimizers", "quantizations", "engine"},
     {"generate"},
     {"run", "parts", "adapted", "beside", "referenced", "taught", "record", "folder", "health", "ending"},
-    {"exports", "synthesis", "evaluation", "evaluate", "bench", "against", "compare", "selftest", "planner"},
+    {
+        "exports",
+        "synthesis",
+        "prediction",
+        "evaluation",
+        "evaluate",
+        "bench",
+        "against",
+        "compare",
+        "selftest",
+        "planner",
+    },
     {"cli", "__main__"},
 )
 LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and whoever wants may import it

@@ -21,6 +21,7 @@ VERBS = {
     "bench": "Measure how fast a recipe trains, also against other trainers.",
     "score": "Rank answers by a reward model, or say the classes of texts.",
     "evaluate": "Measure a model or a run by tasks: perplexity by length, a needle in a haystack.",
+    "predict": "Answer the rows of a data set, and measure the answers.",
     "compare": "Train some recipes, or take finished runs, and show what each took and gave.",
     "export": "Make a folder that other tools load of a finished run, and verify it.",
     "data": "Write the rows of a data set in another format and file.",

@@ -53,7 +53,7 @@ class Sampling(Section):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise RecipeError(explain(error, Sampling)) from None
+            raise RecipeError(explain(error, type(self))) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ import psutil
 from tunesmith import atomic
 from tunesmith.data.ledger import FIRST_PLACES, places
 from tunesmith.errors import RunError
+from tunesmith.journal import Journal
 from tunesmith.synthesis import author, seeds, stages
-from tunesmith.synthesis.journal import Journal
 from tunesmith.synthesis.options import Synthesis
 from tunesmith.synthesis.prompts import Task
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.journal import Journal
+from tunesmith.rouge import Pool, words
 from tunesmith.synthesis import prompts
 from tunesmith.synthesis.author import Author
-from tunesmith.synthesis.journal import Journal
 from tunesmith.synthesis.options import Synthesis
 from tunesmith.synthesis.prompts import Instance, Task
-from tunesmith.synthesis.rouge import Pool, words
 
 Say = Callable[[str], None]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.synthesis.rouge import Pool, common, rouge_l, words
+from tunesmith.rouge import Pool, common, rouge_l, words
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,180 @@
+"""A data set through a model: a line for each row, as it is answered, so that a killed program goes on."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from tunesmith import atomic
+from tunesmith.component import default, spell
+from tunesmith.engine import checkpoint
+from tunesmith.errors import ModelError, RunError
+from tunesmith.generate.alone import logits_of
+from tunesmith.generate.load import base_of, is_adapter, locate
+from tunesmith.generate.sampling import Sampling
+from tunesmith.journal import Journal
+from tunesmith.prediction import measures, report
+from tunesmith.prediction import rows as read
+from tunesmith.prediction.rows import Asked, Rows
+from tunesmith.recipe import Dtype
+from tunesmith.recipe_data import Source
+from tunesmith.recipe_train import DeviceName
+from tunesmith.seams import Format
+
+if TYPE_CHECKING:
+    from tunesmith.generate.engine import Generator
+
+SETTINGS, OURS, THEIRS = "settings.json", "predictions.jsonl", "against.jsonl"
+TOGETHER = 64  # rows that are in work at a time; more of them wait in the file
+BASE = "base"  # in place of a model to compare with: the one that the adapter was trained beside
+GO_ON = "Make room, then run the same command again: it goes on"
+
+
+class Prediction(Sampling):
+    """How the rows of a data set are answered: the options of `Sampling`, and these."""
+
+    format: Format = default(Format)
+    """How a row of the file is read."""
+    num_samples: Annotated[int, Field(gt=0)] | None = None
+    """Answer so many rows, the first ones. None: all."""
+    token_accuracy: bool = True
+    """Whether also the share of the known answer's tokens is measured that are the likeliest behind those before
+    them, which reads each row once more."""
+    device: DeviceName = "auto"
+    """Device to answer on. auto: the first present of cuda, xpu, mps, cpu."""
+    dtype: Dtype | None = None
+    """Precision of the weights. None: as stored, or float32 on a device without bfloat16 arithmetic."""
+
+    def sampling(self) -> Sampling:
+        """The options that are those of every answer."""
+        return Sampling(**{name: getattr(self, name) for name in Sampling.model_fields})
+
+
+def predict(
+    path: str, file: str | None, out: Path, how: Prediction, against: str | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Answer the rows of a file, or those that a run held out, and measure the answers. Returns what results.json has.
+
+    In `out`, `predictions.jsonl` has a line for each row (`where`, `prompt`, `prediction`, `label`, `finish`, `tokens`,
+    `measures`), `against.jsonl` the same of the model that is compared with, and `results.json` and `results.md` the
+    measures of all. The same command goes on where it was stopped.
+
+    Raises:
+        RunError: `out` holds something else, or what was begun with another model, file or options.
+        RunError, ModelError, DataError, TemplateError: as the model's loading and the file's reading.
+    """
+    others = None if against is None else _base(path) if against == BASE else against
+    with atomic.room(out, RunError, GO_ON):
+        _begin(out, {"model": _identity(path), "against": others and _identity(others), "file": file} | _spelled(how))
+        ours = _answered(path, file, out / OURS, how, say, of_run=path)
+        theirs = None if others is None else _answered(others, file, out / THEIRS, how, say, of_run=path)
+        results = report.results(path, ours, others, theirs, say)
+        atomic.write(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False).encode())
+        atomic.write(out / "results.md", report.markdown(results).encode())
+    return results
+
+
+def _base(path: str) -> str:
+    place = locate(path)
+    if not is_adapter(place):
+        raise ModelError(f"{path} is no adapter beside a base model: say which model to compare with")
+    return base_of(place).path
+
+
+def _spelled(how: Prediction) -> dict[str, Any]:
+    return how.model_dump(mode="json") | {"format": spell(how.format)}
+
+
+def _identity(path: str) -> dict[str, Any]:
+    """A model by its place and what lies there."""
+    place = locate(path)
+    manifest = Path(place) / checkpoint.MANIFEST
+    files = sorted(one for one in Path(place).glob("*.safetensors")) if Path(place).is_dir() else []
+    lies = [manifest.read_text(encoding="utf-8")] if manifest.is_file() else []
+    lies += [f"{one.name} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in files]
+    return {"place": place, "digest": hashlib.sha256("\n".join(lies).encode()).hexdigest()[:16]}
+
+
+def _begin(out: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder, or find it as the same command left it. Raises RunError."""
+    file = out / SETTINGS
+    settings = json.loads(json.dumps(settings))
+    if file.is_file():
+        past = json.loads(file.read_text(encoding="utf-8"))
+        other = next((name for name in settings if past.get(name) != settings[name]), None)
+        if other is not None:
+            raise RunError(
+                f"{out} was begun with another {other} ({past.get(other)!r}, and now {settings[other]!r}): "
+                "choose another folder"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    atomic.write(file, json.dumps(settings, indent=2, ensure_ascii=False).encode())
+
+
+def _answered(
+    path: str, file: str | None, out: Path, how: Prediction, say: Callable[[str], None], of_run: str
+) -> list[dict[str, Any]]:
+    """The rows answered by one model, in their order."""
+    from tunesmith.generate.engine import Generator
+
+    generator = Generator.open(path, how.device, how.dtype)
+    found = _rows(of_run, file, generator, how, say)
+    for line in found.lines():
+        say(line)
+    journal = Journal(out, "where")
+    done = {entry["where"] for entry in journal.entries}
+    left = [one for one in found.asked if one.where not in done]
+    if done:
+        say(f"{len(done):,} are answered already in {out}")
+    for start in range(0, len(left), TOGETHER):
+        for entry in _some(generator, left[start : start + TOGETHER], how):
+            journal.append(entry)
+        say(f"{path}: {len(journal.entries):,} of {len(found.asked):,} answered")
+    by_place = {entry["where"]: entry for entry in journal.entries}
+    return [by_place[one.where] for one in found.asked]
+
+
+def _rows(path: str, file: str | None, generator: "Generator", how: Prediction, say: Callable[[str], None]) -> Rows:
+    if file is not None:
+        return read.of_file(Source(path=file, format=how.format, num_samples=how.num_samples), generator.tokenizer)
+    found = read.held_out(Path(path).expanduser().absolute(), generator.tokenizer, say)
+    return Rows(found.asked[: how.num_samples], found.dropped)
+
+
+def _some(generator: "Generator", asked: Sequence[Asked], how: Prediction) -> list[dict[str, Any]]:
+    """Some rows answered together. A row's draws are by its own seed, so that they do not depend on the others."""
+    batch, streams = generator.batch(), []
+    for one in asked:
+        prompt = generator.prompt(one.messages, how.max_new_tokens, one.tools)
+        sampling = how.sampling()
+        if how.seed is not None:
+            place = int.from_bytes(hashlib.sha256(one.where.encode()).digest()[:4])
+            sampling = sampling.model_copy(update={"seed": how.seed + place})
+        streams.append((one, prompt, batch.add(generator.request(prompt, sampling))))
+    found = []
+    for one, prompt, stream in streams:
+        prediction = "".join(piece.text for piece in stream).strip()
+        of_row = measures.of_row(prediction, one.label)
+        if how.token_accuracy and one.label_ids:
+            likeliest = logits_of(generator.model, prompt.ids, one.label_ids).argmax(-1).tolist()
+            hits = sum(pair[0] == pair[1] for pair in zip(likeliest, one.label_ids, strict=True))
+            of_row["token_accuracy"] = hits / len(one.label_ids)
+        found.append(
+            {
+                "where": one.where,
+                "prompt": str(generator.tokenizer.decode(list(prompt.ids))),
+                "prediction": prediction,
+                "label": one.label,
+                "finish": stream.finish,
+                "tokens": stream.num_tokens,
+                "dropped_turns": prompt.dropped_turns,
+                "measures": of_row,
+            }
+        )
+    return found
