@@ -81,7 +81,7 @@ class Generator:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.decoder = decoder or Alone(model)
+        self._decoder = decoder
 
     @classmethod
     def open(cls, path: str, device: str = "auto", dtype: Dtype | None = None) -> "Generator":
@@ -91,6 +91,13 @@ class Generator:
             RunError, ModelError: what is named is not there, not whole, or has no final weights yet.
         """
         return cls(*load(path, device, dtype))
+
+    @property
+    def decoder(self) -> Decoder:
+        """What goes on with answers, chosen by the first one."""
+        if self._decoder is None:
+            self._decoder = Alone(self.model)
+        return self._decoder
 
     @property
     def stops(self) -> frozenset[int]:
@@ -218,8 +225,8 @@ def greedy_ids(model: "PreTrainedModel", prompt: Sequence[int], max_new_tokens: 
     """The likeliest tokens after a prompt, so many of them: nothing ends it."""
     decoder, tokens = Alone(model), list[int]()
     with answering(model):
-        place, logits = decoder.begin(prompt)
-        tokens.append(int(logits.argmax()))
+        place = decoder.begin(prompt)
+        tokens.append(int(decoder.read([place])[1][0].argmax()))
         while len(tokens) < max_new_tokens:
             tokens.append(int(decoder.step([place], tokens[-1:])[0].argmax()))
     return tuple(tokens)
