@@ -106,11 +106,15 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="tunesmith-worker", daemon=True)
 
     def __enter__(self) -> "Worker":
-        self._thread.start()
+        self.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.stop(0)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
 
     @property
     def num_running(self) -> int:
@@ -157,7 +161,8 @@ class Worker:
             if grace_seconds is not None:
                 self._deadline = time.monotonic() + grace_seconds
             self._wake.notify()
-        self._thread.join()
+        if self._thread.ident is not None:  # it was started
+            self._thread.join()
 
     def _refuse(self, full: bool, taken: str) -> None:
         if self._stopping:
@@ -213,13 +218,14 @@ class Worker:
                 future.set_exception(error)
 
     def _step(self) -> None:
+        now = time.monotonic()
         try:
             self.batch.step()
         except Exception as error:  # noqa: BLE001  # whoever waits for its answers is told, and others go on
             self._fail(error)
         for reader, stream in list(self._open.items()):
             if reader.begun is None and (stream in self.batch.running or stream.finish is not None):
-                reader.begun = time.monotonic()
+                reader.begun = now
             pieces = stream.ready()
             if pieces:
                 self.failures = 0
