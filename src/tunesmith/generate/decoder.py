@@ -14,6 +14,7 @@ class Decoder(ABC):
     most: int  # answers that it can be in the middle of
     most_tokens: int | None = None  # of a prompt and its answer, where the room for them is bounded
     adapters: tuple[str, ...] = ()  # names that `begin` takes
+    note: str | None = None  # what a person should know of it
 
     @abstractmethod
     def begin(self, prompt: Sequence[int], adapter: str | None = None) -> Any | None:

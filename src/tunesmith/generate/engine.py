@@ -18,6 +18,7 @@ from tunesmith.engine.model import num_virtual_tokens
 from tunesmith.errors import ModelError
 from tunesmith.generate.alone import Alone, answering, encodes
 from tunesmith.generate.batch import Batch, Finish, Request, Stream
+from tunesmith.generate.choose import decoder_for
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.load import load
 from tunesmith.generate.sampling import Sampling
@@ -96,7 +97,7 @@ class Generator:
     def decoder(self) -> Decoder:
         """What goes on with answers, chosen by the first one."""
         if self._decoder is None:
-            self._decoder = Alone(self.model)
+            self._decoder = decoder_for(self.model)
         return self._decoder
 
     @property
