@@ -32,6 +32,8 @@ class Serving(Section):
     """Answers that are made at a time."""
     max_waiting: Annotated[int, Field(ge=0, le=65536)] = 256
     """Answers that may wait for a place; further requests are told to come again (503)."""
+    cache_tokens: Annotated[int, Field(ge=256)] | None = None
+    """Tokens of all running answers and their prompts together. None: what half of the free memory holds."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Longest answer that may be asked for. None: what the model's context has room for."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 16 * 2**20

@@ -9,24 +9,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 from tunesmith.data import refuse
 from tunesmith.data.prompt import prompt_ids
 from tunesmith.data.sides import source_ids
-from tunesmith.engine.model import num_rows
-from tunesmith.errors import near
+from tunesmith.engine.model import load_tokenizer, num_rows
+from tunesmith.errors import ModelError, RecipeError, near
 from tunesmith.formats.messages import Messages
 from tunesmith.generate.alone import encodes
 from tunesmith.generate.answer_format import AnswerFormat, find
+from tunesmith.generate.choose import decoder_for
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.judge import Judge
 from tunesmith.generate.load import locate, stored_head
+from tunesmith.generate.text import HALF_CHARACTER
 from tunesmith.generate.worker import Worker
+from tunesmith.recipe import Model
 from tunesmith.serve.options import Serving
 from tunesmith.serve.problem import Problem, too_long
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a token that is a byte, where others are texts
+BYTE_LEVEL = {character: byte for byte, character in bytes_to_unicode().items()}  # where all are bytes (GPT-2)
 DRAWN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # what a generation config may say of it
 
 
@@ -57,11 +64,17 @@ class Speaker:
         return bool(self.written.special) and (with_tools or any(one in marks for one in self.written.special))
 
     def spelled(self, token: int) -> tuple[str, list[int]]:
-        """A token as text and as bytes."""
+        """A token as text and as bytes, which may be a part of a character."""
         text = str(self.tokenizer.decode([token]))
-        if "\ufffd" not in text:
+        piece = str(self.tokenizer.convert_ids_to_tokens(token))
+        if piece.startswith("▁") and not text.startswith(" "):  # the first of a text is written without its blank
+            text = f" {text}"
+        if HALF_CHARACTER not in text:
             return text, list(text.encode())
-        return text, list(text.encode())
+        if (byte := BYTE.fullmatch(piece)) is not None:
+            return text, [int(byte[1], 16)]
+        of_byte_level = [BYTE_LEVEL.get(character) for character in piece]
+        return text, [byte for byte in of_byte_level if byte is not None]
 
 
 class Served:
@@ -79,15 +92,21 @@ class Served:
         if generator is not None:
             self._worker = Worker(generator.batch(), options.max_waiting)
             self.speakers[name] = Speaker(name, generator.tokenizer)
+            for adapter, folder in options.adapters.items():
+                self.speakers[adapter] = Speaker(adapter, _tokenizer(folder, generator), adapter)
 
     @classmethod
     def open(cls, path: str, options: Serving) -> "Served":
-        """What `path` names, loaded. Raises RunError, ModelError."""
+        """What `path` names, loaded, with the adapters of the options. Raises RunError, ModelError, RecipeError."""
         name = options.name or called(path)
         place = locate(path)
+        if name in options.adapters:
+            raise RecipeError(f"adapter: {name!r} is the model's own name: say another, or --name")
         if Path(place).is_dir() and stored_head(place) is not None:
             return cls(options, name, judge=Judge.open(path, options.device))
-        return cls(options, name, generator=Generator.open(path, options.device))
+        opened = Generator.open(path, options.device, adapters=options.adapters)
+        decoder = decoder_for(opened.model, most=options.max_running, cache_tokens=options.cache_tokens)
+        return cls(options, name, generator=Generator(opened.model, opened.tokenizer, decoder))
 
     @property
     def names(self) -> list[str]:
@@ -198,6 +217,18 @@ class Served:
         if self._worker is not None:
             self._worker.stop(0)
         self.asking.shutdown()
+
+
+def _tokenizer(folder: str, generator: Generator) -> "PreTrainedTokenizerBase":
+    """The tokenizer of an adapter's folder, or the model's where it has none. Raises ModelError when they differ."""
+    place = locate(folder)
+    if not (Path(place) / "tokenizer_config.json").is_file():
+        return generator.tokenizer
+    found = load_tokenizer(Model(path=place, tokenizer=place))
+    rows = num_rows(generator.model)
+    if len(found) > rows:
+        raise ModelError(f"the tokenizer of {folder} has {len(found)} tokens, and the model {rows}: it is another's")
+    return found
 
 
 def called(path: str) -> str:

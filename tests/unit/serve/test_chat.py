@@ -92,7 +92,7 @@ def test_bytes_of_half_characters_are_the_tokens_own(server, monkeypatch):
     ids = tokenizer("🙂 é")["input_ids"]
     assert len(ids) > 3
     fixtures_models.scripted(monkeypatch, ids)
-    found = ask(server, logprobs=True, max_tokens=20)
+    found = ask(server, logprobs=True, max_tokens=20, temperature=0)
     assert found.choices[0].message.content == "🙂 é"
     assert bytes(byte for one in found.choices[0].logprobs.content for byte in one.bytes).decode() == "🙂 é"
 
@@ -101,7 +101,7 @@ def test_bytes_of_half_characters_are_the_tokens_own(server, monkeypatch):
 def test_calls_and_reasoning_are_told_apart(server, monkeypatch, stream):
     ids = server.served.generator.tokenizer(f"<think>I must look.</think>{SAYS_CALL}")["input_ids"]
     fixtures_models.scripted(monkeypatch, ids)
-    found = ask(server, tools=[WARMTH], stream=stream, max_tokens=150)
+    found = ask(server, tools=[WARMTH], stream=stream, max_tokens=150, temperature=0)
     if stream:
         chunks = [chunk.choices[0] for chunk in found]
         thought = "".join(getattr(one.delta, "reasoning_content", "") for one in chunks)
@@ -122,7 +122,7 @@ def test_a_call_can_be_answered_in_the_next_turn(server, monkeypatch):
     ids = server.served.generator.tokenizer(SAYS_CALL)["input_ids"]
     with monkeypatch.context() as patched:
         fixtures_models.scripted(patched, ids)
-        said = ask(server, tools=[WARMTH], max_tokens=150).choices[0].message
+        said = ask(server, tools=[WARMTH], max_tokens=150, temperature=0).choices[0].message
     result = {"role": "tool", "tool_call_id": said.tool_calls[0].id, "content": "4"}
     turns = [*HELLO, said.model_dump(), result]
     asked = [*HELLO, {"role": "assistant", "content": said.content, "tool_calls": [CALL]}, result]
@@ -132,7 +132,7 @@ def test_a_call_can_be_answered_in_the_next_turn(server, monkeypatch):
 
 def test_tools_that_may_not_be_called_are_not_shown(server, monkeypatch):
     fixtures_models.scripted(monkeypatch, server.served.generator.tokenizer(SAYS_CALL)["input_ids"])
-    found = ask(server, tools=[WARMTH], tool_choice="none", max_tokens=150)
+    found = ask(server, tools=[WARMTH], tool_choice="none", max_tokens=150, temperature=0)
     assert found.choices[0].message.content == SAYS_CALL and not found.choices[0].message.tool_calls
     assert found.usage.prompt_tokens == len(server.served.generator.prompt(HELLO, 5).ids)
 
@@ -211,7 +211,7 @@ def test_a_client_that_goes_frees_its_place(server, monkeypatch):
     for stream in (True, False):
         fixtures_models.scripted(monkeypatch, ids)
         before = len(server.lines)
-        body = {"messages": HELLO, "max_tokens": 100_000, "stream": stream}
+        body = {"messages": HELLO, "max_tokens": 100_000, "stream": stream, "temperature": 0}
         with httpx.Client(timeout=0.5) as client:
             if stream:
                 with client.stream("POST", f"{server.address}/v1/chat/completions", json=body) as answer:
