@@ -194,7 +194,7 @@ def scripted(monkeypatch, ids):
 
         def step(self, places, tokens):
             token = next(places[0], SPECIAL.index("<|im_end|>"))
-            return torch.nn.functional.one_hot(torch.tensor([token]), max(*ids, 2) + 1).float()
+            return torch.nn.functional.one_hot(torch.tensor([token]), max(*ids, 2) + 1).float() * 1e3
 
         def free(self, place):
             pass

@@ -35,6 +35,12 @@ class Running:
         return openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, timeout=60)
 
 
+def scripted(monkeypatch, running, text):
+    """Make the model of a server say this text, and then end its turn."""
+    fixtures_models.scripted(monkeypatch, running.served.generator.tokenizer(text)["input_ids"])
+    monkeypatch.setattr(running.served.worker.batch, "decoder", Generator.decoder)
+
+
 @contextlib.contextmanager
 def running(served):
     """A served model, listening."""

@@ -149,9 +149,16 @@ class Generator:
         return Request(prompt.ids, sampling.model_copy(update={"max_new_tokens": limit}), **options)
 
     def stream(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **options: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        special: bool = False,
+        **options: Any,
     ) -> Answer:
         """The answer to a conversation, in pieces of text as they are made; `options` are those of `Sampling`.
+
+        `special` says that special tokens are text too.
 
         Raises:
             RecipeError: an option is out of bounds.
@@ -165,7 +172,7 @@ class Generator:
             with answering(self.model):
                 batch.step()
 
-        return Answer(prompt, batch.add(self.request(prompt, sampling), drive))
+        return Answer(prompt, batch.add(self.request(prompt, sampling, special=special), drive))
 
     def batch(self) -> Batch:
         """A batch of no answers yet."""

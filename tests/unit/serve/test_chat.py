@@ -91,17 +91,16 @@ def test_bytes_of_half_characters_are_the_tokens_own(server, monkeypatch):
     tokenizer = server.served.generator.tokenizer
     ids = tokenizer("🙂 é")["input_ids"]
     assert len(ids) > 3
-    fixtures_models.scripted(monkeypatch, ids)
-    found = ask(server, logprobs=True, max_tokens=20, temperature=0)
+    fixtures_server.scripted(monkeypatch, server, "🙂 é")
+    found = ask(server, logprobs=True, max_tokens=20)
     assert found.choices[0].message.content == "🙂 é"
     assert bytes(byte for one in found.choices[0].logprobs.content for byte in one.bytes).decode() == "🙂 é"
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_and_reasoning_are_told_apart(server, monkeypatch, stream):
-    ids = server.served.generator.tokenizer(f"<think>I must look.</think>{SAYS_CALL}")["input_ids"]
-    fixtures_models.scripted(monkeypatch, ids)
-    found = ask(server, tools=[WARMTH], stream=stream, max_tokens=150, temperature=0)
+    fixtures_server.scripted(monkeypatch, server, f"<think>I must look.</think>{SAYS_CALL}")
+    found = ask(server, tools=[WARMTH], stream=stream, max_tokens=150)
     if stream:
         chunks = [chunk.choices[0] for chunk in found]
         thought = "".join(getattr(one.delta, "reasoning_content", "") for one in chunks)
@@ -119,10 +118,9 @@ def test_calls_and_reasoning_are_told_apart(server, monkeypatch, stream):
 
 
 def test_a_call_can_be_answered_in_the_next_turn(server, monkeypatch):
-    ids = server.served.generator.tokenizer(SAYS_CALL)["input_ids"]
     with monkeypatch.context() as patched:
-        fixtures_models.scripted(patched, ids)
-        said = ask(server, tools=[WARMTH], max_tokens=150, temperature=0).choices[0].message
+        fixtures_server.scripted(patched, server, SAYS_CALL)
+        said = ask(server, tools=[WARMTH], max_tokens=150).choices[0].message
     result = {"role": "tool", "tool_call_id": said.tool_calls[0].id, "content": "4"}
     turns = [*HELLO, said.model_dump(), result]
     asked = [*HELLO, {"role": "assistant", "content": said.content, "tool_calls": [CALL]}, result]
@@ -131,8 +129,8 @@ def test_a_call_can_be_answered_in_the_next_turn(server, monkeypatch):
 
 
 def test_tools_that_may_not_be_called_are_not_shown(server, monkeypatch):
-    fixtures_models.scripted(monkeypatch, server.served.generator.tokenizer(SAYS_CALL)["input_ids"])
-    found = ask(server, tools=[WARMTH], tool_choice="none", max_tokens=150, temperature=0)
+    fixtures_server.scripted(monkeypatch, server, SAYS_CALL)
+    found = ask(server, tools=[WARMTH], tool_choice="none", max_tokens=150)
     assert found.choices[0].message.content == SAYS_CALL and not found.choices[0].message.tool_calls
     assert found.usage.prompt_tokens == len(server.served.generator.prompt(HELLO, 5).ids)
 
@@ -195,7 +193,7 @@ def test_an_unknown_model_is_refused_with_near_names(server):
 
 def test_a_failing_decoder_is_told_and_the_server_goes_on(server, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(server.served.generator.decoder, "step", lambda *given: 1 / 0)
+        patched.setattr(server.served.worker.batch.decoder, "step", lambda *given: 1 / 0)
         with pytest.raises(openai.InternalServerError, match="division by zero"):
             ask(server, max_tokens=5)
         with pytest.raises(openai.APIError, match="division by zero"):
@@ -205,13 +203,13 @@ def test_a_failing_decoder_is_told_and_the_server_goes_on(server, monkeypatch):
 
 
 def test_a_client_that_goes_frees_its_place(server, monkeypatch):
-    ids = server.served.generator.tokenizer("the moon ")["input_ids"] * 1000
+    many = "the moon " * 3000
+    fixtures_server.scripted(monkeypatch, server, many)
     monkeypatch.setattr(type(server.served), "context", None)
     worker = server.served.worker
     for stream in (True, False):
-        fixtures_models.scripted(monkeypatch, ids)
         before = len(server.lines)
-        body = {"messages": HELLO, "max_tokens": 100_000, "stream": stream, "temperature": 0}
+        body = {"messages": HELLO, "max_tokens": 100_000, "stream": stream}
         with httpx.Client(timeout=0.5) as client:
             if stream:
                 with client.stream("POST", f"{server.address}/v1/chat/completions", json=body) as answer:
@@ -223,7 +221,7 @@ def test_a_client_that_goes_frees_its_place(server, monkeypatch):
         fixtures_server.until(lambda: worker.num_running == worker.num_waiting == 0)
         fixtures_server.until(lambda before=before: len(server.lines) > before)
         assert server.lines[-1]["status"] == (200 if stream else 499)
-        assert server.lines[-1]["completion_tokens"] < len(ids)
+        assert server.lines[-1]["completion_tokens"] < 6000
 
 
 def test_a_line_is_written_of_each_request_without_its_text(server):
