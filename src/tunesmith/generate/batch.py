@@ -64,6 +64,12 @@ class Stream(Iterator[Piece]):
         """What decides its next token."""
         return self._drawing
 
+    def ready(self) -> list[Piece]:
+        """The pieces that are made and not read."""
+        found = list(self._pieces)
+        self._pieces.clear()
+        return found
+
     def close(self) -> None:
         """Make no more of it."""
         if self.finish is None:
