@@ -19,12 +19,14 @@ from tunesmith.serve.app import build
 from tunesmith.serve.options import Serving
 from tunesmith.serve.served import Served
 
+CONTEXT = 512  # of the served models
+
 
 class Running:
     """A server that listens."""
 
     def __init__(self, served, address, lines):
-        self.served, self.address, self._lines = served, address, lines
+        self.served, self.address, self._lines, self._clients = served, address, lines, {}
 
     @property
     def lines(self):
@@ -32,12 +34,18 @@ class Running:
         return [json.loads(line) for line in self._lines]
 
     def client(self, key="none"):
-        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, timeout=60)
+        if key not in self._clients:
+            self._clients[key] = openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, timeout=60)
+        return self._clients[key]
+
+    def close(self):
+        for client in self._clients.values():
+            client.close()
 
 
 def scripted(monkeypatch, running, text):
     """Make the model of a server say this text, and then end its turn."""
-    fixtures_models.scripted(monkeypatch, running.served.generator.tokenizer(text)["input_ids"])
+    fixtures_models.scripted(monkeypatch, running.served.generator.tokenizer(text, verbose=False)["input_ids"])
     monkeypatch.setattr(running.served.worker.batch, "decoder", Generator.decoder)
 
 
@@ -52,9 +60,11 @@ def running(served):
     thread.start()
     until(lambda: server.started)
     host, port = server.servers[0].sockets[0].getsockname()
+    found = Running(served, f"http://{host}:{port}", lines)
     try:
-        yield Running(served, f"http://{host}:{port}", lines)
+        yield found
     finally:
+        found.close()
         server.should_exit = True
         thread.join()
         served.close()
@@ -62,7 +72,7 @@ def running(served):
 
 def served(model=None, tokenizer=None, alone=True, **options):
     """A tiny model to be served, of which one answer is made at a time."""
-    model = fixtures_models.tiny_model() if model is None else model
+    model = fixtures_models.tiny_model(max_position_embeddings=CONTEXT) if model is None else model
     tokenizer = fixtures_models.tiny_tokenizer() if tokenizer is None else tokenizer
     generator = Generator(model, tokenizer, Alone(model) if alone else None)
     return Served(Serving(**options), "tiny", generator=generator)

@@ -12,6 +12,7 @@ import torch
 
 from tunesmith.engine.model import base_of
 from tunesmith.errors import ModelError
+from tunesmith.generate.adapters import of_model
 from tunesmith.generate.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 class _Place:
     """An answer in the making: its cache, and what an encoder read of the prompt."""
 
-    def __init__(self, prompt: Sequence[int]) -> None:
-        self.prompt = prompt
+    def __init__(self, prompt: Sequence[int], adapter: str | None) -> None:
+        self.prompt, self.adapter = prompt, adapter
         self.encoded: Any = None
         self.cache: Any = None
 
@@ -34,17 +35,20 @@ class Alone(Decoder):
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self.model = model
+        self._adapters = of_model(model)
+        self.adapters = self._adapters.names if self._adapters else ()
 
     def begin(self, prompt: Sequence[int], adapter: str | None = None) -> _Place:
         """A place for an answer."""
-        return _Place(prompt)
+        return _Place(prompt, adapter)
 
     def read(self, places: Sequence[_Place]) -> tuple[list[_Place], torch.Tensor]:
         """Read the first prompt."""
         place = places[0]
         first = place.prompt
         if encodes(self.model):
-            place.encoded, first = encode(self.model, place.prompt), [start_token(self.model)]
+            with self._with(place):
+                place.encoded, first = encode(self.model, place.prompt), [start_token(self.model)]
         return [place], self._next(place, first)[None]
 
     def step(self, places: Sequence[_Place], tokens: Sequence[int]) -> torch.Tensor:
@@ -54,6 +58,10 @@ class Alone(Decoder):
     def free(self, place: _Place) -> None:
         """Forget the cache."""
         place.cache = None
+
+    def _with(self, place: _Place) -> contextlib.AbstractContextManager[None]:
+        """The model with the adapter of an answer."""
+        return contextlib.nullcontext() if self._adapters is None else self._adapters.of([place.adapter])
 
     @torch.no_grad()
     def _next(self, place: _Place, step: Sequence[int]) -> torch.Tensor:
@@ -67,7 +75,8 @@ class Alone(Decoder):
         )
         # virtual tokens, once put before a prompt, are in the cache
         told: Any = self.model if place.cache is None else base_of(self.model)
-        output: Any = told(**given, past_key_values=place.cache, use_cache=True, **only_last)
+        with self._with(place):
+            output: Any = told(**given, past_key_values=place.cache, use_cache=True, **only_last)
         place.cache = output.past_key_values
         return output.logits[0, -1].float()
 

@@ -1,6 +1,7 @@
 """Which decoder a model runs with: the one for many answers, once it gave the model's own numbers."""
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from tunesmith.engine import attention
 from tunesmith.engine.compat import attention_of
 from tunesmith.engine.model import base_of, is_adapted, num_rows
-from tunesmith.engine.trial import FAILURES, TOLERANCE
+from tunesmith.engine.trial import FAILURES, TOLERANCE, said
 from tunesmith.generate.alone import Alone, answering, encodes, logits_of
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.together import MOST, Together, Window
@@ -63,8 +64,8 @@ def _unfit(model: Any) -> str | None:
         return "the adapter puts virtual tokens before prompts"
     if attention_of(base) not in WITH_MASKS:
         return f"{name} runs {attention_of(base)} attention"
-    said = getattr(base.config.get_text_config(), "rope_parameters", None) or {}
-    kinds = {one.get("rope_type") for one in (said, *said.values()) if isinstance(one, dict)}
+    rotary = getattr(base.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {one.get("rope_type") for one in (rotary, *rotary.values()) if isinstance(one, dict)}
     by_length = kinds & {*BY_LENGTH}
     return f"its {by_length.pop()} positions depend on the longest answer" if by_length else None
 
@@ -86,7 +87,7 @@ def _windows(model: Any) -> dict[str, Window] | str:
         with torch.no_grad():
             model(input_ids=ids, use_cache=False, seen_back=found)
     except FAILURES as error:
-        return _said(error)
+        return said(error)
     finally:
         base.set_attn_implementation(own)
     if len({*found.values()}) == 1:
@@ -139,13 +140,19 @@ def _differs(model: Any, decoder: Together) -> str | None:
             if not (difference.mean() if half else difference.max()).item() <= allowed:
                 return f"in one pass {type(base_of(model)).__name__} says something else (by {difference.max():.2g})"
     except FAILURES as error:
-        return _said(error)
+        return said(error)
     return None
 
 
-def followed(decoder: Decoder, texts: list[list[int]], prompts: tuple[int, ...]) -> list[torch.Tensor]:
+def followed(
+    decoder: Decoder,
+    texts: Sequence[list[int]],
+    prompts: Sequence[int],
+    adapters: Sequence[str | None] | None = None,
+) -> list[torch.Tensor]:
     """The logits [K + 1, V] that a decoder gives after texts' prompts and each of the K tokens that follow them."""
-    places = [decoder.begin(text[:size]) for text, size in zip(texts, prompts, strict=True)]
+    names = adapters or [None] * len(texts)
+    places = [decoder.begin(text[:size], name) for text, size, name in zip(texts, prompts, names, strict=True)]
     found: dict[int, list[torch.Tensor]] = {id(place): [] for place in places}
     unread = places
     while unread:
@@ -161,7 +168,3 @@ def followed(decoder: Decoder, texts: list[list[int]], prompts: tuple[int, ...])
     for place in places:
         decoder.free(place)
     return [torch.stack(found[id(place)]) for place in places]
-
-
-def _said(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

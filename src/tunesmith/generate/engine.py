@@ -85,13 +85,21 @@ class Generator:
         self._decoder = decoder
 
     @classmethod
-    def open(cls, path: str, device: str = "auto", dtype: Dtype | None = None) -> "Generator":
+    def open(
+        cls,
+        path: str,
+        device: str = "auto",
+        dtype: Dtype | None = None,
+        adapters: Mapping[str, str] | None = None,
+    ) -> "Generator":
         """A generator from a run, checkpoint, adapter or model folder, a hub id or `builtin:tiny`.
+
+        `adapters` are folders or runs of LoRA adapters, by the names that requests have them by.
 
         Raises:
             RunError, ModelError: what is named is not there, not whole, or has no final weights yet.
         """
-        return cls(*load(path, device, dtype))
+        return cls(*load(path, device, dtype, adapters=adapters))
 
     @property
     def decoder(self) -> Decoder:

@@ -1,6 +1,7 @@
 """From what a person names (a run, checkpoint, adapter or model) to a model and tokenizer ready to answer."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +96,13 @@ def load(
     values: bool = False,
     rope_scaling: RopeScaling | None = None,
     widened: bool = False,
+    adapters: Mapping[str, str] | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model (a peft model where the path is an adapter's) in evaluation mode, and its tokenizer.
 
     `values` asks for one that says a reward or classes, and not words. An adapter's base is held in the bits that it
     was trained in; `widened` asks for the same numbers in plain weights.
+    `adapters` are folders or runs of LoRA adapters by the names that a `Decoder` is asked for them by.
     `device` is a word of `train.device`; `dtype` None is the stored one, or float32 where the device has no
     bfloat16 arithmetic. `rope_scaling` stretches its rotary positions, in place of what is stored with it.
 
@@ -123,6 +126,12 @@ def load(
         model = load_model(base.model_copy(update=as_said), chosen.type, head=head)
     with_tokenizer = (Path(place) / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(Model(path=place, tokenizer=place) if with_tokenizer else base)
+    if adapters:
+        from tunesmith.generate.adapters import put
+
+        if is_adapter(place):
+            raise ModelError(f"{path} is an adapter: name its base model, {base.path!r}, and it among the adapters")
+        model = put(model, adapters)
     return model.eval(), tokenizer
 
 

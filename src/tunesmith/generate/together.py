@@ -13,6 +13,7 @@ import torch
 from tunesmith.engine.compat import attention_of
 from tunesmith.engine.device import free_memory_bytes
 from tunesmith.engine.model import base_of
+from tunesmith.generate.adapters import of_model
 from tunesmith.generate.alone import forward_options
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.pages import DUMP, EMPTY, PAGE, Key, Pages, Plan, Pool, Root
@@ -69,6 +70,8 @@ class Together(Decoder):
         self.pool = Pool()
         self.pages = Pages()
         self.bound(2**50 if cache_tokens is None else cache_tokens)
+        self._adapters = of_model(model)
+        self.adapters = self._adapters.names if self._adapters else ()
         self._only_last = {"logits_to_keep": 1} if "logits_to_keep" in forward_options(model) else {}
         self._num_places = 0
         self._new: list[int] = []  # pages that were taken since the last pass
@@ -163,9 +166,17 @@ class Together(Decoder):
         width, rows = max(size, *chosen.values()), len(chosen) + 1
         return rows * width <= self.chunk_tokens and rows * width <= 2 * (sum(chosen.values()) + size)
 
-    @torch.no_grad()
     def _pass(self, places: Sequence[_Place], sizes: Sequence[int]) -> torch.Tensor:
-        """Go on with so many tokens of each: the logits [R, V] after the last ones."""
+        """Go on with so many tokens of each: the logits [R, V] after the last ones. Rows of an adapter lie together."""
+        if self._adapters is None:
+            return self._run(places, sizes)
+        order = sorted(range(len(places)), key=lambda row: places[row].adapter or "")
+        with self._adapters.of([places[row].adapter for row in order]):
+            logits = self._run([places[row] for row in order], [sizes[row] for row in order])
+        return logits[np.argsort(order)]
+
+    @torch.no_grad()
+    def _run(self, places: Sequence[_Place], sizes: Sequence[int]) -> torch.Tensor:
         rows, width, longest = len(places), max(sizes), max(len(place.pages) for place in places)
         laid = np.zeros((rows, 3 * width + longest), np.int64)  # short rows begin with tokens of no answer
         ids, positions, slots, table = np.split(laid, [width, 2 * width, 3 * width], axis=1)

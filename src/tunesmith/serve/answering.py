@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -58,7 +59,7 @@ class Answers(AsyncIterator[tuple[int, Piece]]):
         self.readers = worker.submit(*requests, notify=notify)
         self._open = dict(enumerate(self.readers))
         self._account = account
-        self._ready: list[tuple[int, Piece]] = []
+        self._ready = deque[tuple[int, Piece]]()
 
     async def __anext__(self) -> tuple[int, Piece]:
         while not self._ready:
@@ -67,13 +68,13 @@ class Answers(AsyncIterator[tuple[int, Piece]]):
             await self._came.wait()
             self._came.clear()
             for number, reader in list(self._open.items()):
-                for piece in reader.ready():
-                    self._note(reader.begun, piece)
-                    self._ready.append((number, piece))
-                    if piece.finish is not None:
+                while pieces := reader.ready():  # until there is none: it raises then, where none can come
+                    for piece in pieces:
+                        self._note(reader.begun, piece)
+                        self._ready.append((number, piece))
+                    if pieces[-1].finish is not None:
                         del self._open[number]
-            self._ready.reverse()
-        return self._ready.pop()
+        return self._ready.popleft()
 
     def close(self) -> None:
         """Make no more of them."""

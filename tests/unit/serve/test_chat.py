@@ -7,7 +7,6 @@ import openai
 import pytest
 import torch
 
-import fixtures_models
 import fixtures_server
 
 HELLO = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello, how are you today?"}]
@@ -44,9 +43,10 @@ def test_a_greedy_answer_is_the_models_own(server):
     assert found.model == "tiny" and found.object == "chat.completion"
 
 
-def test_without_a_limit_an_answer_fills_the_context(server):
-    found = ask(server, temperature=0, stop=["\0"])
-    assert found.usage.total_tokens == fixtures_models.CONTEXT or found.choices[0].finish_reason == "stop"
+def test_without_a_limit_an_answer_fills_the_context(server, monkeypatch):
+    fixtures_server.scripted(monkeypatch, server, "the moon " * 500)
+    found = ask(server)
+    assert found.usage.total_tokens == fixtures_server.CONTEXT and found.choices[0].finish_reason == "length"
 
 
 def test_a_stream_is_the_whole_answer_in_pieces(server):
@@ -179,7 +179,7 @@ def test_what_cannot_be_done_is_said(server, asked, param, said):
 
 def test_a_prompt_that_is_too_long_is_refused(server):
     long = [{"role": "user", "content": "The river runs. " * 200}]
-    for messages, most in ((long, None), (HELLO, fixtures_models.CONTEXT)):
+    for messages, most in ((long, None), (HELLO, fixtures_server.CONTEXT)):
         with pytest.raises(openai.BadRequestError) as caught:
             ask(server, messages, **({"max_tokens": most} if most else {}))
         assert caught.value.code == "context_length_exceeded"
@@ -205,7 +205,7 @@ def test_a_failing_decoder_is_told_and_the_server_goes_on(server, monkeypatch):
 def test_a_client_that_goes_frees_its_place(server, monkeypatch):
     many = "the moon " * 3000
     fixtures_server.scripted(monkeypatch, server, many)
-    monkeypatch.setattr(type(server.served), "context", None)
+    monkeypatch.setitem(vars(server.served), "context", None)
     worker = server.served.worker
     for stream in (True, False):
         before = len(server.lines)
@@ -214,7 +214,7 @@ def test_a_client_that_goes_frees_its_place(server, monkeypatch):
             if stream:
                 with client.stream("POST", f"{server.address}/v1/chat/completions", json=body) as answer:
                     next(answer.iter_bytes())
-                    assert worker.num_running == 1
+                    fixtures_server.until(lambda: worker.num_running == 1)
             else:
                 with pytest.raises(httpx.ReadTimeout):
                     client.post(f"{server.address}/v1/chat/completions", json=body)

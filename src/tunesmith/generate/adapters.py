@@ -1,0 +1,135 @@
+"""LoRA adapters beside each other on one model: each row of a pass is answered with its own, or with none.
+
+The base is in memory once and nothing is merged. peft's layers keep the adapters and are switched off; a hook behind
+each adds, to the rows of an adapter, what that adapter adds.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.engine import stacked
+from tunesmith.engine.compat import peft_warnings
+from tunesmith.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+Run = tuple[str, slice]  # peft's name of an adapter, and rows of a pass that lie together
+
+
+class Adapters:
+    """The adapters of a model by name, and which rows of the pass that runs are whose."""
+
+    def __init__(self, model: Any, names: Mapping[str, str]) -> None:
+        """`names` says peft's name of each."""
+        from peft.tuners.lora import LoraLayer
+
+        self._names = dict(names)
+        self._runs: list[Run] = []
+        model.base_model.disable_adapter_layers()
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.register_forward_hook(self._add)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What they are asked by."""
+        return tuple(self._names)
+
+    @contextmanager
+    def of(self, rows: Sequence[str | None]) -> Iterator[None]:
+        """A block in which the rows of a pass have these adapters. Rows of the same one lie together."""
+        start = 0
+        for name, group in groupby(rows):
+            size = len([*group])
+            if name is not None:
+                self._runs.append((self._names[name], slice(start, start + size)))
+            start += size
+        try:
+            yield
+        finally:
+            self._runs.clear()
+
+    def _add(self, layer: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        for name, rows in self._runs:
+            if name in layer.lora_A:
+                down, up = layer.lora_A[name], layer.lora_B[name]
+                added = up(down(args[0][rows].to(down.weight.dtype))) * layer.scaling[name]
+                output[rows] += added.to(output.dtype)
+        return output
+
+
+def of_model(model: Any) -> Adapters | None:
+    """The adapters that `put` has put on a model."""
+    return vars(model).get("adapters_by_name")
+
+
+def put(model: Any, folders: Mapping[str, str]) -> Any:
+    """A model with the adapters of folders or runs beside each other; by itself it answers without any.
+
+    Raises:
+        ModelError: one is not there, does not fit, or is no plain LoRA.
+    """
+    from peft import PeftModel
+
+    names = {name: f"adapter_{number}" for number, name in enumerate(folders)}  # peft takes no dots
+    base = model.name_or_path
+    for name, folder in folders.items():
+        place = stacked.place_of(folder)
+        config = stacked.config_of(place)
+        _refuse_others(name, place, config)
+        if config.base_model_name_or_path != base:
+            log.warning(
+                "the adapter %s was trained on %s, and is put on %s", name, config.base_model_name_or_path, base
+            )
+        try:
+            with peft_warnings():
+                if isinstance(model, PeftModel):
+                    model.load_adapter(str(place), names[name], is_trainable=False)
+                else:
+                    model = PeftModel.from_pretrained(model, str(place), names[name])
+        except (OSError, ValueError, RuntimeError, KeyError, UserWarning) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ModelError(f"the adapter {place} cannot be put on {base!r}: {first}") from error
+    _refuse_layers(model, names)
+    model.adapters_by_name = Adapters(model, names)
+    return model.eval()
+
+
+def _refuse_others(name: str, place: Path, config: Any) -> None:
+    """Raise ModelError for an adapter that is more than two matrices beside a linear layer."""
+    if config.peft_type != "LORA":
+        raise _refusal(name, place, f"is of peft's type {config.peft_type.value}")
+    fields = ("use_dora", "modules_to_save", "trainable_token_indices", "layer_replication", "alora_invocation_tokens")
+    more = [field for field in fields if getattr(config, field, None)]
+    more += ["bias"] if config.bias != "none" else []
+    if more:
+        raise _refusal(name, place, f"has {more[0]}")
+    if stacked.beneath(place):
+        raise _refusal(name, place, "was trained on merged adapters")
+
+
+def _refuse_layers(model: Any, names: Mapping[str, str]) -> None:
+    from peft.tuners.lora import LoraLayer, ParamWrapper
+
+    back = {number: name for name, number in names.items()}
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            odd = {*module.lora_embedding_A, *module.lora_variant}
+            odd |= {one for one, down in module.lora_A.items() if not isinstance(down, torch.nn.Linear)}
+            odd |= {*module.lora_A} if isinstance(module, ParamWrapper) else set()
+            for one in sorted(odd):
+                layer = type(module.get_base_layer()).__name__
+                raise _refusal(back[one], None, f"has a part on a layer {layer} that is no plain product")
+
+
+def _refusal(name: str, place: Path | None, what: str) -> ModelError:
+    return ModelError(
+        f"the adapter {name}{'' if place is None else f' of {place}'} {what}, and adapters are answered with beside "
+        "each other as plain LoRA of linear layers: answer with it alone, or merge it with tunesmith export"
+    )
