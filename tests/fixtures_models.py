@@ -180,19 +180,23 @@ def scripted(monkeypatch, ids):
     """Make models write these tokens, and then end their turn: the subject is what becomes of the tokens."""
     import torch
 
-    from tunesmith.generate.alone import Alone
+    from tunesmith.generate.decoder import Decoder
+    from tunesmith.generate.engine import Generator
 
-    tokens = iter(())
+    class Scripted(Decoder):
+        most = 1
 
-    def said():
-        token = next(tokens, SPECIAL.index("<|im_end|>"))
-        return torch.nn.functional.one_hot(torch.tensor(token), max(*ids, 2) + 1).float()
+        def begin(self, prompt, adapter=None):
+            return iter(ids)
 
-    def begin(self, prompt, adapter=None):
-        nonlocal tokens
-        tokens = iter(ids)
-        return object(), said()
+        def read(self, places):
+            return places, self.step(places, [0])
 
-    monkeypatch.setattr(Alone, "begin", begin)
-    monkeypatch.setattr(Alone, "step", lambda self, places, tokens: said()[None])
-    monkeypatch.setattr(Alone, "free", lambda self, place: None)
+        def step(self, places, tokens):
+            token = next(places[0], SPECIAL.index("<|im_end|>"))
+            return torch.nn.functional.one_hot(torch.tensor([token]), max(*ids, 2) + 1).float() * 1e3
+
+        def free(self, place):
+            pass
+
+    monkeypatch.setattr(Generator, "decoder", Scripted())

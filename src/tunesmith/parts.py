@@ -220,13 +220,14 @@ def make_trainer(
     from tunesmith.engine.arguments import arguments
     from tunesmith.engine.callbacks import AnswerQuestions, KeepBest, LastLine
     from tunesmith.engine.trainer import Trainer
+    from tunesmith.generate.alone import Alone
     from tunesmith.generate.engine import Generator
 
     recipe, rows = job.resolved.recipe, loaded.rows
 
     def answer(trained: Any, question: str) -> str:
         with loaded.kernels.generating(trained):
-            generator = Generator(trained, loaded.tokenizer)
+            generator = Generator(trained, loaded.tokenizer, Alone(trained))
             return generator.complete(
                 [{"role": "user", "content": question}], max_new_tokens=recipe.eval.max_new_tokens
             )

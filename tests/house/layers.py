@@ -41,6 +41,7 @@ LAYERS = (
         "selftest",
         "planner",
     },
+    {"serve"},
     {"cli", "__main__"},
 )
 LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and whoever wants may import it

@@ -18,6 +18,7 @@ VERBS = {
     "preview": "Show the rows as the model will see them, and count what is trained.",
     "plan": "Say how much memory a recipe needs, before anything is loaded, and what would fit.",
     "chat": "Talk with a model or with what a run made.",
+    "serve": "Serve a model, or what a run made, as OpenAI's servers are asked.",
     "bench": "Measure how fast a recipe trains, also against other trainers.",
     "score": "Rank answers by a reward model, or say the classes of texts.",
     "evaluate": "Measure a model or a run by tasks: perplexity by length, a needle in a haystack.",

@@ -7,7 +7,7 @@ behind what is asked.
 Letters: T tokens of the row, n samples, P and A tokens of the longest prompt and answer, N asked tokens, D hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,11 @@ from tunesmith.component import name_of
 from tunesmith.data import sides
 from tunesmith.defaults import with_values
 from tunesmith.engine.compat import attention_of
-from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import PLAIN, Elementwise
-from tunesmith.engine.kernels import FAILURES, OTHER, TOLERANCE, Kernels
-from tunesmith.engine.layers import Fused, fuse
+from tunesmith.engine.kernels import Kernels
 from tunesmith.engine.model import base_of, load_config, load_tokenizer, num_rows
 from tunesmith.engine.scores import Scorer, head_input
+from tunesmith.engine.trial import Trial
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch
@@ -119,53 +118,19 @@ def choose(model: Any, ops: Elementwise = PLAIN) -> Kernels:
     was_training = model.training
     model.eval()
     base = base_of(model)
-    batch, own = _probe(model), attention_of(base)
-    reference = _alone(model, batch)
-    allowed = _rounding(model, batch, reference)
-
-    def problem(scorer: Scorer) -> str | None:
-        try:
-            found = scorer(model, batch).logps
-        except FAILURES as error:
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
-        difference = (found - reference).abs()
-        fits = difference.mean().item() <= allowed[0] and difference.max().item() <= allowed[1]
-        return None if fits else f"log-probabilities differ by {difference.max().item():.2g}"
-
-    said = problem(TwoSided.of(model, fused=False, packed=False, ops=ops))
-    if said is not None:
-        raise ModelError(f"{type(base).__name__} cannot be trained on padded samples: {said}")
-    layers, notes = _layers(model, ops, problem)
+    trial = Trial.of(model, _probe(model), _alone)
+    plain = TwoSided.of(model, fused=False, packed=False, ops=ops)
+    problem = trial.scores(plain)
+    if problem is not None:
+        raise ModelError(f"{type(base).__name__} cannot be trained on padded samples: {problem}")
+    layers, notes = trial.fused(ops, plain)
     scorer = TwoSided.of(model, packed=False, ops=ops)
-    said = problem(scorer) if scorer.fused else "it is no linear layer, nor one with a plain low-rank update"
-    if said is not None:
+    problem = trial.scores(scorer) if scorer.fused else "it is no linear layer, nor one with a plain low-rank update"
+    if problem is not None:
         scorer = replace(scorer, fused=False)
-        notes.append(f"the fused head is off ({said}): the model makes the logits of every token of an answer")
+        notes.append(f"the fused head is off ({problem}): the model makes the logits of every token of an answer")
     model.train(was_training)
-    return Kernels(scorer, False, tuple(notes), own, getattr(base.config, "use_cache", None), layers)
-
-
-def _layers(model: Any, ops: Elementwise, problem: Callable[[Scorer], str | None]) -> tuple[Fused, list[str]]:
-    """The layers that compute in our way, once they gave the model's own numbers, and what is to be said of them."""
-    layers = fuse(model, ops if ops.compiled else None)
-    said = problem(TwoSided.of(model, fused=False, packed=False, ops=ops)) if layers.before else None
-    if said is None:
-        return layers, []
-    layers.undo()
-    return Fused(()), [f"the model's layers run as they are ({said})"]
-
-
-def _rounding(model: Any, batch: Batch, reference: torch.Tensor) -> tuple[float, float]:
-    """The mean and the largest difference that rounding makes: in half precision, also between two attentions."""
-    kind = compute_dtype(next(model.parameters()))
-    allowed = TOLERANCE.get(kind, 0.2)
-    base, own = base_of(model), attention_of(base_of(model))
-    if kind == torch.float32 or own not in OTHER:
-        return allowed, allowed
-    base.set_attn_implementation(OTHER[own])
-    noise = (_alone(model, batch) - reference).abs()
-    base.set_attn_implementation(own)
-    return max(allowed, noise.mean().item()), max(allowed, noise.max().item())
+    return Kernels(scorer, False, tuple(notes), attention_of(base), getattr(base.config, "use_cache", None), layers)
 
 
 def _probe(model: Any) -> Batch:

@@ -12,21 +12,16 @@ from tunesmith.engine import attention, cuda_attention
 from tunesmith.engine.compat import attention_of
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import COMPILED_FROM, PLAIN, Elementwise, compiled, compiler
-from tunesmith.engine.layers import Fused, fuse
+from tunesmith.engine.layers import Fused
 from tunesmith.engine.model import base_of, has_words, num_rows, says_tokens
 from tunesmith.engine.scores import Scorer, asked_of
+from tunesmith.engine.trial import FAILURES, Trial, read, said
 from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.types import Batch, Scores
+from tunesmith.types import Batch
 
 LENGTHS = (11, 5, 17)  # tokens of the probe's sequences
 SHARED = 7  # of the first one's, by which the last one goes on when sharing is tried
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # of log-probabilities around -10
-OF_VALUES = 0.5  # the part of that tolerance, times the largest of them, that values may differ by
-OTHER = {"sdpa": "eager", "eager": "sdpa"}  # the same attention, rounded in other places
-
-
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)  # of a model in a trial
 
 
 @dataclass(frozen=True)
@@ -60,50 +55,8 @@ class Kernels:
             base.config.use_cache = self.use_cache
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """A model, random sequences, and what it says of each of them alone: log-probabilities, or values."""
-
-    model: Any
-    batch: Batch
-    reference: torch.Tensor  # [1, T], or [S, labels], or [N, labels]
-    allowed: tuple[float, float]  # mean and largest difference that rounding makes
-
-    @classmethod
-    def of(cls, model: Any) -> "_Trial":
-        """In half precision a deep model's own two attentions differ by more than any fixed tolerance: so does ours."""
-        batch = _probe_batch(model)
-        kind = compute_dtype(next(model.parameters()))
-        reference = _alone(model, batch)
-        size = 1.0 if has_words(model) else OF_VALUES * reference.abs().max().item()
-        allowed = [TOLERANCE.get(kind, 0.2) * size] * 2
-        base = base_of(model)
-        own = attention_of(base)
-        if kind != torch.float32 and own in OTHER:
-            base.set_attn_implementation(OTHER[own])
-            noise = (_alone(model, batch) - reference).abs() if attention_of(base) != own else torch.zeros(1)
-            base.set_attn_implementation(own)
-            allowed = [max(pair) for pair in zip(allowed, (noise.mean().item(), noise.max().item()), strict=True)]
-        return cls(model, batch, reference, (allowed[0], allowed[1]))
-
-    def scores(self, scorer: Scorer | ValueScorer) -> str | None:
-        """What is wrong with a scorer's log-probabilities or values of the packed sequences, if anything."""
-        try:
-            found = _read(scorer(self.model, self.batch))
-        except FAILURES as error:
-            return _said(error)
-        what = "log-probabilities" if has_words(self.model) else "values"
-        return None if self.agree(found, self.reference) else f"{what} differ by {self.most(found):.2g}"
-
-    def agree(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
-        """Whether log-probabilities differ by no more than rounding."""
-        difference = (found - expected).abs()
-        mean, largest = self.allowed
-        return difference.mean().item() <= mean and difference.max().item() <= largest
-
-    def most(self, found: torch.Tensor) -> float:
-        """The largest difference from the reference."""
-        return (found - self.reference).abs().max().item()
+class _Packed(Trial):
+    """What a model says of packed sequences."""
 
     def goes_on(self, scorer: Scorer | ValueScorer) -> bool:
         """Whether the last sequence scores as behind the first tokens of the first one when it shares them."""
@@ -113,8 +66,8 @@ class _Trial:
         prefix = torch.tensor([[0, 0]] * (len(LENGTHS) - 1) + [[0, SHARED]])
         whole = _batch(torch.cat([self.batch.input_ids[:, :SHARED], self.batch.input_ids[:, own]], dim=1))
         try:
-            shared = _read(scorer(self.model, replace(self.batch, position_ids=positions, prefix=prefix)))
-            expected = _read(scorer(self.model, whole))
+            shared = read(scorer(self.model, replace(self.batch, position_ids=positions, prefix=prefix)))
+            expected = read(scorer(self.model, whole))
             if has_words(self.model):
                 shared, expected = shared[0, own], expected[0, SHARED:]
             else:
@@ -133,7 +86,7 @@ class _Trial:
         try:
             self.model(input_ids=self.batch.input_ids[:, : LENGTHS[0]], use_cache=False)
         except FAILURES as error:
-            return _said(error)
+            return said(error)
         return None
 
 
@@ -155,7 +108,7 @@ def choose(model: Any, ops: Elementwise = PLAIN) -> Kernels:
         base.set_attn_implementation("sdpa")
     own = attention_of(base)
     notes: list[str] = []
-    trial = _Trial.of(model)
+    trial = _Packed.of(model, _probe_batch(model), _alone)
     problem = _try_packed(trial, own)
     packed = problem is None
     if not packed:
@@ -173,12 +126,8 @@ def choose(model: Any, ops: Elementwise = PLAIN) -> Kernels:
         notes.append(
             cuda_attention.said(*cuda_attention.of_model(base.config, compute_dtype(next(model.parameters()))))
         )
-    layers = fuse(model, ops if ops.compiled else None)
-    problem = trial.scores(_plain(model, packed, ops)) if layers.before else None
-    if problem is not None:
-        layers.undo()
-        layers = Fused(())
-        notes.append(f"the model's layers run as they are ({problem})")
+    layers, about = trial.fused(ops, _plain(model, packed, ops))
+    notes += about
     scorer = _choose_head(trial, packed, ops, notes) if has_words(model) else ValueScorer.of(model, packed, ops)
     shares = packed and trial.goes_on(scorer)
     model.train(was_training)
@@ -214,11 +163,7 @@ def _plain(model: Any, packed: bool, ops: Elementwise = PLAIN) -> Scorer | Value
     return Scorer.of(model, False, packed, ops) if has_words(model) else ValueScorer.of(model, packed, ops)
 
 
-def _read(found: Scores) -> torch.Tensor:
-    return found.logps if found.values is None else found.values
-
-
-def _choose_head(trial: _Trial, packed: bool, ops: Elementwise, notes: list[str]) -> Scorer:
+def _choose_head(trial: _Packed, packed: bool, ops: Elementwise, notes: list[str]) -> Scorer:
     """The fused head if it gives the model's own log-probabilities; what has to be said joins the notes."""
     scorer = Scorer.of(trial.model, packed=packed, ops=ops)
     if scorer.fused:
@@ -236,7 +181,7 @@ def _choose_head(trial: _Trial, packed: bool, ops: Elementwise, notes: list[str]
     return scorer
 
 
-def _try_packed(trial: _Trial, own: str) -> str | None:
+def _try_packed(trial: _Packed, own: str) -> str | None:
     """Give the model packed attention; what is wrong with it, if anything."""
     base = base_of(trial.model)
     caps = getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is not None
@@ -248,10 +193,6 @@ def _try_packed(trial: _Trial, own: str) -> str | None:
         base.set_attn_implementation(attention.NAME)
         problem = trial.scores(_plain(trial.model, packed=True))
     return problem
-
-
-def _said(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _probe_batch(model: Any) -> Batch:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class _Place:
     """An answer in the making: its cache, and what an encoder read of the prompt."""
 
-    def __init__(self, adapter: str | None, encoded: Any = None) -> None:
-        self.adapter, self.encoded = adapter, encoded
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.prompt = prompt
+        self.encoded: Any = None
         self.cache: Any = None
 
 
@@ -34,11 +35,17 @@ class Alone(Decoder):
     def __init__(self, model: "PreTrainedModel") -> None:
         self.model = model
 
-    def begin(self, prompt: Sequence[int], adapter: str | None = None) -> tuple[_Place, torch.Tensor]:
-        """Read a prompt."""
-        place = _Place(adapter, encode(self.model, prompt) if encodes(self.model) else None)
-        first = prompt if place.encoded is None else [start_token(self.model)]
-        return place, self._next(place, first)
+    def begin(self, prompt: Sequence[int], adapter: str | None = None) -> _Place:
+        """A place for an answer."""
+        return _Place(prompt)
+
+    def read(self, places: Sequence[_Place]) -> tuple[list[_Place], torch.Tensor]:
+        """Read the first prompt."""
+        place = places[0]
+        first = place.prompt
+        if encodes(self.model):
+            place.encoded, first = encode(self.model, place.prompt), [start_token(self.model)]
+        return [place], self._next(place, first)[None]
 
     def step(self, places: Sequence[_Place], tokens: Sequence[int]) -> torch.Tensor:
         """Go on with one token each."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from tunesmith.errors import ModelError, near
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.sampling import Constraint, Drawing, Sampling, Token, draw
 from tunesmith.generate.text import Text
@@ -41,7 +42,7 @@ class Stream(Iterator[Piece]):
     def __init__(self, request: Request, text: Text, drive: Callable[[], None]) -> None:
         self.request = request
         self.finish: Finish | None = None
-        self.num_tokens = 0
+        self.ids: list[int] = []  # without the token that ended it
         self._text, self._drive = text, drive
         self._drawing = Drawing(request.sampling, request.prompt, request.constraint)
         self._pieces: deque[Piece] = deque()
@@ -54,9 +55,20 @@ class Stream(Iterator[Piece]):
         return self._pieces.popleft()
 
     @property
+    def num_tokens(self) -> int:
+        """How many tokens it has so far."""
+        return len(self.ids)
+
+    @property
     def drawing(self) -> Drawing:
         """What decides its next token."""
         return self._drawing
+
+    def ready(self) -> list[Piece]:
+        """The pieces that are made and not read."""
+        found = list(self._pieces)
+        self._pieces.clear()
+        return found
 
     def close(self) -> None:
         """Make no more of it."""
@@ -69,7 +81,7 @@ class Stream(Iterator[Piece]):
         if token.id in stops:
             self.end("stop")
             return
-        self.num_tokens += 1
+        self.ids.append(token.id)
         text = self._text.add(token.id)
         if self._text.stopped:
             self.end("stop", text, (token,))
@@ -94,31 +106,72 @@ class Batch:
     def __init__(self, decoder: Decoder, tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int]) -> None:
         self.decoder, self.tokenizer, self.stops = decoder, tokenizer, stops
         self.waiting: deque[Stream] = deque()
-        self.running: dict[Stream, Any] = {}  # with their places in the decoder
-        self._last: dict[Stream, int] = {}
+        self.running: dict[Stream, Any] = {}  # with their places in the decoder, the oldest first
+        self._last: dict[Stream, int] = {}  # the newest token of those whose prompts are read
 
     def add(self, request: Request, drive: Callable[[], None] | None = None) -> Stream:
-        """An answer to wait for. `drive` is what its reader does while it has no piece; None: a step of this batch."""
+        """An answer to wait for. `drive` is what its reader does while it has no piece; None: a step of this batch.
+
+        Raises:
+            ModelError: there is no such adapter, or never room for the prompt.
+        """
+        if request.adapter is not None and request.adapter not in self.decoder.adapters:
+            raise ModelError(
+                f"there is no adapter {request.adapter!r} on the model. {near(request.adapter, self.decoder.adapters)}"
+            )
+        room = self.decoder.most_tokens
+        if room is not None and len(request.prompt) > room:
+            raise ModelError(f"a prompt of {len(request.prompt)} tokens has no room in a cache of {room}: shorten it")
         text = Text(self.tokenizer, request.sampling.stop, request.special)
         stream = Stream(request, text, drive or self.step)
         self.waiting.append(stream)
         return stream
 
     def step(self) -> None:
-        """Begin the answers that there is room for, or go on with those that have begun."""
+        """Read a part of the prompts that wait, as there is room, and go on with the answers that have begun."""
         self._leave()
-        while self.waiting and len(self.running) < self.decoder.most:
-            stream = self.waiting.popleft()
-            if stream.finish is None:
-                place, logits = self.decoder.begin(stream.request.prompt, stream.request.adapter)
-                self.running[stream] = place
-                self._draw([stream], logits[None])
-        self._leave()
-        if self.running:
-            streams = list(self.running)
-            logits = self.decoder.step(list(self.running.values()), [self._last[stream] for stream in streams])
-            self._draw(streams, logits)
+        self._join()
+        unread = [stream for stream in self.running if stream not in self._last]
+        if unread:
+            self._read(unread)
             self._leave()
+        self._make_room()
+        streams = list(self._last)
+        if streams:
+            places = [self.running[stream] for stream in streams]
+            self._draw(streams, self.decoder.step(places, list(self._last.values())))
+            self._leave()
+
+    def _join(self) -> None:
+        """Give places to those that wait, in their order, while there is room."""
+        while self.waiting and len(self.running) < self.decoder.most:
+            stream = self.waiting[0]
+            if stream.finish is None:
+                place = self.decoder.begin((*stream.request.prompt, *stream.ids), stream.request.adapter)
+                if place is None:
+                    return
+                self.running[stream] = place
+            self.waiting.popleft()
+
+    def _read(self, unread: Sequence[Stream]) -> None:
+        of_place = {id(self.running[stream]): stream for stream in unread}
+        places, logits = self.decoder.read([self.running[stream] for stream in unread])
+        if places:
+            self._draw([of_place[id(place)] for place in places], logits)
+
+    def _make_room(self) -> None:
+        """Let the answers that began last wait again, until there is room for another token of each.
+
+        What they have said they read again later. One that has all the room for itself has come to its end.
+        """
+        while not self.decoder.has_room([self.running[stream] for stream in self._last]):
+            *others, youngest = self.running
+            if others:
+                self._give_up(youngest)
+                self.waiting.appendleft(youngest)
+            else:
+                youngest.end("length")
+                self._leave()
 
     def _draw(self, streams: Sequence[Stream], logits: Any) -> None:
         for stream, token in zip(streams, draw(logits, [stream.drawing for stream in streams]), strict=True):
@@ -128,5 +181,8 @@ class Batch:
     def _leave(self) -> None:
         """Give up the places of the answers that have ended."""
         for stream in [stream for stream in self.running if stream.finish is not None]:
-            self.decoder.free(self.running.pop(stream))
-            self._last.pop(stream)
+            self._give_up(stream)
+
+    def _give_up(self, stream: Stream) -> None:
+        self.decoder.free(self.running.pop(stream))
+        self._last.pop(stream, None)

@@ -18,6 +18,7 @@ from tunesmith.engine.model import num_virtual_tokens
 from tunesmith.errors import ModelError
 from tunesmith.generate.alone import Alone, answering, encodes
 from tunesmith.generate.batch import Batch, Finish, Request, Stream
+from tunesmith.generate.choose import decoder_for
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.load import load
 from tunesmith.generate.sampling import Sampling
@@ -81,7 +82,7 @@ class Generator:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.decoder = decoder or Alone(model)
+        self._decoder = decoder
 
     @classmethod
     def open(cls, path: str, device: str = "auto", dtype: Dtype | None = None) -> "Generator":
@@ -91,6 +92,13 @@ class Generator:
             RunError, ModelError: what is named is not there, not whole, or has no final weights yet.
         """
         return cls(*load(path, device, dtype))
+
+    @property
+    def decoder(self) -> Decoder:
+        """What goes on with answers, chosen by the first one."""
+        if self._decoder is None:
+            self._decoder = decoder_for(self.model)
+        return self._decoder
 
     @property
     def stops(self) -> frozenset[int]:
@@ -141,9 +149,16 @@ class Generator:
         return Request(prompt.ids, sampling.model_copy(update={"max_new_tokens": limit}), **options)
 
     def stream(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **options: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        special: bool = False,
+        **options: Any,
     ) -> Answer:
         """The answer to a conversation, in pieces of text as they are made; `options` are those of `Sampling`.
+
+        `special` says that special tokens are text too.
 
         Raises:
             RecipeError: an option is out of bounds.
@@ -157,7 +172,7 @@ class Generator:
             with answering(self.model):
                 batch.step()
 
-        return Answer(prompt, batch.add(self.request(prompt, sampling), drive))
+        return Answer(prompt, batch.add(self.request(prompt, sampling, special=special), drive))
 
     def batch(self) -> Batch:
         """A batch of no answers yet."""
@@ -218,8 +233,8 @@ def greedy_ids(model: "PreTrainedModel", prompt: Sequence[int], max_new_tokens: 
     """The likeliest tokens after a prompt, so many of them: nothing ends it."""
     decoder, tokens = Alone(model), list[int]()
     with answering(model):
-        place, logits = decoder.begin(prompt)
-        tokens.append(int(logits.argmax()))
+        place = decoder.begin(prompt)
+        tokens.append(int(decoder.read([place])[1][0].argmax()))
         while len(tokens) < max_new_tokens:
             tokens.append(int(decoder.step([place], tokens[-1:])[0].argmax()))
     return tuple(tokens)

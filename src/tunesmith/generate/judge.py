@@ -137,7 +137,12 @@ def format_of(row: Mapping[str, Any], names: tuple[str, ...]) -> Format:
 
 
 def score(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
-    """What a judge says of the rows of a file, a JSON object each.
+    """What a judge says of the rows of a file: see `scored`. Raises DataError, TemplateError."""
+    return scored(judge, source.read(Source(path=path)))
+
+
+def scored(judge: Judge, rows: Iterator[tuple[str, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """What a judge says of rows, each with where it stands: a JSON object each.
 
     Of a reward model: `answers` with `answer` (its place in the row), `reward` and `text`, the best first. Of a
     classifier: `label` (a list where several can hold) and `scores`, the probability of each class. Of a classifier of
@@ -145,20 +150,20 @@ def score(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
     read or written: `dropped`, and why.
 
     Raises:
-        DataError, TemplateError: the file or its first row cannot be read or written.
+        DataError, TemplateError: the first row cannot be read or written.
     """
     if says_tokens(judge.model):
-        yield from _score_words(judge, path)
+        yield from _score_words(judge, rows)
         return
     format_: Format | None = None
-    for rows in _some(source.read(Source(path=path))):
+    for some in _some(rows):
         first = format_ is None
-        format_ = format_ or format_of(rows[0][1], judge.names)
+        format_ = format_ or format_of(some[0][1], judge.names)
         if isinstance(format_, Answers) and len(judge.names) == 1:
-            for number, (where, row) in enumerate(rows):
+            for number, (where, row) in enumerate(some):
                 yield _ranked(judge, where, row, first and number == 0)
             continue
-        for one, values in judge.judged(rows, format_, first):
+        for one, values in judge.judged(some, format_, first):
             yield {"where": one.where} | ({"dropped": one.dropped} if values is None else _said(judge, one, values))
 
 
@@ -179,12 +184,12 @@ def words_of(row: Mapping[str, Any]) -> list[Any]:
     return fields.items("tokens") if "tokens" in row else fields.text("text").split()
 
 
-def _score_words(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
-    """What a classifier of words says of the rows of a file."""
+def _score_words(judge: Judge, rows: Iterator[tuple[str, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """What a classifier of words says of rows."""
     learned = [one.format.joined_by for one in judge.renderer.data.train if isinstance(one.format, Tagged)]
     format_ = _Words(joined_by=learned[0] if learned else " ")
-    for number, rows in enumerate(_some(source.read(Source(path=path)))):
-        for (_, row), (one, values) in zip(rows, judge.judged(rows, format_, number == 0), strict=True):
+    for number, some in enumerate(_some(rows)):
+        for (_, row), (one, values) in zip(some, judge.judged(some, format_, number == 0), strict=True):
             if values is None:
                 yield {"where": one.where, "dropped": one.dropped}
                 continue

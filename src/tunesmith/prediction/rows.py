@@ -17,6 +17,7 @@ from tunesmith.errors import DataError, RunError, TemplateError
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_data import Source
 from tunesmith.seams import Format
+from tunesmith.templates._apply import apply
 from tunesmith.types import Message
 
 if TYPE_CHECKING:
@@ -125,14 +126,7 @@ def _label(
         answer.content if isinstance(answer.content, str) else "".join(part.get("text", "") for part in answer.content)
     )
     if tokenizer.chat_template:
-        from jinja2 import TemplateError as JinjaError
-
-        options: dict[str, Any] = {"tools": list(tools) or None, "tokenize": False}
-        try:
-            whole = str(tokenizer.apply_chat_template(list(spoken), **options))
-            begun = str(tokenizer.apply_chat_template(list(spoken[:-1]), add_generation_prompt=True, **options))
-        except (JinjaError, TypeError, ValueError) as error:
-            raise TemplateError(f"the chat template refuses this conversation: {error}") from error
+        whole, begun = apply(tokenizer, [*spoken], tools), apply(tokenizer, [*spoken[:-1]], tools, prompt=True)
         if whole.startswith(begun):
             text = whole[len(begun) :]
     ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

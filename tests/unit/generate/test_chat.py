@@ -14,8 +14,11 @@ from rich.console import Console
 
 import fixtures_models
 from tunesmith.errors import RunError
-from tunesmith.generate.chat import Chat, chat, save
+from tunesmith.generate.chat import Chat, save
 from tunesmith.generate.engine import Generator
+from tunesmith.generate.sampling import Sampling
+from tunesmith.generate.terminal import chat
+from tunesmith.generate.voice import Voice
 
 TURNS = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Grüße 🙂"}]
 
@@ -30,7 +33,7 @@ def session():
     generator = Generator(fixtures_models.tiny_model(), fixtures_models.tiny_tokenizer())
     out = Console(file=io.StringIO(), force_terminal=False)
     notes = Console(file=io.StringIO(), force_terminal=False, width=200)
-    return Chat(generator, out, notes, max_new_tokens=8)
+    return Chat([Voice("tiny", generator)], out, notes, sampling=Sampling(max_new_tokens=8))
 
 
 def said(session):
@@ -73,7 +76,13 @@ def test_missing_model_is_one_line_and_not_a_traceback(tmp_path):
 def test_chat_reads_lines_until_quit(folder):
     out, notes = io.StringIO(), io.StringIO()
     lines = io.StringIO("/system Be kind.\nHello?\n/quit\nnot read\n")
-    chat(str(folder), max_new_tokens=6, console=Console(file=out), notes=Console(file=notes), lines=lines)
+    chat(
+        str(folder),
+        sampling=Sampling(max_new_tokens=6),
+        console=Console(file=out),
+        notes=Console(file=notes),
+        lines=lines,
+    )
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]
     assert out.getvalue() == Generator.open(str(folder)).complete(messages, max_new_tokens=6) + "\n"
     assert lines.readline() == "not read\n"
@@ -113,7 +122,7 @@ def test_cut_and_refused_answers_are_told(session):
     session.take("water " * 300)
     assert "not sent: the last message makes a prompt of" in said(session)
     assert len(session.turns) == 2
-    session.turns = [dict(TURNS[place % 2]) for place in range(60)]
+    session.voices[0].turns = [dict(TURNS[place % 2]) for place in range(60)]
     session.take("And now?")
     assert "turns no longer fit" in said(session)
     assert len(session.turns) == 62
@@ -121,9 +130,9 @@ def test_cut_and_refused_answers_are_told(session):
 
 def test_control_characters_do_not_reach_a_terminal(session, monkeypatch):
     evil = "a\x1b[2Jb\x9b2Jc\td\n\x07"
-    ids = session.generator.tokenizer(evil)["input_ids"]
+    ids = session.voices[0].generator.tokenizer(evil)["input_ids"]
     fixtures_models.scripted(monkeypatch, ids)
-    session.max_new_tokens = 20
+    session.sampling = Sampling(max_new_tokens=20)
     session.out = Console(file=io.StringIO(), force_terminal=True, color_system=None)
     session.take("Hello?")
     assert session.out.file.getvalue() == "a[2Jb2Jc\td\n\n"
@@ -136,7 +145,7 @@ def test_control_characters_do_not_reach_a_terminal(session, monkeypatch):
 def test_save_writes_a_dataset_row_once(session, tmp_path):
     session.take("/save")
     assert "nothing to save" in said(session)
-    session.turns, session.system = list(TURNS), "Be kind."
+    session.voices[0].turns, session.system = list(TURNS), "Be kind."
     session.take("/save")
     assert "/save FILE" in said(session)
     file = tmp_path / "a talk.json"
@@ -144,14 +153,114 @@ def test_save_writes_a_dataset_row_once(session, tmp_path):
     assert "saved 3 messages" in said(session)
     row = {"messages": [{"role": "system", "content": "Be kind."}, *TURNS]}
     assert json.loads(file.read_text(encoding="utf-8")) == [row]
-    session.turns = []
-    session.turns = list(TURNS[:1])
+    session.voices[0].turns = list(TURNS[:1])
     session.take(f"/save {file}")
     assert "not saved" in (text := said(session)) and "exists" in text
     session.take(f"/save {tmp_path}/none/talk.json")
     assert "not saved" in said(session)
     assert json.loads(file.read_text(encoding="utf-8")) == [row]
     assert [item.name for item in tmp_path.iterdir()] == ["a talk.json"]
+
+
+def answers(session, monkeypatch, *texts):
+    """Let the model write these texts, one after the other."""
+    from tunesmith.generate import engine
+
+    tokenizer, left = session.voices[0].generator.tokenizer, iter(texts)
+    answered = engine.Generator.stream
+
+    def stream(self, messages, **options):
+        fixtures_models.scripted(monkeypatch, tokenizer(next(left))["input_ids"])
+        seen.append((list(messages), options))
+        return answered(self, messages, **options)
+
+    seen = []
+    monkeypatch.setattr(engine.Generator, "stream", stream)
+    session.sampling = Sampling(max_new_tokens=100, temperature=1.0, seed=3)
+    return seen
+
+
+def test_undo_and_regenerate(session, monkeypatch):
+    seen = answers(session, monkeypatch, "one", "two", "three")
+    session.take("/undo")
+    session.take("/regenerate")
+    assert "nothing to take back" in (text := said(session)) and "nothing to answer again" in text
+    session.take("A?")
+    session.take("B?")
+    session.take("/regenerate")
+    assert [turn["content"] for turn in session.turns] == ["A?", "one", "B?", "three"]
+    assert seen[1][0] == seen[2][0] and seen[1][1]["seed"] != seen[2][1]["seed"]
+    session.take("/undo")
+    assert [turn["content"] for turn in session.turns] == ["A?", "one"]
+
+
+def test_params_are_shown_set_and_refused(session):
+    session.take("/params temperature=0.5 top_p=0.9 stop=[END]")
+    assert session.sampling == Sampling(max_new_tokens=8, temperature=0.5, top_p=0.9, stop=("END",))
+    assert "temperature=0.5" in said(session)
+    session.take("/params top_q=1")
+    assert "not set: top_q" in (text := said(session)) and "Did you mean" in text
+    assert session.sampling.top_p == 0.9
+
+
+def test_messages_of_several_lines(session, monkeypatch):
+    answers(session, monkeypatch, "one", "two")
+    for line in ("first \\", "second"):
+        session.take(line)
+    assert not session.goes_on
+    for line in ('"""', "/quit", "", "  x", '"""'):
+        session.take(line)
+    assert [turn["content"] for turn in session.turns[::2]] == ["first \nsecond", "/quit\n\n  x"] and session.open
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+TEMPLATE = """{%- for m in messages %}<|im_start|>{{ m.role }}
+{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}
+{%- for c in m.tool_calls or [] %}<tool_call>{"name": "{{ c.function.name }}", "arguments":{{ " " -}}
+{{ c.function.arguments | tojson }}}</tool_call>{% endfor -%}
+<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_tools_are_called_and_thoughts_are_apart(session, monkeypatch, tmp_path):
+    file = tmp_path / "tools.json"
+    session.voices = [Voice("tiny", Generator(fixtures_models.tiny_model(), fixtures_models.tiny_tokenizer(TEMPLATE)))]
+    session.take(f"/tools {tmp_path}/none.json")
+    assert "not taken" in said(session)
+    file.write_text('[{"name": "add"}]', encoding="utf-8")
+    session.take(f"/tools {file}")
+    assert "tool 1 must be like" in said(session)
+    file.write_text(json.dumps([TOOL]), encoding="utf-8")
+    session.take(f"/tools {file}")
+    assert "tools: add" in said(session)
+    call = '<think>Sum.</think><tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    seen = answers(session, monkeypatch, call, "It is 3.")
+    session.take("/result 3")
+    assert "no tool was called" in said(session)
+    session.take("Add.")
+    assert "the model called add" in said(session)
+    assert session.turns[1]["reasoning_content"] == "Sum."
+    assert session.turns[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
+    assert "Sum." not in session.out.file.getvalue()  # which a program reads
+    session.take("/result 3")
+    assert [turn["role"] for turn in session.turns] == ["user", "assistant", "tool", "assistant"]
+    assert session.out.file.getvalue().strip() == "It is 3." and seen[0][1]["tools"] == [TOOL]
+    session.take(f"/save {tmp_path}/talk.json")
+    from tunesmith.formats.messages import Messages
+
+    (row,) = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))
+    sample = Messages().read(row)
+    assert sample.tools and sample.branches[0][1].tool_calls and sample.branches[0][1].reasoning == "Sum."
+
+
+def test_two_models_answer_the_same(folder):
+    out, notes = io.StringIO(), io.StringIO()
+    lines = io.StringIO("Hello?\n")
+    sampling = Sampling(max_new_tokens=6)
+    chat(str(folder), None, sampling, str(folder), console=Console(file=out), notes=Console(file=notes), lines=lines)
+    one = Generator.open(str(folder)).complete([{"role": "user", "content": "Hello?"}], max_new_tokens=6)
+    assert out.getvalue() == f"{one}\n{one}\n" and notes.getvalue().count(f"{folder}:") >= 4
 
 
 def test_saved_jsonl_is_one_line(tmp_path):

@@ -1,0 +1,78 @@
+"""`tunesmith chat` as a program: it opens the models, reads lines from a person or a pipe, and ends with the input."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tunesmith.generate.chat import Chat
+from tunesmith.generate.engine import Generator
+from tunesmith.generate.load import base_of, is_adapter, locate
+from tunesmith.generate.sampling import Sampling
+from tunesmith.generate.voice import Voice
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BASE = "base"  # in place of a model to compare with: the one that the adapter was trained beside
+
+
+def chat(
+    path: str,
+    system: str | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008  # it is frozen
+    against: str | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+    console: "Console | None" = None,
+    notes: "Console | None" = None,
+    lines: TextIO | None = None,
+) -> None:
+    """Chat with what `path` names (see `Generator.open`) until the person leaves or the input ends.
+
+    `against` is another model that answers the same messages, `base` that of an adapter. `console` shows the answers
+    (None: stdout), `notes` the program's own words (None: stderr), and `lines` is read instead of stdin.
+
+    Raises:
+        RunError, ModelError: a model cannot be opened.
+    """
+    from rich.console import Console
+
+    source = lines or sys.stdin
+    out, notes = console or Console(), notes or Console(stderr=True)
+    names = [path] if against is None else [path, _other(path, against)]
+    voices = []
+    for name in names:
+        with notes.status(f"loading {name}") if notes.is_terminal else contextlib.nullcontext():
+            voices.append(Voice(name, Generator.open(name)))
+    session = Chat(voices, out, notes, system, sampling, tools)
+    for voice in voices:
+        session.say(f"{voice.name}: {_described(voice.generator)}. /help lists the commands, Ctrl-D leaves.")
+    for line in _typed(session) if source.isatty() else (line.rstrip("\r\n") for line in source):
+        session.take(line)
+        if not session.open:
+            break
+
+
+def _other(path: str, against: str) -> str:
+    place = locate(path)
+    return base_of(place).path if against == BASE and is_adapter(place) else against
+
+
+def _described(generator: Generator) -> str:
+    model = generator.model
+    size = model.num_parameters() / 1e6
+    return f"{size:,.1f} M parameters, {str(model.dtype).removeprefix('torch.')} on {model.device.type}"
+
+
+def _typed(session: Chat) -> Iterator[str]:
+    """What a person types, line by line, with the line editing and history of readline where there is one."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # importing it is what gives input() its line editing
+    while True:
+        try:
+            yield input(". " if session.goes_on else "> ")
+        except KeyboardInterrupt:
+            session.say("\n(Ctrl-D or /quit leaves)")
+        except EOFError:
+            session.say("")
+            return

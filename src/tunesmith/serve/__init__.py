@@ -1,0 +1,1 @@
+"""A server that speaks as OpenAI's does: chat, completions, embeddings and scores of a model, over HTTP."""
