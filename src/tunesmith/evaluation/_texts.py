@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,11 @@ def of_file(path: str) -> list[str]:
     one = Source(path=path)
     samples = (Text().read(row) for _, row in source.read(one))
     return [str(turn.content) for sample in samples for turn in sample.branches[0]]
+
+
+def some(path: str | None, number: int | None) -> list[str]:
+    """The first texts of a file or, without one, made ones. Raises DataError."""
+    return list(islice(made(SEED), number or DOCUMENTS)) if path is None else of_file(path)[:number]
 
 
 def digest(path: str | None) -> str:

@@ -148,7 +148,8 @@ class Subject:
         An answer ends with a token that ends the model's turns, or before a `stop` text.
         """
         sampling = Sampling(max_new_tokens=max_new_tokens, stop=tuple(stop))
-        batch = Generator(self.model, self.tokenizer).batch()
+        with self.kernels.generating(self.model):
+            batch = Generator(self.model, self.tokenizer).batch()
         streams = [batch.add(Request(tuple(prompt), sampling)) for prompt in prompts]
         for stream in streams:
             with self.kernels.generating(self.model):  # whoever reads may ask for log-probabilities in between

@@ -235,3 +235,27 @@ def test_a_reward_model_is_refused(tmp_path):
     place = fixtures_models.save_model(tmp_path / "reward", model)
     with pytest.raises((RunError, ValueError), match="says rewards or classes, and no words"):
         Subject.open(str(place), "cpu")
+
+
+def test_replies_are_made_many_at_a_time_and_between_them_is_room_for_other_questions(subject):
+    """Each is that of transformers, whatever its length, and none depends on what the reader asks in between."""
+    from tunesmith.generate import together
+
+    prompts = [subject.prompt("The cat " * (at + 1)) for at in range(5)]
+    passes, plain = [], together.Together.step
+
+    def counting(self, places, tokens):
+        passes.append(len(places))
+        return plain(self, places, tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(together.Together, "step", counting)
+        found = []
+        for reply in subject.replies(prompts, 6):
+            subject.logps([(prompts[0], 2)])
+            found.append(reply.text)
+    model, tokenizer = fixtures_models.tiny_model(), fixtures_models.tiny_tokenizer()
+    for ids, text in zip(prompts, found, strict=True):
+        made = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :]
+        assert text == tokenizer.decode(made, skip_special_tokens=True)
+    assert max(passes) == 5 and len(set(found)) > 1
