@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("tunesmith", "tokenizers", "transformers", "datasets", "numpy")
+PACKAGES = ("tunesmith", "torch", "transformers", "peft", "tokenizers", "datasets", "numpy")
 TOKENS_PER_WORD = 2.3
 SYLLABLES = "ba ce di fo gu la me ni po ru sa te vi xo zu".split()
 

@@ -85,6 +85,19 @@ def test_a_model_that_was_evaluated_is_trained_as_before(folder, monkeypatch):
     assert all(gradient.norm() > 0 for gradient in learned(model.train())[1].values())
 
 
+def test_a_cpu_evaluates_8_bit_weights_as_it_trains_them(folder):
+    """bitsandbytes rounds the inputs of the product too in evaluation, and not in training on a CPU."""
+    model, plain = loaded(folder, "bnb_8bit"), widened_model(loaded(folder, "bnb_8bit"), str(folder))
+    assert type(plain.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    with torch.no_grad():
+        expected = plain.eval()(input_ids=IDS).logits
+        for training in (False, True):
+            assert (model.train(training)(input_ids=IDS).logits - expected).abs().max() < 1e-5
+    own = tiny_model(**SIZES).state_dict()["model.layers.0.mlp.up_proj.weight"]
+    error = (plain.model.layers[0].mlp.up_proj.weight - own).abs() / own.abs().amax(1, keepdim=True)
+    assert 1e-4 < error.max() <= 0.5 / 127 + 1e-3  # half a step of 127 in a row, and float16's rounding
+
+
 def test_updates_are_float32_and_norms_the_models_own_beside_bfloat16(folder):
     model = tiny_lora(loaded(folder, KINDS[0], "bfloat16"))
     kinds = {name: one.dtype for name, one in model.named_parameters()}
@@ -130,3 +143,12 @@ def test_4_bit_layers_take_at_most_03_of_16_bits():
     assert plain == 2 * 512 * 512
     assert 0 <= found - (512 * 512 // 2 + blocks + 4 * (blocks // 256) + 4 * (16 + 256)) < 300  # its own JSON
     assert found <= 0.3 * plain
+
+
+def test_8_bit_layers_take_a_byte_a_weight_and_a_scale_a_row(folder):
+    layers_ = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128)
+    rows = 2 * (2 * 64 + 2 * 32 + 2 * 128 + 64)
+    model = loaded(folder, "bnb_8bit")
+    for _ in range(2):  # scales move when a layer is used first
+        assert quantised.held_bytes(model) == (layers_ + 4 * rows, 2 * layers_)
+        model(input_ids=IDS)

@@ -189,7 +189,7 @@ def load_model(
         loaded.name_or_path = loaded.config.name_or_path = place  # an adapter names its base by it
     if quantised.held_in(loaded) is None:
         return loaded.to(device)
-    quantised.keep_layout(loaded)
+    quantised.keep_numbers(loaded)
     return loaded
 
 

@@ -3,6 +3,7 @@
 Letters: T tokens, I and O features in and out.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -68,20 +69,37 @@ def refuse_untrainable(model: Any, place: str) -> None:
         )
 
 
-def keep_layout(model: Any) -> None:
-    """Keep bitsandbytes from laying 4 bit weights out anew for a CPU in evaluation.
+def keep_numbers(model: Any) -> None:
+    """Have a CPU evaluate bitsandbytes' layers by the numbers that they are trained with.
 
-    It also rounds their scales to bfloat16, and what is laid out so has no gradient (Linear4bit.forward, 0.50): a model
-    that was evaluated could not be trained on.
+    In evaluation it would lay 4 bit weights out anew, with scales rounded to bfloat16, which has no gradient
+    (Linear4bit.forward, 0.50): a model that was evaluated could not be trained on. And it would round the inputs of
+    8 bit weights too, which it does not in training (matmul, 0.50): each answer would hang on what is beside it.
     """
     for module in model.modules():
         if is_four_bit(type(module)):
             module.support_avx512bf16_for_cpu = False
+        elif is_eight_bit(type(module)):
+            module.state.__class__ = _widening()
+
+
+@functools.cache
+def _widening() -> type:
+    """The kind of state of an 8 bit layer by which a CPU widens the weight and leaves the input as it is."""
+    from bitsandbytes import MatmulLtState
+
+    always = property(lambda self: True, lambda self, said: None)
+    return type("Widening", (MatmulLtState,), {"is_training": always})
 
 
 def is_four_bit(kind: type) -> bool:
     """Whether a class is bitsandbytes' linear layer of 4 bit, which is not imported to ask."""
     return kind.__name__ == "Linear4bit" and kind.__module__ == "bitsandbytes.nn.modules"
+
+
+def is_eight_bit(kind: type) -> bool:
+    """Whether a class is bitsandbytes' linear layer of 8 bit."""
+    return kind.__name__ == "Linear8bitLt" and kind.__module__ == "bitsandbytes.nn.modules"
 
 
 def save_config(model: Any, folder: Path) -> None:
@@ -188,12 +206,16 @@ def said(model: Any) -> list[str]:
 
 
 def held_bytes(model: Any) -> tuple[int, int]:
-    """The bytes of a model's linear layers of 4 bit with their scales, and what they take at 2 bytes a weight."""
+    """The bytes of bitsandbytes' layers of a model with their scales, and what they take at 2 bytes a weight."""
     found = weights = 0
     for module in model.modules():
+        if not (is_four_bit(type(module)) or is_eight_bit(type(module))):
+            continue
+        weight = module.weight
         if is_four_bit(type(module)):
-            weight = module.weight
-            tensors = (weight, *weight.quant_state.as_dict(packed=True).values())
-            found += sum(one.numel() * one.element_size() for one in tensors)
-            weights += numel(weight)
+            scales = [*weight.quant_state.as_dict(packed=True).values()]
+        else:  # which the first product takes from the weight
+            scales = [module.state.SCB if weight.SCB is None else weight.SCB]
+        found += sum(one.numel() * one.element_size() for one in (weight, *scales))
+        weights += numel(weight)
     return found, 2 * weights

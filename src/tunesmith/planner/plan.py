@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tunesmith.component import name_of
+from tunesmith.component import name_of, refusal
 from tunesmith.defaults import Device, resolve, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.planner.memory import Estimate, estimate
@@ -91,24 +91,32 @@ class _Planner:
         return found
 
     def fitting(self, recipe: Recipe) -> Iterator[tuple[str, ...]]:
-        """Single changes that fit; where there is none, changes one after the other until they do."""
+        """Single changes that fit; where there is none, changes one after the other until they do.
+
+        What one change opens, as an adapter does a base in 4 bits, comes after it; a later word for an option is the
+        one that is said.
+        """
         changes = list(_changes(recipe, self.target.device))
         alone = [(word,) for word, values in changes if self.plan(with_values(recipe, values)).fits]
         if alone:
             yield from alone
             return
-        words: list[str] = []
-        for word, values in changes:
-            recipe, words = with_values(recipe, values), [*words, word]
+        taken: dict[str, dict[str, Any]] = {}
+        while changes:
+            word, values = changes[0]
+            taken = {one: set_ for one, set_ in taken.items() if not set_.keys() & values.keys()} | {word: values}
+            recipe = with_values(recipe, values)
             if self.plan(recipe).fits:
-                yield tuple(words)
+                yield tuple(taken)
                 return
+            changes = list(_changes(recipe, self.target.device))
 
 
 def _changes(recipe: Recipe, device: Device) -> Iterator[tuple[str, dict[str, Any]]]:
     """Words that take less memory, those that change a run least first, with the values they set."""
     from tunesmith.adapters.lora import LoRA
     from tunesmith.optimizers.adamw8bit import AdamW8bit
+    from tunesmith.quantizations.bnb_4bit import FourBit
 
     train, beside = recipe.train, type(recipe.adapter).beside
     shortest = resolve(with_values(recipe, {"train.row_tokens": None}), device).recipe.train.row_tokens
@@ -123,8 +131,12 @@ def _changes(recipe: Recipe, device: Device) -> Iterator[tuple[str, dict[str, An
         yield "optimizer.type=adamw8bit", {"optimizer": AdamW8bit(**dict(recipe.optimizer))}
     if not beside:
         yield "adapter=lora", {"adapter": LoRA()}
-    if recipe.model.frozen_dtype is None and device.type == "cpu" and beside:
+    held, wide = recipe.model.frozen_dtype, recipe.model.quantization is None
+    if held is None and wide and device.type == "cpu" and beside:
         yield "model.frozen_dtype=int8", {"model.frozen_dtype": "int8"}
+    if wide and not recipe.model.from_scratch and refusal([recipe.adapter, FourBit()]) is None:
+        instead = "" if held is None else " model.frozen_dtype=null"
+        yield f"model.quantization=bnb_4bit{instead}", {"model.quantization": FourBit(), "model.frozen_dtype": None}
     said = "" if train.row_tokens is None else " train.row_tokens=null"
     for tokens in SHORTER:
         if tokens < recipe.data.max_tokens:
@@ -142,8 +154,10 @@ def lines(plan: Plan) -> Iterator[str]:
         f" x {train.per_device_train_batch_size}" if train.per_device_train_batch_size > 1 else ""
     )
     checkpointing = str(train.activation_checkpointing).lower()
+    quantization = recipe.model.quantization
+    held = "" if quantization is None else f" over {name_of(quantization)}"
     yield (
-        f"row {tokens}, {recipe.model.dtype}, {name_of(recipe.adapter)}, {name_of(recipe.optimizer)}, "
+        f"row {tokens}, {recipe.model.dtype}{held}, {name_of(recipe.adapter)}, {name_of(recipe.optimizer)}, "
         f"activation_checkpointing {checkpointing}"
     )
     yield ""

@@ -14,7 +14,8 @@ class EightBit(Quantization):
     """bitsandbytes' LLM.int8(). Where quick int8 products on a CPU are wanted, see model.frozen_dtype."""
 
     llm_int8_threshold: Annotated[float, Field(ge=0)] = 6.0
-    """Size from which the features of an input are multiplied apart, in half precision; 0 is none of them."""
+    """On CUDA, the size from which the features of an input are multiplied apart, in half precision; 0 is none of them.
+    A CPU widens the weights, and rounds no input."""
 
     def config(self, dtype: "torch.dtype", device: str) -> Any:
         """What transformers takes. Raises MissingExtra."""

@@ -211,6 +211,45 @@ def test_what_fits_is_said_and_does_fit(recipe):
     assert plan.make(told, plan.Target(CPU, None)).fits is None
 
 
+FOUR_BITS = "model.quantization=bnb_4bit"
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=["cpu", "cuda"])
+def test_a_base_in_4_bits_is_said_where_it_fits(recipe, device):
+    told = recipe(device, {"type": "lora", "r": 4}, row_tokens=512)
+    rounded = Recipe(**told.model_dump() | {"model": told.model.model_dump() | {"quantization": "bnb_4bit"}})
+    peak = plan.make(rounded, plan.Target(device, 10**12)).memory.peak.total
+    assert (FOUR_BITS,) in plan.make(told, plan.Target(device, peak)).words
+    assert plan.make(rounded, plan.Target(device, peak)).fits
+    assert (FOUR_BITS,) not in plan.make(told, plan.Target(device, peak - 1)).words
+    assert " over bnb_4bit, lora" in "\n".join(plan.lines(plan.make(rounded, plan.Target(device, None))))
+
+
+def test_a_base_in_4_bits_is_for_adapters_beside_it(recipe):
+    assert all(FOUR_BITS not in word for word, _ in plan._changes(recipe(None, "freeze"), CUDA))
+    held = with_values(recipe(None, "lora"), {"model.frozen_dtype": "int8"})
+    assert [word for word, _ in plan._changes(held, CPU) if "model." in word] == [
+        f"{FOUR_BITS} model.frozen_dtype=null"
+    ]
+    rounded = dict(plan._changes(held, CPU))[f"{FOUR_BITS} model.frozen_dtype=null"]
+    assert all("model." not in word for word, _ in plan._changes(with_values(held, rounded), CPU))
+    unborn = with_values(recipe(None, "lora"), {"model.from_scratch": True})
+    assert all(FOUR_BITS not in word for word, _ in plan._changes(unborn, CUDA))
+
+
+def test_a_change_opens_the_next_and_no_option_is_said_twice(recipe):
+    told = recipe(None)
+    least, changes = told, list(plan._changes(told, CUDA))
+    while changes:
+        least = with_values(least, changes[0][1])
+        changes = list(plan._changes(least, CUDA))
+    limit = plan.make(least, plan.Target(CUDA, 10**12)).memory.peak.total
+    (words,) = plan.make(told, plan.Target(CUDA, limit)).words
+    assert {"adapter=lora", FOUR_BITS, "data.max_tokens=256"} <= set(words)
+    options = [part.partition("=")[0] for word in words for part in word.split()]
+    assert len(options) == len(set(options))
+
+
 def test_rows_that_fit(recipe):
     target = plan.Target(CPU, 10**12)
     told = recipe(None, row_tokens="auto")
