@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tunesmith.engine import quantised, stacked
+from tunesmith.engine.conversions import Conversions, Part
 from tunesmith.engine.model import base_of as inner_of
 from tunesmith.engine.model import load_config, resolve_path
 from tunesmith.exports import _tensors
@@ -21,6 +22,20 @@ from tunesmith.generate.load import base_of, is_adapter, positions_of, stored_he
 from tunesmith.recipe import Dtype, Model
 
 Values = dict[str, torch.Tensor]  # of a module's parameters, by their names in it
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensors that a weight of the base model is stored as: itself, or parts with the patterns that they fit."""
+
+    owner: str  # the weight; of two that are one, that which is stored
+    parts: tuple[tuple[Stored, str | None], ...]
+
+    @property
+    def place(self) -> tuple[Path, int]:
+        """Where it begins."""
+        one = self.parts[0][0]
+        return one.file, one.start
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,8 @@ class Plan:
 
     model: Any  # without weights
     dtype: torch.dtype
-    sources: dict[str, Stored]  # of every weight of the model
+    conversions: Conversions
+    sources: dict[str, Source]  # of every weight of the model
     shared: dict[str, tuple[str, ...]]  # weights that are one, by the name of each
     modules: dict[str, list[Any]]  # what peft has around a module, in the order of merging
     made: dict[str, Values] = field(default_factory=dict)  # merged before it is their turn
@@ -45,7 +61,11 @@ class Plan:
     @property
     def files(self) -> list[Path]:
         """The files that are read."""
-        return list(dict.fromkeys(one.file for one in self.sources.values()))
+        return sorted({one.file for source in self.sources.values() for one, _ in source.parts})
+
+    @functools.cached_property
+    def _weights(self) -> Values:
+        return self.model.state_dict()
 
     @property
     def depth(self) -> int:
@@ -67,24 +87,36 @@ class Plan:
         touched = {f"{name}.{own}": name for name in self.modules for own in self._parameters(name)}
         left_out = self._left_out(touched)
         jobs, done = [], set()
-        order = sorted(self.sources, key=lambda name: (self.files.index(self.sources[name].file), self._place(name)))
-        for name in order:
+        for name in sorted(self.sources, key=lambda name: (self.sources[name].place, name)):
             module = touched.get(name)
             if name in left_out or name in done:
                 continue
             if module is None:
-                jobs.append(Job((self._spec(name),), functools.partial(self._copied, name)))
+                jobs += self._copies(name)
                 continue
             names = [f"{module}.{own}" for own in self._parameters(module)]
-            kept = [one for one in names if one not in left_out]
             done.update(names)
-            make = functools.partial(self._merged, module, [one.removeprefix(f"{module}.") for one in kept])
-            jobs.append(Job(tuple(self._spec(one) for one in kept), make))
+            kept = tuple(one for one in names if one not in left_out)
+            hollow = self.conversions.parted({one: self.model.get_parameter(one) for one in kept})
+            specs = tuple(Spec(one, self.dtype, tuple(value.shape)) for one, value in hollow.items())
+            jobs.append(Job(specs, functools.partial(self._merged, module, kept, [spec.name for spec in specs])))
         return jobs
 
-    def _place(self, name: str) -> tuple[int, bool]:
-        one = self.sources[name]
-        return one.start, one.spec.name != name
+    def _copies(self, name: str) -> list[Job]:
+        """A weight that is not updated, by the names that it is stored by."""
+        source, jobs = self.sources[name], []
+        for one, _ in source.parts:
+            word = one.spec.name if source.owner == name else name
+            kind = self.dtype if one.spec.dtype.is_floating_point else one.spec.dtype
+            make = functools.partial(self._copied, one, kind)
+            jobs.append(Job((Spec(word, kind, self._shape(name, one)),), make))
+        return jobs
+
+    def _shape(self, name: str, one: Stored) -> tuple[int, ...]:
+        return one.spec.shape if self.sources[name].parts[0][1] else tuple(self._weights[name].shape)
+
+    def _copied(self, one: Stored, kind: torch.dtype) -> list[torch.Tensor]:
+        return [one.read().to(kind)]
 
     def _left_out(self, touched: dict[str, str]) -> set[str]:
         """Shared weights that another name writes. Where updates made them others, all are written, and shared no more.
@@ -93,10 +125,9 @@ class Plan:
         """
         left_out: set[str] = set()
         for group in set(self.shared.values()):
-            stored = next(name for name in group if self.sources[name].spec.name == name)
             updated = [name for name in group if name in touched]
             if not updated or (len(updated) == len(group) and self._equal(updated, touched)):
-                left_out |= {*group} - {stored}
+                left_out |= {*group} - {self.sources[group[0]].owner}
             else:
                 self.model.config.get_text_config().tie_word_embeddings = False
                 self.model.config.tie_word_embeddings = False
@@ -113,24 +144,20 @@ class Plan:
     def _parameters(self, module: str) -> list[str]:
         return [own for own, _ in self.model.get_submodule(module).named_parameters()]
 
-    def _spec(self, name: str) -> Spec:
-        one = self.sources[name].spec
-        shape = tuple(self.model.get_parameter_or_buffer(name).shape)
-        return Spec(name, self.dtype if one.dtype.is_floating_point else one.dtype, shape)
-
-    def _copied(self, name: str) -> list[torch.Tensor]:
-        return [self._read(name).to(self._spec(name).dtype)]
-
     def _read(self, name: str) -> torch.Tensor:
         """A weight of the base model, with rows of zeros for the tokens that it lacks."""
-        value, rows = self.sources[name].read(), self._spec(name).shape[:1]
+        parts = [(one.spec.name, pattern, one.read()) for one, pattern in self.sources[name].parts]
+        if parts[0][1] is not None:
+            return self.conversions.joined(name, [Part(stored, str(fits), value) for stored, fits, value in parts])
+        value, rows = parts[0][2], self._weights[name].shape[:1]
         if value.shape[:1] == rows:
             return value
         return torch.cat([value, value.new_zeros(rows[0] - len(value), *value.shape[1:])])
 
-    def _merged(self, module: str, names: Sequence[str]) -> list[torch.Tensor]:
+    def _merged(self, module: str, names: Sequence[str], stored: Sequence[str]) -> list[torch.Tensor]:
         values = self.made.pop(module) if module in self.made else self._values(module)
-        return [values[own] for own in names]
+        parted = self.conversions.parted({name: values[name.removeprefix(f"{module}.")] for name in names})
+        return [parted[name] for name in stored]
 
     def _values(self, module: str) -> Values:
         """The weights of a module with all of its updates."""
@@ -181,8 +208,7 @@ def _nothing(shape: torch.Size) -> torch.Tensor:
 def plan(place: str, dtype: Dtype | None, more: Sequence[str] = ()) -> Plan | None:
     """How a run's weights, with those of more adapters after them, are written tensor by tensor.
 
-    None where its weights are not the tensors of its files: they are packed, fused or renamed as they are loaded, or
-    have a head that the files lack.
+    None where its weights are not in its files as such: they are packed, or have a head that the files lack.
     """
     base = base_of(place) if is_adapter(place) else Model(path=place)
     files = _files(base)
@@ -196,7 +222,8 @@ def plan(place: str, dtype: Dtype | None, more: Sequence[str] = ()) -> Plan | No
     text.vocab_size = max([text.vocab_size, *rows])
     found, kept = _tensors.stored(files), config.dtype
     model = _hollow(config)  # which sets a dtype of its own
-    sources, shared = _sources(model, found)
+    conversions = Conversions(model)
+    sources, shared = _sources(model, found, conversions)
     if sources is None:
         return None
     modules: dict[str, list[Any]] = {}
@@ -207,7 +234,7 @@ def plan(place: str, dtype: Dtype | None, more: Sequence[str] = ()) -> Plan | No
         kept = getattr(torch, str(dtype))
     elif kept is None:
         kept = next((one.spec.dtype for one in found.values() if one.spec.dtype.is_floating_point), torch.float32)
-    return Plan(model, kept, sources, shared, modules)
+    return Plan(model, kept, conversions, sources, shared, modules)
 
 
 def _files(base: Model) -> list[Path]:
@@ -251,18 +278,27 @@ def _hollow(config: Any) -> Any:
     return model.eval()
 
 
-def _sources(model: Any, found: dict[str, Stored]) -> tuple[dict[str, Stored] | None, dict[str, tuple[str, ...]]]:
+def _sources(
+    model: Any, found: dict[str, Stored], conversions: Conversions
+) -> tuple[dict[str, Source] | None, dict[str, tuple[str, ...]]]:
     """Where each weight of a model lies, None where one cannot be found so; and those that are one."""
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
     shared = {name: tuple(group) for group in groups.values() if len(group) > 1 for name in group}
+    parts: dict[str, list[tuple[Stored, str | None]]] = {}
+    for stored, one in found.items():
+        name, pattern = conversions.named(stored)
+        parts.setdefault(name, []).append((one, pattern))
     sources = {}
     for name, value in model.state_dict().items():
-        stored = next((one for one in (name, *shared.get(name, ())) if one in found), None)
-        if stored is None or not _fits(found[stored].spec.shape, tuple(value.shape)):
+        owner = next((one for one in (name, *shared.get(name, ())) if one in parts), None)
+        if owner is None:
             return None, shared
-        sources[name] = found[stored]
+        first, pattern = parts[owner][0]
+        if pattern is None and not _fits(first.spec.shape, tuple(value.shape)):
+            return None, shared
+        sources[name] = Source(owner, tuple(parts[owner]))
     return sources, shared
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import fixtures_models
 from tunesmith.engine.compat import peft_warnings
+from tunesmith.engine.model import without_progress_bar
 from tunesmith.exports import _paged, _stream, _tensors
 
 ALL = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -47,10 +48,10 @@ TIED = {  # of a model with one matrix for both embeddings: what is written, and
 }
 
 
-def adapted(folder, config, **model):
+def adapted(folder, config, arch="qwen2", **model):
     """An adapter of random numbers in a folder; the model with it beside its weights."""
-    base = fixtures_models.save_model(folder / "base", fixtures_models.tiny_model(arch="qwen2", **model))
-    loaded = fixtures_models.tiny_model(arch="qwen2", **model)
+    base = fixtures_models.save_model(folder / "base", fixtures_models.tiny_model(arch=arch, **model))
+    loaded = fixtures_models.tiny_model(arch=arch, **model)
     loaded.name_or_path = str(base)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
@@ -84,6 +85,23 @@ def test_weights_are_those_of_pefts_own_merge(kind, tmp_path):
     for name, one in merged.items():
         torch.testing.assert_close(found[name], one, rtol=0, atol=1e-6, msg=name)
     assert any((one - before[name]).abs().max() > 1e-3 for name, one in found.items())
+
+
+@pytest.mark.parametrize("arch", ["mixtral", "qwen3_moe"])
+def test_experts_are_parted_again(arch, tmp_path):
+    """What is one matrix in memory, and is updated there, is stored by its experts as before."""
+    targets = ["experts.gate_up_proj", "experts.down_proj"]
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], target_parameters=targets, task_type="CAUSAL_LM")
+    sizes = {"num_local_experts": 4} if arch == "mixtral" else {"num_experts": 4, "moe_intermediate_size": 16}
+    whole = adapted(tmp_path, config, arch=arch, tied=False, **sizes)
+    with without_progress_bar():
+        whole.merge_and_unload().save_pretrained(tmp_path / "whole")
+    merged, before = load_file(tmp_path / "whole" / "model.safetensors"), load_file(tmp_path / "base/model.safetensors")
+    found, _ = written(tmp_path)
+    assert found.keys() == merged.keys() == before.keys()
+    for name, one in merged.items():
+        torch.testing.assert_close(found[name], one, rtol=0, atol=1e-6, msg=name)
+        assert torch.equal(one, before[name]) is not any(word in name for word in ("q_proj", "experts."))
 
 
 @pytest.mark.parametrize("kind", TIED)
