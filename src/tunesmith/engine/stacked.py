@@ -69,11 +69,11 @@ def merged(model: Any, paths: Sequence[str]) -> Any:
 def put(model: Any, place: Path, trained: bool = False) -> Any:
     """A model with a stored adapter beside its weights, on top of what that was trained on. Raises ModelError."""
     model = _upon(model, place)
-    return _put(model, place, trained)
+    return put_alone(model, place, trained)
 
 
 def _merged(model: Any, place: Path) -> Any:
-    return settled(_put(_upon(model, place), place, trained=False), place)
+    return settled(put_alone(_upon(model, place), place, trained=False), place)
 
 
 def settled(model: Any, place: Path) -> Any:
@@ -104,7 +104,8 @@ def _upon(model: Any, place: Path) -> Any:
     return model
 
 
-def _put(model: Any, place: Path, trained: bool) -> Any:
+def put_alone(model: Any, place: Path, trained: bool = False) -> Any:
+    """A model with a stored adapter beside its weights, whatever that was trained on. Raises ModelError."""
     from peft import PeftModel
     from safetensors import SafetensorError
 

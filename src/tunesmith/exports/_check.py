@@ -16,6 +16,8 @@ from tunesmith import atomic
 from tunesmith.adapters._prompts import TYPES, UNMERGED
 from tunesmith.engine import checkpoint
 from tunesmith.errors import RunError
+from tunesmith.exports._paged import page
+from tunesmith.exports._tensors import files_of
 from tunesmith.generate.alone import logits_of
 from tunesmith.generate.engine import Generator, greedy_ids
 from tunesmith.generate.load import ADAPTER, RECIPE, has_weights, is_adapter, load, locate
@@ -102,6 +104,7 @@ def verify(folder: Path, probes: Sequence[Probe], device: DeviceName, dtype: Dty
         RunError: it differs by more than its precision explains.
     """
     generator = Generator(*load(str(folder), device, dtype))
+    page(generator.model, files_of(folder))
     differences, partings = [], []
     for one in probes:
         tokens = greedy_ids(generator.model, one.prompt, TOKENS)

@@ -12,6 +12,7 @@ from tunesmith.seams import Export, Report
 
 if TYPE_CHECKING:
     from tunesmith.exports._check import Probe
+    from tunesmith.exports._stream import Plan
 
 
 class Merged(Export):
@@ -26,7 +27,8 @@ class Merged(Export):
     max_shard_size: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB|TB)$")] = "5GB"
     """Largest file of weights; a model that is larger is written as several files and an index."""
     device: DeviceName = "auto"
-    """Device to merge on and to compare with the run on."""
+    """Device to compare with the run on. Weights are merged on the CPU, one after the other, and those that are packed
+    or fused as they are loaded on this device."""
     adapters: tuple[str, ...] = ()
     """More adapters (folders or runs) that are merged after the run's own, in order."""
 
@@ -59,14 +61,38 @@ class Merged(Export):
 
     def _merge(self, place: str, folder: Path, asked: tuple[str, ...]) -> "list[Probe]":
         """Write the merged weights, and return what the run answered before they were merged."""
+        from tunesmith.engine.model import base_of
+        from tunesmith.engine.quantised import held_in
+        from tunesmith.exports import _stream
         from tunesmith.exports._check import probe
+        from tunesmith.exports._paged import page
         from tunesmith.generate.engine import Generator
 
         generator = Generator.open(place, self.device, self.dtype)
+        held = held_in(base_of(generator.model)) is not None
+        plan = None if held else _stream.plan(place, self.dtype, self.adapters)
+        if plan is not None and plan.depth <= 1:
+            page(generator.model, plan.files)
         generator.model = self._topped(generator.model, place)
         probes = probe(generator, asked)
-        self._write(self._widened(place, generator.model, False), generator.tokenizer, folder)
+        if plan is None:
+            self._write(self._widened(place, generator.model, False), generator.tokenizer, folder)
+        else:
+            self._stream(plan, generator, folder)
         return probes
+
+    def _stream(self, plan: "Plan", generator: Any, folder: Path) -> None:
+        """Write a plan's weights once the model that was asked is gone."""
+        import gc
+
+        from tunesmith.engine.model import base_of
+        from tunesmith.exports._tensors import bytes_of
+
+        base_of(generator.model).generation_config.save_pretrained(folder)
+        generator.tokenizer.save_pretrained(folder)
+        del generator.model
+        gc.collect()  # modules and what peft has around them name each other
+        plan.write(folder, bytes_of(self.max_shard_size))
 
     def _topped(self, model: Any, place: str) -> Any:
         """A model with the last of `adapters` beside its weights, and what comes before it in them."""

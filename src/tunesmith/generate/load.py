@@ -144,7 +144,16 @@ def base_of(adapter: str) -> Model:
     return Model(path=name, revision=config.get("revision"))
 
 
-def _trained_rows(adapter: Path) -> list[int]:
+def positions_of(adapter: Path, base: Model) -> Any | None:
+    """The config whose stretched rotary positions an adapter was trained with; None where they are its base model's."""
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(adapter) if (adapter / MODEL).is_file() else None
+    kept = stored is not None and base.rope_scaling.rope_type is None and rope.is_scaled(stored)
+    return stored if kept else None
+
+
+def trained_rows(adapter: Path) -> list[int]:
     """The rows of the embeddings that an adapter brings, some of which its base model may lack."""
     config = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))
     found = config.get("trainable_token_indices") or []
@@ -153,12 +162,10 @@ def _trained_rows(adapter: Path) -> list[int]:
 
 def _adapted(folder: Path, base: Model, device: str, head: Head | None, widened: bool) -> Any:
     """An adapter folder's base model with the adapter beside its weights."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    stored = AutoConfig.from_pretrained(folder) if (folder / MODEL).is_file() else None
-    kept = stored is not None and base.rope_scaling.rope_type is None and rope.is_scaled(stored)
     try:
-        positions, held = stored if kept else None, quantised.load_config(folder)
+        positions, held = positions_of(folder, base), quantised.load_config(folder)
         model = load_model(base, device, head=head, positions=positions, held=held)
     except ModelError as error:
         raise ModelError(f"the adapter {folder} needs its base model {base.path!r}: {error}") from error
@@ -166,7 +173,7 @@ def _adapted(folder: Path, base: Model, device: str, head: Head | None, widened:
         model = widened_model(model, base.path)
     if head is not None:
         keep_heads_exact(model)
-    rows = _trained_rows(folder)
+    rows = trained_rows(folder)
     if rows:
         new_tokens.lengthen(model, max(rows) + 1)
     adapted = stacked.put(model, folder)
