@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, field_validator
 
 from tunesmith.component import Component, name_of
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.types import Batch, Divergence, Head, Label, LossSum, Message, Sample, Scores
 
 if TYPE_CHECKING:
@@ -327,6 +327,19 @@ class Report:
     tolerance: float
     partings: tuple[float, ...] = ()  # where greedy tokens part on a prompt: the lead of the run's own token
     compared: str = "greedy tokens"  # or "values", of a reward model or classifier, which has no tokens
+    divergence: float = 0.0  # mean KL divergence of the next token from the run's own: nats
+    notes: tuple[str, ...] = ()  # what else there is to say of it
+
+    def lines(self) -> tuple[str, ...]:
+        """The report for people."""
+        other = f"other {self.compared} at {len(self.partings)} {'ties' if self.passed else 'places'} than"
+        tokens = f"the same {self.compared} as" if self.same_greedy_tokens else other
+        return (
+            f"verified on {self.prompts} prompts: {tokens} the run; largest logit difference",
+            f"{self.largest_logit_difference:.3g} (allowed {self.tolerance:.3g}), mean divergence "
+            f"{self.divergence:.2g} nats",
+            *self.notes,
+        )
 
     @property
     def passed(self) -> bool:
@@ -347,6 +360,10 @@ class Export(Component):
     @abstractmethod
     def write(self, run: Path, out: Path) -> Report:
         """Write the export of a run folder to `out`, compare it with the run's own weights, and report."""
+
+    def check(self, run: Path, out: Path) -> Report:
+        """Compare what `write` once wrote to `out` with the run again. Raises RunError where it is not as the run."""
+        raise RunError(f"an export of type={name_of(self)} cannot be compared with its run later")
 
 
 @dataclass(frozen=True, slots=True)

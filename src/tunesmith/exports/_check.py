@@ -1,5 +1,8 @@
 """How an export is written and verified: beside its place, then compared with the run, then renamed.
 
+Compared are what stands beside the weights (chat template, tokens that end an answer, tokenizer), the greedy answers
+and logits of a few prompts, and the files with what was written into them.
+
 Letters: K greedy tokens of an answer, V vocabulary.
 """
 
@@ -9,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +20,9 @@ from tunesmith import atomic
 from tunesmith.adapters._prompts import TYPES, UNMERGED
 from tunesmith.engine import checkpoint
 from tunesmith.errors import RunError
+from tunesmith.exports._manners import Manners, difference, manners
 from tunesmith.exports._paged import page
+from tunesmith.exports._signature import Digests, damage, signed
 from tunesmith.exports._tensors import files_of
 from tunesmith.generate.alone import logits_of
 from tunesmith.generate.engine import Generator, greedy_ids
@@ -34,7 +40,12 @@ PROMPTS = (
     "What is 17 + 25? Explain each step.",
 )
 # Of the largest logit. Merges of a 0.5B model were seen to differ by 1e-6 (float32) and 1e-2 (bfloat16) of it.
+FEW_BITS = 0.5  # where weights are other ones than the run's by their rounding to 4 bits
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+class Unlike(RunError):
+    """What was written is not as its run is: in what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,19 @@ class Probe:
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     logits: torch.Tensor  # [K, V] float32, on the CPU
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What an export is compared with: what a run answers, and what stands beside its weights."""
+
+    probes: tuple[Probe, ...]
+    manners: Manners
+
+    @property
+    def largest(self) -> float:
+        """The largest logit."""
+        return max(one.logits.abs().max().item() for one in self.probes)
 
 
 def weights_of(run: Path) -> str:
@@ -72,14 +96,14 @@ def questions(run: Path) -> tuple[str, ...]:
     return tuple((tree.get("eval") or {}).get("prompts") or PROMPTS)[:MOST_PROMPTS]
 
 
-def probe(generator: Generator, asked: Sequence[str]) -> list[Probe]:
-    """What a run answers: the reference of its export."""
+def reference(generator: Generator, asked: Sequence[str]) -> Reference:
+    """What a run answers and how it is talked to: the reference of its export."""
     probes = []
     for question in asked:
         prompt = generator.prompt([{"role": "user", "content": question}], TOKENS).ids
         tokens = greedy_ids(generator.model, prompt, TOKENS)
         probes.append(Probe(question, prompt, tokens, logits_of(generator.model, prompt, tokens)))
-    return probes
+    return Reference(tuple(probes), manners(generator.model, generator.tokenizer))
 
 
 @contextlib.contextmanager
@@ -94,33 +118,91 @@ def new_folder(out: Path) -> Iterator[Path]:
     work = out.parent / f".{out.name}.{os.getpid()}"
     work.mkdir(parents=True)
     with atomic.room(out, RunError, "Make room, or choose another folder"), atomic.folder(out, work):
-        yield work
+        try:
+            yield work
+        except Unlike as error:
+            raise RunError(f"{out} was not written: {error}") from error
 
 
-def verify(folder: Path, probes: Sequence[Probe], device: DeviceName, dtype: Dtype | None, out: Path) -> Report:
-    """Load what was written with plain transformers or peft, and compare it with what the run answered.
+@contextlib.contextmanager
+def checking(out: Path) -> Iterator[Digests]:
+    """What the files of an export were, to compare it with its run again. Raises RunError where it is not as that."""
+    _, sealed = signed(out)
+    try:
+        with watched(out, sealed):
+            yield sealed
+    except Unlike as error:
+        raise RunError(f"{out} is not as its run is: {error}") from error
 
-    Raises:
-        RunError: it differs by more than its precision explains.
+
+def compared(
+    run: Reference, device: DeviceName, folder: Path, out: Path, dtype: Dtype | None, share: float | None = None
+) -> Report:
+    """How what was written, loaded with plain transformers or peft, compares with the run.
+
+    `share` of the largest logit is the tolerance, where it is not that of the precision. Raises RunError: what stands
+    beside its weights is other than the run's.
     """
     generator = Generator(*load(str(folder), device, dtype))
     page(generator.model, files_of(folder))
-    differences, partings = [], []
-    for one in probes:
-        tokens = greedy_ids(generator.model, one.prompt, TOKENS)
-        differences.append((logits_of(generator.model, one.prompt, one.tokens) - one.logits).abs().max())
+    refuse_difference(run.manners, manners(generator.model, generator.tokenizer))
+    return answers(generator.model, run, out, share or TOLERANCE[generator.model.dtype])
+
+
+def refuse_difference(run: Manners, export: Manners) -> None:
+    """Raise RunError where what stands beside the weights of an export is not what the run has."""
+    problem = difference(run, export)
+    if problem is not None:
+        raise Unlike(problem)
+
+
+def answers(model: Any, run: Reference, out: Path, share: float) -> Report:
+    """How a model answers where the run does; `share` of the largest logit is the tolerance."""
+    differences, partings, divergences = [], [], []
+    for one in run.probes:
+        tokens = greedy_ids(model, one.prompt, TOKENS)
+        logits = logits_of(model, one.prompt, one.tokens)
+        differences.append((logits - one.logits).abs().max())
+        own, other = one.logits.log_softmax(-1), logits.log_softmax(-1)  # [K, V]
+        divergences.append((own.exp() * (own - other)).sum(-1).mean())
         if tokens != one.tokens:
             partings.append(_lead(one, tokens))
     largest = torch.stack(differences).max().item()  # NaN stays NaN, which no tolerance allows
-    tolerance = TOLERANCE[generator.model.dtype] * max(one.logits.abs().max().item() for one in probes)
-    report = Report(out, not partings, len(probes), largest, tolerance, tuple(partings))
+    tolerance, divergence = share * run.largest, torch.stack(divergences).mean().item()
+    return Report(
+        out, not partings, len(run.probes), largest, tolerance, tuple(partings), divergence=max(divergence, 0.0)
+    )
+
+
+def judged(report: Report) -> Report:
+    """A report of an export that answers as its run. Raises RunError for another."""
+    if not report.passed and report.compared == "values":
+        raise Unlike(
+            f"it does not say what the run does: the largest difference of a value is "
+            f"{report.largest_logit_difference:.3g} ({report.tolerance:.3g} is allowed)"
+        )
     if not report.passed:
-        raise RunError(
-            f"{out} was not written, because it does not answer as the run does: the largest logit "
-            f"difference is {largest:.3g} ({tolerance:.3g} is allowed), and on {len(partings)} of "
-            f"{len(probes)} prompts its greedy tokens are others"
+        raise Unlike(
+            f"it does not answer as the run does: the largest logit difference is "
+            f"{report.largest_logit_difference:.3g} ({report.tolerance:.3g} is allowed), and on "
+            f"{len(report.partings)} of {report.prompts} prompts its greedy tokens are others"
         )
     return report
+
+
+@contextlib.contextmanager
+def watched(folder: Path, sealed: Digests) -> Iterator[None]:
+    """Name the file that is not as it was written, where one is not, beside what came of it in this block."""
+    try:
+        yield
+    except Exception as error:
+        problem = damage(folder, sealed)
+        if problem is None:
+            raise
+        raise Unlike(f"{error}; {problem}" if isinstance(error, Unlike) else problem) from error
+    problem = damage(folder, sealed)
+    if problem is not None:
+        raise Unlike(problem)
 
 
 def _lead(one: Probe, tokens: Sequence[int]) -> float:

@@ -55,6 +55,7 @@ class Plan:
     conversions: Conversions
     sources: dict[str, Source]  # of every weight of the model
     shared: dict[str, tuple[str, ...]]  # weights that are one, by the name of each
+    num_adapters: int
     modules: dict[str, list[Any]]  # what peft has around a module, in the order of merging
     made: dict[str, Values] = field(default_factory=dict)  # merged before it is their turn
 
@@ -66,11 +67,6 @@ class Plan:
     @functools.cached_property
     def _weights(self) -> Values:
         return self.model.state_dict()
-
-    @property
-    def depth(self) -> int:
-        """How many adapters are merged one after the other where most are."""
-        return max((len(found) for found in self.modules.values()), default=0)
 
     def write(self, folder: Path, limit: int) -> dict[str, str]:
         """Write config and weights. Returns the SHA-256 of each file of weights, as it was written."""
@@ -234,19 +230,18 @@ def plan(place: str, dtype: Dtype | None, more: Sequence[str] = ()) -> Plan | No
         kept = getattr(torch, str(dtype))
     elif kept is None:
         kept = next((one.spec.dtype for one in found.values() if one.spec.dtype.is_floating_point), torch.float32)
-    return Plan(model, kept, conversions, sources, shared, modules)
+    return Plan(model, kept, conversions, sources, shared, len(chain), modules)
 
 
 def _files(base: Model) -> list[Path]:
-    """The safetensors files of a model in a folder or in the hub's cache; [] where it has none."""
-    from transformers.utils.hub import cached_file
+    """The safetensors files of a model in a folder or in the hub's cache, where it was loaded from; [] for none."""
+    from huggingface_hub import try_to_load_from_cache
 
     place = resolve_path(base.path)
     if not Path(place).exists():
         names = (_tensors.INDEX, _tensors.WEIGHTS)
-        options = {"revision": base.revision, "_raise_exceptions_for_missing_entries": False}
-        found = next((path for name in names if (path := cached_file(place, name, **options))), None)
-        place = str(Path(found).parent) if found else place
+        cached = [try_to_load_from_cache(place, name, revision=base.revision) for name in names]
+        place = next((str(Path(path).parent) for path in cached if isinstance(path, str)), place)
     return _tensors.files_of(Path(place)) if Path(place).is_dir() else []
 
 

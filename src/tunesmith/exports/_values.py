@@ -9,8 +9,8 @@ import torch
 
 from tunesmith.engine.model import base_of
 from tunesmith.engine.values import filled
-from tunesmith.errors import RunError
-from tunesmith.exports._check import TOLERANCE
+from tunesmith.exports._check import TOLERANCE, refuse_difference
+from tunesmith.exports._manners import Manners, manners
 from tunesmith.generate.load import load
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_train import DeviceName
@@ -37,20 +37,22 @@ def said(place: str, device: DeviceName, dtype: Dtype | None, asked: Sequence[st
     return Said(model, tokenizer, laid.float().cpu())
 
 
-def verify(
-    folder: Path, before: torch.Tensor, device: DeviceName, dtype: Dtype | None, asked: Sequence[str], out: Path
+def compared(
+    run: torch.Tensor,
+    own: Manners,
+    asked: Sequence[str],
+    device: DeviceName,
+    folder: Path,
+    out: Path,
+    dtype: Dtype | None,
 ) -> Report:
-    """Load what was written with plain transformers or peft, and compare it with what the run said.
+    """How what was written, loaded with plain transformers or peft, compares with what the run said.
 
-    Raises:
-        RunError: it differs by more than its precision explains.
+    Raises RunError: what stands beside its weights is other than the run's.
     """
     after = said(str(folder), device, dtype, asked)
-    largest = (after.values - before).abs().max().item()
-    tolerance = TOLERANCE[after.model.dtype] * before.abs().max().item()
-    if not largest <= tolerance:  # NaN is not
-        raise RunError(
-            f"{out} was not written, because it does not say what the run does: the largest difference of a value is "
-            f"{largest:.3g} ({tolerance:.3g} is allowed)"
-        )
-    return Report(out, True, len(asked), largest, tolerance, compared="values")
+    refuse_difference(own, manners(after.model, after.tokenizer))
+    largest = (after.values - run).abs().max().item()
+    tolerance = TOLERANCE[after.model.dtype] * run.abs().max().item()
+    same = largest <= tolerance  # NaN is not
+    return Report(out, same, len(asked), largest, tolerance, compared="values")

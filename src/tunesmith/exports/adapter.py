@@ -27,10 +27,10 @@ class PlainAdapter(Export):
                 the copy does not answer as the run does, and is removed.
         """
         from tunesmith.engine import stacked
-        from tunesmith.exports import _values
-        from tunesmith.exports._check import new_folder, probe, questions, verify, weights_of
-        from tunesmith.generate.engine import Generator
-        from tunesmith.generate.load import is_adapter, stored_head
+        from tunesmith.exports._check import judged, new_folder, watched, weights_of
+        from tunesmith.exports._opened import open_run
+        from tunesmith.exports._signature import seal, sign
+        from tunesmith.generate.load import is_adapter
 
         place = weights_of(run)
         if not is_adapter(place):
@@ -43,13 +43,18 @@ class PlainAdapter(Export):
             for name in FILES:
                 if (Path(place) / name).is_file():
                     shutil.copyfile(Path(place) / name, folder / name)
-            if stored_head(place) is not None:
-                asked = questions(run)
-                before = _values.said(place, self.device, None, asked)
-                before.tokenizer.save_pretrained(folder)
-                return _values.verify(folder, before.values, self.device, None, asked, out)
-            generator = Generator.open(place, self.device)
-            probes = probe(generator, questions(run))
-            generator.tokenizer.save_pretrained(folder)
-            del generator
-            return verify(folder, probes, self.device, None, out)
+            opened = open_run(run, self.device, None)
+            opened.tokenizer.save_pretrained(folder)
+            compare = opened.closed()
+            sealed = seal(folder)
+            with watched(folder, sealed):
+                report = judged(compare(folder, out, None))
+            return sign(folder, self, sealed, report)
+
+    def check(self, run: Path, out: Path) -> Report:
+        """Compare an adapter folder with the run that it is of again. Raises RunError where they differ."""
+        from tunesmith.exports._check import checking, judged
+        from tunesmith.exports._opened import open_run
+
+        with checking(out):
+            return judged(open_run(run, self.device, None).closed()(out, out, None))

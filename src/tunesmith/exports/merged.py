@@ -1,7 +1,7 @@
 """One model folder with the adapter in its weights, as transformers loads it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,14 +11,15 @@ from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Export, Report
 
 if TYPE_CHECKING:
-    from tunesmith.exports._check import Probe
+    from tunesmith.exports._opened import Opened
+    from tunesmith.exports._signature import Digests
     from tunesmith.exports._stream import Plan
 
 
 class Merged(Export):
     """Add the adapter to its base model's weights. A run that trained whole weights is written as it is.
 
-    Weights that were held in few bits are written in full width, with the numbers that the run had.
+    Of a base model that was held in few bits there are two: see `into`.
     """
 
     dtype: Dtype = "auto"
@@ -28,20 +29,26 @@ class Merged(Export):
     """Largest file of weights; a model that is larger is written as several files and an index."""
     device: DeviceName = "auto"
     """Device to compare with the run on. Weights are merged on the CPU, one after the other, and those that are packed
-    or fused as they are loaded on this device."""
+    as they are loaded on this device."""
     adapters: tuple[str, ...] = ()
     """More adapters (folders or runs) that are merged after the run's own, in order."""
+    into: Literal["closer", "held", "stored"] = "closer"
+    """What the adapter of a base model that was held in few bits is added to. held: the rounded numbers that it was
+    trained beside, in full width. stored: the numbers of the model as it is stored. closer: both are written and asked,
+    and the one is kept whose answers are closer to the run's."""
 
     def write(self, run: Path, out: Path) -> Report:
         """Write the merged model of a run.
 
         Raises:
             RunError: the run is not finished or is damaged, or its adapter cannot be merged; `out` holds something;
-                or what was written does not answer as the run does, and is removed.
+                or what was written is not as the run is, and is removed.
             ModelError: the base model, or one of `adapters`, cannot be loaded.
         """
-        from tunesmith.exports import _values
-        from tunesmith.exports._check import new_folder, questions, refuse_unmerged, verify, weights_of
+        from tunesmith.engine.model import base_of
+        from tunesmith.engine.quantised import held_in
+        from tunesmith.exports import _few_bits
+        from tunesmith.exports._check import new_folder, refuse_unmerged, weights_of
         from tunesmith.generate.load import stored_head
 
         place = weights_of(run)
@@ -51,50 +58,90 @@ class Merged(Export):
             )
         refuse_unmerged(run, place)
         with new_folder(out) as folder:
-            if stored_head(place) is not None:
-                asked = questions(run)
-                before = _values.said(place, self.device, self.dtype, asked)
-                self._write(self._widened(place, before.model, True), before.tokenizer, folder)
-                return _values.verify(folder, before.values, self.device, "auto", asked, out)
-            probes = self._merge(place, folder, questions(run))
-            return verify(folder, probes, self.device, "auto", out)
+            opened, plan = self._opened(run, place)
+            if held_in(base_of(opened.model)) is not None and stored_head(place) is None:
+                return _few_bits.write(self, opened, place, folder, out)
+            if plan is None:
+                sealed = self.whole(opened, place, folder)
+            else:
+                self.beside(opened, folder)
+                sealed = self.streamed(opened, plan, folder)
+            return self._signed(opened, folder, out, sealed)
 
-    def _merge(self, place: str, folder: Path, asked: tuple[str, ...]) -> "list[Probe]":
-        """Write the merged weights, and return what the run answered before they were merged."""
-        from tunesmith.engine.model import base_of
-        from tunesmith.engine.quantised import held_in
+    def check(self, run: Path, out: Path) -> Report:
+        """Compare a merged model with the run that it is of again. Raises RunError where they differ."""
+        from tunesmith.exports._check import checking, judged, weights_of
+
+        with checking(out):
+            opened, _ = self._opened(run, weights_of(run))
+            return judged(opened.closed()(out, out, "auto"))
+
+    def _opened(self, run: Path, place: str) -> "tuple[Opened, Plan | None]":
+        """The run after it was asked, and how it is merged tensor by tensor, where it can be."""
         from tunesmith.exports import _stream
-        from tunesmith.exports._check import probe
+        from tunesmith.exports._opened import open_run
         from tunesmith.exports._paged import page
-        from tunesmith.generate.engine import Generator
 
-        generator = Generator.open(place, self.device, self.dtype)
-        held = held_in(base_of(generator.model)) is not None
-        plan = None if held else _stream.plan(place, self.dtype, self.adapters)
-        if plan is not None and plan.depth <= 1:
-            page(generator.model, plan.files)
-        generator.model = self._topped(generator.model, place)
-        probes = probe(generator, asked)
-        if plan is None:
-            self._write(self._widened(place, generator.model, False), generator.tokenizer, folder)
-        else:
-            self._stream(plan, generator, folder)
-        return probes
+        plans: list[Plan | None] = []
 
-    def _stream(self, plan: "Plan", generator: Any, folder: Path) -> None:
-        """Write a plan's weights once the model that was asked is gone."""
-        import gc
+        def prepare(model: Any) -> Any:
+            plan = _stream.plan(place, self.dtype, self.adapters)
+            plans.append(plan)
+            if plan is not None and plan.num_adapters <= 1:  # what is merged into pages would be forgotten
+                page(model, plan.files)
+            return self.topped(model, place)
 
+        opened = open_run(run, self.device, self.dtype, prepare)
+        return opened, plans[0] if plans else None  # a run that says values is not prepared
+
+    def _signed(self, opened: "Opened", folder: Path, out: Path, sealed: "Digests") -> Report:
+        from tunesmith.exports._check import judged, watched
+        from tunesmith.exports._signature import sign
+
+        compare = opened.closed()
+        with watched(folder, sealed):
+            report = judged(compare(folder, out, "auto"))
+        return sign(folder, self, sealed, report)
+
+    def beside(self, opened: "Opened", folder: Path) -> None:
+        """Write what stands beside the weights."""
         from tunesmith.engine.model import base_of
+
+        base_of(opened.model).generation_config.save_pretrained(folder)
+        opened.tokenizer.save_pretrained(folder)
+
+    def streamed(self, opened: "Opened", plan: "Plan", folder: Path) -> "Digests":
+        """Write a plan's weights once the model that was asked is gone."""
+        from tunesmith.exports._signature import seal
         from tunesmith.exports._tensors import bytes_of
 
-        base_of(generator.model).generation_config.save_pretrained(folder)
-        generator.tokenizer.save_pretrained(folder)
-        del generator.model
-        gc.collect()  # modules and what peft has around them name each other
-        plan.write(folder, bytes_of(self.max_shard_size))
+        opened.closed()
+        return seal(folder, plan.write(folder, bytes_of(self.max_shard_size)))
 
-    def _topped(self, model: Any, place: str) -> Any:
+    def whole(self, opened: "Opened", place: str, folder: Path) -> "Digests":
+        """Write a model that is merged as a whole, in plain weights.
+
+        What was held in few bits is loaded again: an update was trained beside the rounded numbers, so that it is
+        these it is added to, in their full width.
+        """
+        from tunesmith.engine.model import base_of, is_adapted, without_progress_bar
+        from tunesmith.engine.quantised import held_in
+        from tunesmith.exports._signature import seal
+        from tunesmith.generate.load import load, stored_head
+
+        model = opened.model
+        if held_in(base_of(model)) is not None:
+            del model
+            opened.closed()
+            values = stored_head(place) is not None
+            model = self.topped(load(place, self.device, self.dtype, values, widened=True)[0], place)
+        merged = model.merge_and_unload() if is_adapted(model) else model
+        with without_progress_bar():
+            merged.save_pretrained(folder, max_shard_size=self.max_shard_size)
+        opened.tokenizer.save_pretrained(folder)
+        return seal(folder)
+
+    def topped(self, model: Any, place: str) -> Any:
         """A model with the last of `adapters` beside its weights, and what comes before it in them."""
         from tunesmith.engine import stacked
         from tunesmith.engine.model import is_adapted
@@ -105,26 +152,3 @@ class Merged(Export):
             below = stacked.place_of(path)
             model = stacked.put(base, below).eval()
         return model
-
-    def _widened(self, place: str, model: Any, values: bool) -> Any:
-        """The model of a run with plain weights: loaded again, where its base is held in few bits.
-
-        An update was trained beside the rounded numbers, so that it is these it is added to, in their full width.
-        """
-        from tunesmith.engine.model import base_of
-        from tunesmith.engine.quantised import held_in
-        from tunesmith.generate.load import load
-
-        held = held_in(base_of(model)) is not None
-        if not held:
-            return model
-        return self._topped(load(place, self.device, self.dtype, values, widened=True)[0], place)
-
-    def _write(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Write a model with its adapter, if it has one, in its weights."""
-        from tunesmith.engine.model import is_adapted, without_progress_bar
-
-        merged = model.merge_and_unload() if is_adapted(model) else model
-        with without_progress_bar():
-            merged.save_pretrained(folder, max_shard_size=self.max_shard_size)
-        tokenizer.save_pretrained(folder)

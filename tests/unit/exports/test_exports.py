@@ -6,16 +6,18 @@ import shutil
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fixtures_models
 from tunesmith.component import pick
+from tunesmith.engine.model import load_tokenizer
 from tunesmith.errors import ModelError, RunError
-from tunesmith.exports import _check
+from tunesmith.exports import _check, _stream
 from tunesmith.exports.adapter import PlainAdapter
 from tunesmith.exports.merged import Merged
 from tunesmith.generate.engine import Generator
+from tunesmith.recipe import Model
 from tunesmith.seams import Export, Report
 
 QUESTION = "What is two and three?"
@@ -32,7 +34,7 @@ def make_run(folder, arch="llama", tied=True, dtype=torch.float32, prompts=(), *
     recipe = {"model": {"path": str(base)}, "eval": {"prompts": list(prompts)}}
     (run / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     fixtures_models.tiny_lora(model, **lora).save_pretrained(run / "final", save_embedding_layers=False)
-    fixtures_models.tiny_tokenizer().save_pretrained(run / "final")
+    load_tokenizer(Model(path=str(base))).save_pretrained(run / "final")
     model.generation_config.eos_token_id = [0, 2]
     model.generation_config.save_pretrained(run / "final")
     return run
@@ -41,6 +43,12 @@ def make_run(folder, arch="llama", tied=True, dtype=torch.float32, prompts=(), *
 @pytest.fixture
 def run(tmp_path):
     return make_run(tmp_path)
+
+
+@pytest.fixture
+def short(tmp_path):
+    """A run whose export is asked one question."""
+    return make_run(tmp_path, prompts=[QUESTION])
 
 
 def prompt_ids(tokenizer):
@@ -70,7 +78,7 @@ def test_adapter_loads_in_plain_peft(run, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     report = PlainAdapter().write(run, tmp_path / "out")
-    assert report == Report(tmp_path / "out", True, 3, 0.0, report.tolerance)
+    assert report == Report(tmp_path / "out", True, 3, 0.0, report.tolerance, divergence=0.0)
     assert report.passed
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.chat_template == fixtures_models.CHATML
@@ -214,50 +222,136 @@ def spoil(monkeypatch, name, change):
     whole = _check.load
 
     def load(path, *rest):
-        file = next(item for item in _check.Path(path).iterdir() if item.name == name)
-        file.write_bytes(change(bytearray(file.read_bytes())))
+        file = next((item for item in _check.Path(path).iterdir() if item.name.startswith(name)), None)
+        if file is not None and file.parent.name.startswith(".out."):
+            change(file)
         return whole(path, *rest)
 
     monkeypatch.setattr(_check, "load", load)
 
 
-def flipped(data):
-    """Sixteen of the last weights with every bit the other way."""
-    data[-64:] = bytes(byte ^ 0xFF for byte in data[-64:])
-    return data
+def flip(file, place=-1):
+    """A bit of one byte the other way; the last bytes of weights are the least of what a number is."""
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
 
 
-def no_numbers(data):
-    """The last sixteen weights as NaN."""
-    data[-64:] = b"\xff" * 64
-    return data
+def edit(name, change):
+    """A change of a file that holds JSON."""
+
+    def at(file):
+        said = json.loads(file.read_text())
+        change(said)
+        file.write_text(json.dumps(said))
+
+    return name, at
 
 
-@pytest.mark.parametrize("change", [flipped, no_numbers])
-@pytest.mark.parametrize(
-    ("export", "name"), [(Merged(), "model.safetensors"), (PlainAdapter(), "adapter_model.safetensors")]
-)
-def test_corrupted_export_is_caught_and_removed(run, tmp_path, monkeypatch, export, name, change):
+MERGED = (Merged(), "model.safetensors")
+ALONE = (PlainAdapter(), "adapter_model.safetensors")
+
+
+def unchanged(tmp_path):
+    return sorted(item.name for item in tmp_path.iterdir()) == ["base", "run"]
+
+
+@pytest.mark.parametrize(("export", "name"), [MERGED, ALONE])
+@pytest.mark.parametrize("place", [-1, -2, 0, 20])
+def test_a_flipped_bit_is_caught_wherever_it_is(short, tmp_path, monkeypatch, export, name, place):
+    """Even one that changes no answer, as the last of a number does."""
+    spoil(monkeypatch, name, lambda file: flip(file, place))
+    with pytest.raises(RunError, match=f"out was not written: .*its file {name} is damaged"):
+        export.write(short, tmp_path / "out")
+    assert unchanged(tmp_path)
+
+
+def test_torn_and_missing_files_are_caught(short, tmp_path, monkeypatch):
+    spoil(
+        monkeypatch, "model.safetensors", lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    )
+    with pytest.raises(RunError, match=r"its file model\.safetensors is damaged"):
+        Merged().write(short, tmp_path / "out")
+    monkeypatch.undo()
+    spoil(monkeypatch, "model-00002-of", lambda file: file.unlink())
+    with pytest.raises(RunError, match=r"its file model-00002-of-\d+.safetensors is missing"):
+        Merged(max_shard_size="40KB").write(short, tmp_path / "out")
+    assert unchanged(tmp_path)
+
+
+BESIDE = {
+    "chat template": (
+        "chat_template.jinja",
+        lambda file: file.write_text(file.read_text().replace("assistant", "bot")),
+        "its chat template is another than the run's from character .* on: .bot",
+    ),
+    "end of answers": (
+        *edit("generation_config.json", lambda said: said.update(eos_token_id=[0])),
+        r"its answers end at the tokens \[0\], and the run's at \[0, 2\]",
+    ),
+    "eos token": (
+        *edit("tokenizer_config.json", lambda said: said.update(eos_token="<|im_start|>")),
+        r"its eos_token is '<\|im_start\|>', and the run's is '<\|im_end\|>'",
+    ),
+    "tokenizer": (
+        *edit("tokenizer.json", lambda said: said["model"]["merges"].pop(0)),
+        "its tokenizer reads '  two spaces.*' as",
+    ),
+}
+
+
+@pytest.mark.parametrize("export", [Merged(), PlainAdapter()])
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_stands_beside_the_weights_is_that_of_training(short, tmp_path, monkeypatch, export, what):
+    name, change, message = BESIDE[what]
     spoil(monkeypatch, name, change)
-    with pytest.raises(RunError, match=r"out was not written.* logit difference is \S+ \(0\.00\d+ is allowed\)"):
-        export.write(run, tmp_path / "out")
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["base", "run"]
+    with pytest.raises(RunError, match=f"out was not written: {message}"):
+        export.write(short, tmp_path / "out")
+    assert unchanged(tmp_path)
 
 
-def test_torn_export_is_removed(run, tmp_path, monkeypatch):
-    spoil(monkeypatch, "model.safetensors", lambda data: data[: len(data) // 2])
-    with pytest.raises((ModelError, SafetensorError)):
-        Merged().write(run, tmp_path / "out")
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["base", "run"]
+def test_weights_that_answer_otherwise_are_caught(short, tmp_path, monkeypatch):
+    """Also where they are what was written."""
+    whole = _stream._updated
+
+    def updated(wrapper, values):
+        return {own: one * 1.1 for own, one in whole(wrapper, values).items()}
+
+    monkeypatch.setattr(_stream, "_updated", updated)
+    with pytest.raises(RunError, match=r"out was not written: .* logit difference is \S+ \(0\.00\d+ is allowed\)"):
+        Merged().write(short, tmp_path / "out")
+    monkeypatch.setattr(
+        _stream, "_updated", lambda wrapper, values: {own: one * torch.nan for own, one in values.items()}
+    )
+    with pytest.raises(RunError, match=r"logit difference is nan"):
+        Merged().write(short, tmp_path / "out")
+    assert unchanged(tmp_path)
 
 
-def test_a_merge_that_adds_nothing_is_caught(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("export", "name"), [MERGED, ALONE])
+def test_an_export_is_checked_again_later(short, tmp_path, export, name):
+    from tunesmith.exports._signature import signed
+
+    report, out = export.write(short, tmp_path / "out"), tmp_path / "out"
+    options, sealed = signed(out)
+    assert pick(Export, options) == export and name in sealed and "export.json" not in sealed
+    assert export.check(short, out) == report
+    flip(out / name)
+    with pytest.raises(RunError, match=f"out is not as its run is: .*its file {name} is damaged"):
+        export.check(short, out)
+    assert (out / name).is_file()
+    (out / "export.json").unlink()
+    with pytest.raises(RunError, match=r"has no readable export.json"):
+        export.check(short, out)
+
+
+def test_a_merge_that_adds_nothing_is_caught(short, tmp_path, monkeypatch):
     """The check is against the run before merging: a merge that leaves the adapter out cannot pass."""
     from peft.tuners.lora.layer import Linear
 
     monkeypatch.setattr(Linear, "merge", lambda layer: None)
-    with pytest.raises(RunError, match="on 3 of 3 prompts its greedy tokens are others"):
-        Merged().write(run, tmp_path / "out")
+    with pytest.raises(RunError, match="on 1 of 1 prompts its greedy tokens are others"):
+        Merged().write(short, tmp_path / "out")
 
 
 def test_ties_part_and_clear_choices_do_not():
@@ -280,7 +374,7 @@ def test_prompts_are_the_recipes_own(tmp_path):
     assert _check.questions(run) == tuple(f"question {number}" for number in range(5))
     assert Merged().write(run, tmp_path / "out").prompts == 5
     assert _check.questions(tmp_path) == _check.PROMPTS
-    probe = _check.probe(Generator.open(str(run)), ["a"])[0]
+    probe = _check.reference(Generator.open(str(run)), ["a"]).probes[0]
     assert len(probe.tokens) >= 32 and probe.logits.shape == (len(probe.tokens), 400)
     assert probe.logits.argmax(-1).tolist() == list(probe.tokens)  # the row of each token is the one that chose it
 
@@ -297,7 +391,7 @@ def test_unfinished_damaged_and_missing_runs_are_refused(run, tmp_path):
     assert PlainAdapter().write(run, tmp_path / "good").passed
     assert not (tmp_path / "good" / "manifest.json").exists()
     weights = run / "final" / "adapter_model.safetensors"
-    weights.write_bytes(flipped(bytearray(weights.read_bytes())))
+    flip(weights)
     for export in (Merged(), PlainAdapter()):
         with pytest.raises(RunError, match=r"cannot be exported: .*adapter_model\.safetensors is damaged"):
             export.write(run, tmp_path / "out")

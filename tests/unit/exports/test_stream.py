@@ -140,7 +140,7 @@ def test_adapters_on_each_other_are_merged_in_order(tmp_path):
     wanted = second.merge_and_unload().state_dict()
     with peft_warnings():
         plan = _stream.plan(str(tmp_path / "adapter"), "auto", [str(tmp_path / "second" / "adapter")])
-    assert plan.depth == 2
+    assert plan.num_adapters == 2
     (tmp_path / "out").mkdir()
     plan.write(tmp_path / "out", 10**9)
     found = load_file(tmp_path / "out" / "model.safetensors")

@@ -1,0 +1,68 @@
+"""What an export says of itself: what made it, what its files are, and how it was found to compare with its run."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tunesmith import __version__
+from tunesmith.component import spell
+from tunesmith.errors import RunError
+from tunesmith.seams import Export, Report
+
+FILE = "export.json"
+
+Digests = dict[str, tuple[int, str]]  # size and SHA-256 of each file, by its name
+
+
+def seal(folder: Path, known: Mapping[str, str] | None = None) -> Digests:
+    """What the files of a folder are. `known` are digests that were made as files were written."""
+    known = known or {}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return {
+        name: (path.stat().st_size, known[name] if name in known else _digest(path))
+        for name, path in zip(names, files, strict=True)
+    }
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(folder: Path, sealed: Digests) -> str | None:
+    """Which file is not what was written, in words; None where all are."""
+    for name, (size, digest) in sealed.items():
+        path = folder / name
+        if not path.is_file():
+            return f"its file {name} is missing"
+        if path.stat().st_size != size or _digest(path) != digest:
+            return f"its file {name} is damaged: it is not what was written"
+    return None
+
+
+def sign(folder: Path, export: Export, sealed: Digests, report: Report) -> Report:
+    """Write what an export is, and the report, into it."""
+    facts = asdict(report)
+    del facts["path"]
+    said = {
+        "made_by": f"tunesmith {__version__}",
+        "export": spell(export, only_set=True),
+        "files": sealed,
+        "verified": facts,
+    }
+    (folder / FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def signed(folder: Path) -> tuple[dict[str, Any], Digests]:
+    """What made an export (its type and options), and what its files were. Raises RunError where it does not say."""
+    try:
+        said = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        digests = {name: (size, digest) for name, (size, digest) in said["files"].items()}
+        return said["export"], digests
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{folder} has no readable {FILE}, which every export has: make it again") from error
