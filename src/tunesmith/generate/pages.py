@@ -9,7 +9,7 @@ K key and value heads, D head size.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -87,17 +87,28 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a pass writes, and what it reads: made once for all layers."""
+    """Where a pass writes, and what it reads: made once for all layers that have as many heads."""
 
     pages: int  # N that must be there
     new: torch.Tensor | None  # pages that are taken for the first time since they were left
-    slots: torch.Tensor  # [R·Q] where each token of the pass goes
-    table: torch.Tensor  # [R·P] the pages of each row
-    rows: int
+    page: torch.Tensor  # [R, Q] the page that each token of the pass goes to
+    offset: torch.Tensor  # [R, Q] and its place there
+    table: torch.Tensor  # [R, P] the pages of each row
+    room: dict[Any, torch.Tensor] = field(default_factory=dict)  # for the rows of one layer, and then of the next
+    _by_heads: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def by_heads(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where tokens go, [R·K·Q] of N·K·PAGE, and what is read, [R·K·P] of N·K."""
+        if heads not in self._by_heads:
+            head = torch.arange(heads, device=self.table.device)[:, None]  # [K, 1]
+            slots = (self.page[:, None] * heads + head) * PAGE + self.offset[:, None]  # [R, K, Q]
+            read = self.table[:, None] * heads + head  # [R, K, P]
+            self._by_heads[heads] = slots.flatten(), read.flatten()
+        return self._by_heads[heads]
 
 
 class PagedLayer(CacheLayerMixin):
-    """The pages of one layer: keys [N, PAGE, K, D], and values alike."""
+    """The pages of one layer: keys [N, K, PAGE, D], and values alike."""
 
     keys: Any
     values: Any
@@ -105,7 +116,7 @@ class PagedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """No pages yet, of the kind that the model makes."""
         self.keys, self.values = (
-            one.new_zeros(0, PAGE, one.shape[1], one.shape[3]) for one in (key_states, value_states)
+            one.new_zeros(0, one.shape[1], PAGE, one.shape[3]) for one in (key_states, value_states)
         )
         self.is_initialized = True
 
@@ -116,9 +127,12 @@ class PagedLayer(CacheLayerMixin):
         (plan,) = args
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = _written(self.keys, key_states, plan)
-        self.values = _written(self.values, value_states, plan)
-        return _read(self.keys, plan), _read(self.values, plan)
+        slots, read = plan.by_heads(key_states.shape[1])
+        self.keys = _with_room(self.keys, plan)
+        self.values = _with_room(self.values, plan)
+        for pool, states in ((self.keys, key_states), (self.values, value_states)):
+            pool.view(-1, states.shape[-1]).index_copy_(0, slots, states.reshape(-1, states.shape[-1]).to(pool.dtype))
+        return _rows("keys", self.keys, plan, read), _rows("values", self.values, plan, read)
 
     def get_seq_length(self) -> int:
         """0: the rows have lengths of their own, which the model is told by positions and masks."""
@@ -133,17 +147,22 @@ class PagedLayer(CacheLayerMixin):
         return -1
 
 
-def _written(pool: torch.Tensor, states: torch.Tensor, plan: Plan) -> torch.Tensor:
+def _with_room(pool: torch.Tensor, plan: Plan) -> torch.Tensor:
     if len(pool) < plan.pages:
         pool = torch.cat([pool, pool.new_zeros(plan.pages - len(pool), *pool.shape[1:])])
     if plan.new is not None:
         pool.index_fill_(0, plan.new, 0)  # a masked number counts nothing, but if it is infinite it spoils the row
-    pool.view(-1, *pool.shape[2:]).index_copy_(0, plan.slots, states.transpose(1, 2).flatten(0, 1).to(pool.dtype))
     return pool
 
 
-def _read(pool: torch.Tensor, plan: Plan) -> torch.Tensor:
-    return pool.index_select(0, plan.table).view(plan.rows, -1, *pool.shape[2:]).transpose(1, 2)
+def _rows(name: str, pool: torch.Tensor, plan: Plan, read: torch.Tensor) -> torch.Tensor:
+    """The rows of a pass [R, K, L, D]. They stand until the next layer's are read: fresh memory would cost as much."""
+    pages = pool.view(-1, PAGE * pool.shape[-1])
+    place = name, pool.shape[1:], pool.dtype
+    if place not in plan.room:
+        plan.room[place] = pages.new_empty(len(read), pages.shape[1])
+    rows = torch.index_select(pages, 0, read, out=plan.room[place])
+    return rows.view(len(plan.table), pool.shape[1], -1, pool.shape[-1])
 
 
 class Pool(Cache):
@@ -168,4 +187,4 @@ class Pool(Cache):
     def bytes_per_token(self) -> int:
         """What a token takes in all layers, once they have had one."""
         kept = [one for layer in self._paged for one in (layer.keys, layer.values) if one is not None]
-        return sum(one[0, 0].numel() * one.element_size() for one in kept)
+        return sum(one[0, :, 0].numel() * one.element_size() for one in kept)

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tunesmith.engine.compat import attention_of
 from tunesmith.engine.device import free_memory_bytes
-from tunesmith.engine.model import base_of
 from tunesmith.generate.adapters import of_model
 from tunesmith.generate.alone import forward_options
 from tunesmith.generate.decoder import Decoder
@@ -177,21 +175,15 @@ class Together(Decoder):
 
     @torch.no_grad()
     def _run(self, places: Sequence[_Place], sizes: Sequence[int]) -> torch.Tensor:
-        rows, width, longest = len(places), max(sizes), max(len(place.pages) for place in places)
-        laid = np.zeros((rows, 3 * width + longest), np.int64)  # short rows begin with tokens of no answer
-        ids, positions, slots, table = np.split(laid, [width, 2 * width, 3 * width], axis=1)
-        slots[:], table[:] = DUMP * PAGE, EMPTY
-        for row, (place, size) in enumerate(zip(places, sizes, strict=True)):
-            table[row, : len(place.pages)] = place.pages
-            ids[row, width - size :] = place.ids[place.read : place.read + size]
-            positions[row, width - size :] = at = np.arange(place.read, place.read + size)
-            slots[row, width - size :] = table[row, at // PAGE] * PAGE + at % PAGE
+        width, longest = max(sizes), max(len(place.pages) for place in places)
+        laid = torch.from_numpy(_step(places, longest) if width == 1 else _part(places, sizes, width, longest))
+        for place, size in zip(places, sizes, strict=True):
             place.read += size
         device = self.model.device
-        ids, positions, slots, table = torch.from_numpy(laid).to(device).split([width, width, width, longest], dim=1)
+        ids, positions, page, offset, table = laid.to(device).split([*[width] * 4, longest], dim=1)
         new = torch.tensor(self._new, device=device) if self._new else None
         self._new = []
-        self.pool.plan = Plan(self.pages.total, new, slots.reshape(-1), table.reshape(-1), rows)
+        self.pool.plan = Plan(self.pages.total, new, page, offset, table)
         output: Any = self.model(
             input_ids=ids,
             position_ids=positions,
@@ -210,13 +202,41 @@ class Together(Decoder):
         """Which columns each token sees: a mask [R, 1, Q, L] for all layers, or one by kind of layer."""
         place = torch.arange(columns, device=positions.device)
         own = positions[:, None, :, None]  # [R, 1, Q, 1]
-        seen = place <= own
-        added = attention_of(base_of(self.model)) == "eager"  # which adds its mask to the scores
+        dtype = self.model.dtype
         masks = {}
         for kind, window in self.windows.items():
-            mask = seen if window is None or window >= columns else seen & (place > own - window)
-            if added:
-                dtype = self.model.dtype
-                mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-            masks[kind] = mask
+            unseen = place > own
+            if window is not None and window < columns:
+                unseen |= place <= own - window
+            masks[kind] = torch.zeros_like(unseen, dtype=dtype).masked_fill_(unseen, torch.finfo(dtype).min)
         return masks.get("", masks)
+
+
+def _step(places: Sequence[_Place], longest: int) -> np.ndarray:
+    """For a token of each: its id, its position, its page and the place there, and the pages of the row."""
+    laid = [
+        [
+            place.ids[place.read],
+            place.read,
+            place.pages[place.read // PAGE],
+            place.read % PAGE,
+            *place.pages,
+            *[EMPTY] * (longest - len(place.pages)),
+        ]
+        for place in places
+    ]
+    return np.array(laid, np.int64)
+
+
+def _part(places: Sequence[_Place], sizes: Sequence[int], width: int, longest: int) -> np.ndarray:
+    """The same for so many tokens of each; shorter rows begin with tokens of no answer."""
+    laid = np.zeros((len(places), 4 * width + longest), np.int64)
+    ids, positions, page, offset, table = np.split(laid, [width, 2 * width, 3 * width, 4 * width], axis=1)
+    page[:], table[:] = DUMP, EMPTY
+    for row, (place, size) in enumerate(zip(places, sizes, strict=True)):
+        at = np.arange(place.read, place.read + size)
+        table[row, : len(place.pages)] = place.pages
+        ids[row, width - size :] = place.ids[place.read : place.read + size]
+        positions[row, width - size :] = at
+        page[row, width - size :], offset[row, width - size :] = table[row, at // PAGE], at % PAGE
+    return laid
