@@ -40,6 +40,7 @@ class Plan:
 def plan(served: Served, body: Chat) -> Plan:
     """What a request asks for. Raises Problem, and what reading and writing the conversation raises."""
     speaker = served.speaker(body.model)
+    refuse_constraints(body)
     shown = [] if body.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools]
     ids = served.conversation(speaker, body.messages, shown)
     tools = tuple(shown) if speaker.written.calls is not None else ()
@@ -49,6 +50,23 @@ def plan(served: Served, body: Chat) -> Plan:
     sampling = body.sampling(served.drawn, most, (body.top_logprobs or 0) if body.logprobs else None)
     request = Request(tuple(ids), sampling, speaker.adapter, speaker.needs_special(bool(tools)))
     return Plan(body, speaker, tools, several(request, body.n))
+
+
+def refuse_constraints(body: Chat) -> None:
+    """Raise Problem for what an answer must be, which nothing here makes sure of yet."""
+    if body.response_format.type != "text":
+        raise Problem(
+            f"response_format: answers are not held to {body.response_format.type} yet: ask for text",
+            param="response_format",
+            code="unsupported",
+        )
+    if body.tool_choice not in ("none", "auto"):
+        asked = body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.function.name
+        raise Problem(
+            f"tool_choice: a call of {asked} cannot be made sure of yet: say auto or none",
+            param="tool_choice",
+            code="unsupported",
+        )
 
 
 def several(request: Request, number: int) -> tuple[Request, ...]:

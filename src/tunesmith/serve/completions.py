@@ -12,8 +12,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from tunesmith.generate.batch import Piece, Request
-from tunesmith.generate.prompt_scores import prompt_scores
+from tunesmith.generate.readings import prompt_scores
 from tunesmith.generate.sampling import Token
+from tunesmith.generate.text import HALF_CHARACTER
 from tunesmith.serve.answering import Account, Answers, Events, account_of, while_there
 from tunesmith.serve.chat import DONE, event, refuse_bias, several, usage
 from tunesmith.serve.problem import Problem, of
@@ -63,7 +64,7 @@ class Choice:
     def __init__(self, plan: Plan, index: int) -> None:
         self.index = index
         self.text, self.tokens = "", list[Token]()
-        self.finish: str | None = None
+        self.finish: str | None = None if plan.body.max_tokens else "length"
         self._plan = plan
         self._offset = 0
 
@@ -86,17 +87,22 @@ class Choice:
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         speaker, offsets = self._plan.speaker, list[int]()
-        texts = [speaker.spelled(token.id)[0] for token in tokens]
-        for text in texts:
+        for token in tokens:
             offsets.append(self._offset)
-            self._offset += len(text)
-        top = [{speaker.spelled(one)[0]: value for one, value in token.top} or None for token in tokens]
+            self._offset += len(speaker.spelled(token.id)[0])
+        top = [{_named(speaker, one): value for one, value in reversed(token.top)} or None for token in tokens]
         return {
-            "tokens": texts,
+            "tokens": [_named(speaker, token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": top,
             "text_offset": offsets,
         }
+
+
+def _named(speaker: Speaker, token: int) -> str:
+    """The text of a token; its bytes, as OpenAI wrote them here, where they are no whole characters."""
+    text, raw = speaker.spelled(token)
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw) if HALF_CHARACTER in text else text
 
 
 async def answer(served: Served, body: Completion, request: HttpRequest) -> Response:
@@ -120,7 +126,7 @@ async def answer(served: Served, body: Completion, request: HttpRequest) -> Resp
         await while_there(request, _read(answers, choices))
     finally:
         answers.close()
-    account.finish = [choice.finish or "length" for choice in choices]
+    account.finish = [choice.finish or "" for choice in choices]
     told = [choice.told(choice.text, choice.tokens) for choice in choices]
     return JSONResponse(head | {"choices": told, "usage": usage(planned.num_prompt, account.generated_tokens)})
 

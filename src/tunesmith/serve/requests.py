@@ -160,11 +160,12 @@ class Chat(Drawn):
     tools: list[Tool] = []
     """What an answer may use."""
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
-    """Whether an answer calls tools: never, as the model likes, surely, or surely this one."""
+    """Whether an answer calls tools: never (they are not shown to it), or as the model likes. That it surely does is
+    refused, as nothing makes sure of it yet."""
     parallel_tool_calls: bool = True
-    """Whether an answer may have more than one call."""
+    """Changes nothing: a template and its model decide how many calls an answer has."""
     response_format: ResponseFormat = ResponseFormat(type="text")
-    """What an answer must be."""
+    """What an answer must be: text. What nothing makes sure of yet is refused."""
     store: bool = False
     """Changes nothing."""
     service_tier: str | None = None

@@ -58,11 +58,14 @@ def run(path: str, options: Serving, say: Callable[[str], None], write: Callable
 
 def _listening(options: Serving) -> socket.socket:
     """A socket at the address, before anything is loaded. Raises RunError when it is taken."""
+    found = None
     try:
         family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
         found = socket.socket(family, socket.SOCK_STREAM)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((options.host, options.port))
     except OSError as error:
+        if found is not None:
+            found.close()
         raise RunError(f"{options.host}:{options.port} cannot be listened at: {error.strerror or error}") from error
     return found

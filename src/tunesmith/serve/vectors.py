@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from tunesmith.generate import judge
-from tunesmith.generate.embed import embed, hidden_size, passes
+from tunesmith.generate.readings import embed, hidden_size, passes
 from tunesmith.serve.answering import account_of, while_there
 from tunesmith.serve.problem import Problem, too_long
 from tunesmith.serve.requests import Embedding, Score
@@ -38,7 +38,7 @@ async def embeddings(served: Served, body: Embedding, request: HttpRequest) -> R
     async def work() -> None:
         for numbers in passes([len(ids) for ids in inputs]):
             some = [inputs[number] for number in numbers]
-            job = partial(embed, served.generator.model, some, served.options.embedding_pooling)
+            job = partial(embed, served.generator.model, some, served.options.embedding_pooling, speaker.adapter)
             found = await asyncio.wrap_future(served.worker.call(job))
             vectors.update(zip(numbers, found.numpy(), strict=True))
 

@@ -6,6 +6,7 @@ import time
 import pytest
 
 import fixtures_models
+from tunesmith.generate.alone import Alone
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.worker import FAILURES, Failed, Refused, Worker
@@ -15,7 +16,9 @@ HELLO = [{"role": "user", "content": "Hello, how are you today?"}]
 
 @pytest.fixture
 def generator():
-    return Generator(fixtures_models.tiny_model(), fixtures_models.tiny_tokenizer())
+    """One that makes an answer at a time, so that others wait."""
+    model = fixtures_models.tiny_model()
+    return Generator(model, fixtures_models.tiny_tokenizer(), Alone(model))
 
 
 def asked(generator, text="Hello", **sampling):
