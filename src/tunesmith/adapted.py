@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.component import name_of
+from tunesmith.component import find, name_of, refusal
 from tunesmith.data import registry
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Model, Recipe
+from tunesmith.seams import Quantization
 from tunesmith.types import Head
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
                 f"adapter={name_of(recipe.adapter)} trains the model's own weights, and {recipe.model.path} is held in "
                 f"{quantised.held_in(base_of(model))}, which has no small steps: use adapter=lora"
             )
+        _refuse_as_stored(recipe, base_of(model))
     fingerprint = record.model_fingerprint(model) if given is None else None
     if type(recipe.objective).encodes:
         encoder_decoder.begin_answers(model, recipe.objective)
@@ -99,6 +101,16 @@ def _refuse_changes(said: Model) -> None:
     for option, (value, instead) in how.items():
         if value is not None:
             raise RecipeError(f"model.{option}: {value} would change the model that was given: {instead}")
+
+
+def _refuse_as_stored(recipe: Recipe, model: Any) -> None:
+    """Raise RecipeError for an adapter that does not go with what a model is stored in, as it says of that."""
+    from tunesmith.engine import quantised
+
+    kind = quantised.component_of(model)
+    reason = None if kind is None else refusal([recipe.adapter, find(Quantization, kind)()])
+    if reason is not None:
+        raise RecipeError(f"{recipe.model.path} is stored in {kind}. {reason}")
 
 
 def _new_rows(recipe: Recipe) -> list[int]:

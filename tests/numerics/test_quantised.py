@@ -98,6 +98,17 @@ def test_a_cpu_evaluates_8_bit_weights_as_it_trains_them(folder):
     assert 1e-4 < error.max() <= 0.5 / 127 + 1e-3  # half a step of 127 in a row, and float16's rounding
 
 
+def test_what_was_trained_in_half_precision_answers_in_float32_as_its_widened_weights(folder):
+    """As a run on CUDA does that is exported on a CPU: its products are in the dtype of the states here."""
+    held = Model(path=str(folder), quantization="bnb_4bit").quantization.config(torch.bfloat16, "cpu")
+    plain = Model(path=str(folder), dtype="float32")
+    model = load_model(plain, "cpu", held=held).eval()
+    with torch.no_grad():
+        found = model(input_ids=IDS).logits
+        expected = widened_model(load_model(plain, "cpu", held=held), str(folder)).eval()(input_ids=IDS).logits
+    assert (found - expected).abs().max() < 1e-5
+
+
 def test_updates_are_float32_and_norms_the_models_own_beside_bfloat16(folder):
     model = tiny_lora(loaded(folder, KINDS[0], "bfloat16"))
     kinds = {name: one.dtype for name, one in model.named_parameters()}

@@ -2,12 +2,14 @@
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from tunesmith.component import Component, name_of
 from tunesmith.errors import RecipeError
-from tunesmith.seams import Adapter
+from tunesmith.seams import Adapter, Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 PEFTS_HEADS = ("classifier", "score")  # which peft trains whole itself where values are learned
 OWN = {"start_from", "loraplus_lr_ratio"}  # no options of peft
 ALL_LINEAR = "all-linear"
+SHAPES = {  # of adapters that peft sizes by the weight itself
+    "bnb_4bit": "peft's loha and lokr take their sizes from a weight's shape, and bnb_4bit packs weights into another: "
+    "use model.quantization=bnb_8bit, or adapter=lora or miss"
+}
 MEANT_OTHERWISE = (  # what peft only warns of
     ".*merging LoRA weights won't be possible",
     ".*were set but no (module|parameter) was matched",
@@ -28,12 +34,17 @@ class Beside(Adapter):
 
     beside: ClassVar[bool] = True
     kind: ClassVar[str]  # the name of peft's class of options
+    not_on: ClassVar[Mapping[str, str]] = {}  # ways of holding a frozen model that peft cannot do: why, and what can
 
     target_modules: str | tuple[str, ...] = ALL_LINEAR
     """Layers to adapt: names, a regular expression, or all-linear (every linear layer but the head). A head that gives
     classes or a reward is trained whole beside them."""
     modules_to_save: tuple[str, ...] = ()
     """Modules trained and saved whole beside the new weights."""
+
+    def refuses(self, other: Component) -> str | None:
+        """A frozen model that is held in what peft has no such adapter for."""
+        return self.not_on.get(name_of(other)) if isinstance(other, Quantization) else None
 
     @abstractmethod
     def options(self, model: Any) -> dict[str, Any]:
@@ -74,6 +85,16 @@ class Continued(Beside):
     start_from: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Go on from the adapter in a folder or run, with the options it was trained with. Of several, all but the last are
     merged into the frozen model, in order."""
+
+    def refuses(self, other: Component) -> str | None:
+        """Also several adapters on a model in few bits, whose weights would be rounded anew by each that is merged."""
+        if isinstance(other, Quantization) and isinstance(self.start_from, tuple) and len(self.start_from) > 1:
+            return (
+                f"adapter.start_from: all but the last are merged into the frozen weights, and those of "
+                f"{name_of(other)} would be rounded anew: merge them into a model with tunesmith export type=merged "
+                "first, or leave model.quantization out"
+            )
+        return super().refuses(other)
 
     def apply(self, model: "PreTrainedModel") -> Any:
         """The model wrapped by peft, with only the new weights requiring gradients.

@@ -1,8 +1,14 @@
 """Factors of what some frozen layers give or are given (arXiv 2205.05638), by peft."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from tunesmith.adapters._peft import Continued
+
+FLOAT32 = (
+    "peft's ia3 beside a model of bitsandbytes makes float32 keys and values, which bfloat16 queries cannot attend to, "
+    "and is not merged: use adapter=vera or lora, or leave model.quantization out"
+)
 
 
 class IA3(Continued):
@@ -10,6 +16,7 @@ class IA3(Continued):
 
     learning_rate: ClassVar[float] = 3e-3
     kind: ClassVar[str] = "IA3Config"
+    not_on: ClassVar[Mapping[str, str]] = {"bnb_4bit": FLOAT32, "bnb_8bit": FLOAT32}
 
     target_modules: str | tuple[str, ...] | None = None  # type: ignore[assignment]
     """Layers to adapt: names, a regular expression, or all-linear. None: keys, values and the last layer of the MLP, of

@@ -1,10 +1,11 @@
 """Updates that are a product, number by number, of two low-rank ones (arXiv 2108.06098), by peft."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tunesmith.adapters._peft import Continued
+from tunesmith.adapters._peft import SHAPES, Continued
 
 
 class LoHa(Continued):
@@ -12,6 +13,7 @@ class LoHa(Continued):
 
     learning_rate: ClassVar[float] = 2e-4
     kind: ClassVar[str] = "LoHaConfig"
+    not_on: ClassVar[Mapping[str, str]] = SHAPES
 
     r: Annotated[int, Field(gt=0)] = 8
     """Rank of each of both factors."""

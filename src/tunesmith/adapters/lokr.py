@@ -1,10 +1,11 @@
 """Updates that are a Kronecker product of a small matrix and a low-rank one (arXiv 2309.14859), by peft."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tunesmith.adapters._peft import Continued
+from tunesmith.adapters._peft import SHAPES, Continued
 
 
 class LoKr(Continued):
@@ -12,6 +13,7 @@ class LoKr(Continued):
 
     learning_rate: ClassVar[float] = 1e-3
     kind: ClassVar[str] = "LoKrConfig"
+    not_on: ClassVar[Mapping[str, str]] = SHAPES
 
     r: Annotated[int, Field(gt=0)] = 8
     """Rank of the larger factor."""

@@ -6,8 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from tunesmith.adapters._peft import ALL_LINEAR, Continued
+from tunesmith.component import Component, name_of
+from tunesmith.seams import Quantization
 
 UPS = ("lora_B", "lora_embedding_B")
+# Beginnings of the ways in which peft makes updates from the frozen weights: two take them out of these, which would
+# then be rounded anew; orthogonal makes them of the same type.
+FROM_WEIGHTS = ("pissa", "olora", "orthogonal")
 NOT_HERE = {
     "loftq": "it fits the update to the rounding of a quantised model, and the frozen weights here are not rounded",
     "corda": "it decomposes weights by statistics that a script of peft's prepares beforehand (preprocess_corda)",
@@ -57,6 +62,23 @@ class LoRA(Continued):
     """Train a bias beside each update; for layers that have one."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
     """What the learning rate of B matrices, which begin with 0, is multiplied by (LoRA+, arXiv 2402.12354): 16, say."""
+
+    def refuses(self, other: Component) -> str | None:
+        """Also, on a model in few bits: updates made from its weights, and DoRA where peft loses their scales."""
+        if not isinstance(other, Quantization):
+            return super().refuses(other)
+        if str(self.init_lora_weights).startswith(FROM_WEIGHTS):
+            return (
+                f"adapter.init_lora_weights: {self.init_lora_weights} is made from frozen weights that are numbers, "
+                f"and {name_of(other)} holds them in few bits, rounded: use true or gaussian, or leave "
+                "model.quantization out"
+            )
+        if self.use_dora and name_of(other) == "bnb_8bit":
+            return (
+                "adapter.use_dora: peft's DoRA loses the scales of weights in bnb_8bit: use "
+                "model.quantization=bnb_4bit, or use_dora=false"
+            )
+        return super().refuses(other)
 
     @field_validator("init_lora_weights", mode="before")
     @classmethod
@@ -123,7 +145,7 @@ class LoRA(Continued):
     def _experts(self, model: Any) -> tuple[str, ...]:
         """Ends of the names of the fused experts that are adapted where nobody said which."""
         special = self.lora_dropout or self.use_dora or self.lora_bias or self.layers_to_transform
-        begun = str(self.init_lora_weights).startswith(("pissa", "olora", "orthogonal"))
+        begun = str(self.init_lora_weights).startswith(FROM_WEIGHTS)
         return _fused(model) if self._is_open() and not special and not begun else ()
 
     def _rows(self, model: Any) -> dict[str, list[int]] | None:

@@ -199,7 +199,7 @@ def _quantisation(model: Model, config: Any, device: str, held: Any | None) -> d
     Raises ModelError for one that is already, MissingExtra without the packages that it needs.
     """
     import torch
-    from transformers import GgufConfig
+    from transformers import BitsAndBytesConfig, GgufConfig
 
     place, stored = resolve_path(model.path), quantised.stored_method(config)
     wanted = held is not None or model.quantization is not None
@@ -210,9 +210,11 @@ def _quantisation(model: Model, config: Any, device: str, held: Any | None) -> d
     if stored is not None:
         quantised.need_for_stored(model.path, stored)
         return {"device_map": {"": device}}
+    dtype = (config.dtype or torch.float32) if model.dtype == "auto" else getattr(torch, model.dtype)
     if model.quantization is not None and held is None:
-        dtype = (config.dtype or torch.float32) if model.dtype == "auto" else getattr(torch, model.dtype)
         held = model.quantization.config(dtype, device)
+    if isinstance(held, BitsAndBytesConfig):
+        held.bnb_4bit_compute_dtype = dtype  # that of a run may be another, and would be multiplied in here too
     return {} if held is None else {"quantization_config": held, "device_map": {"": device}}
 
 

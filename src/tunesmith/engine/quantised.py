@@ -60,6 +60,14 @@ def held_in(model: Any) -> str | None:
     return stored_method(model.config) if getattr(model, "is_quantized", False) else None
 
 
+def component_of(model: Any) -> str | None:
+    """The quantization of this package that a loaded model is held in, as far as components speak of it."""
+    kinds = {type(module) for module in model.modules()}
+    if any(map(is_four_bit, kinds)):
+        return "bnb_4bit"
+    return "bnb_8bit" if any(map(is_eight_bit, kinds)) else None
+
+
 def refuse_untrainable(model: Any, place: str) -> None:
     """Raise ModelError for a loaded model that is held in what has no gradient."""
     if held_in(model) is not None and not model.hf_quantizer.is_trainable:
