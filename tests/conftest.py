@@ -1,4 +1,4 @@
-"""What every test runs under: no hub, no cache of the user's, one thread a worker, the same random rows.
+"""What every test runs under: no hub, no cache of the user's, one thread a worker, the same random rows, no pictures.
 
 The environment is set before any library reads it, and the processes that tests start inherit it.
 """
@@ -10,6 +10,9 @@ import tempfile
 from pathlib import Path
 
 import hypothesis
+import pytest
+
+from tunesmith import drawing
 
 _HOME = tempfile.mkdtemp(prefix="tunesmith-tests-")
 _ROOT = Path(__file__).parents[1]
@@ -27,8 +30,18 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("tests")
 
 
+DRAWN = drawing.png
+drawing.png = lambda figure: b"not drawn"  # a third of a short run's time; processes that tests start do draw
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> None:
+    """For tests that look at pictures."""
+    monkeypatch.setattr(drawing, "png", DRAWN)
+
+
 def pytest_collection_finish() -> None:
-    gc.freeze()  # of libraries: every run ends with a collection, and looks through them
+    gc.freeze()  # of libraries: every run begins with a collection, and looks through them
 
 
 def pytest_unconfigure() -> None:

@@ -31,6 +31,7 @@ def test_right_angles_are_a_term_of_the_gradient():
         torch.testing.assert_close(found[name].grad, expected + 1, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_ranks_are_dropped_until_the_budget_is_met_and_drawn(tmp_path):
     model, ranks = adalora(tinit=2, tfinal=3)
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)

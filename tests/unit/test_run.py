@@ -49,6 +49,7 @@ def lines(run):
     return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_folder_holds_what_it_should(make):
     run = train(make(eval=Eval(prompts=("What is 3 and 1?",), max_new_tokens=4)))
     names = {path.name for path in run.folder.iterdir()}
@@ -56,6 +57,7 @@ def test_a_run_folder_holds_what_it_should(make):
         "recipe.yaml", "record.json", "ledger.json", "data.png", "metrics.jsonl", "loss.png", "samples.jsonl",
         "checkpoints", "final",
     }  # fmt: skip
+    assert all((run.folder / name).read_bytes().startswith(b"\x89PNG") for name in ("data.png", "loss.png"))
     found = lines(run)
     steps = [line for line in found if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3]

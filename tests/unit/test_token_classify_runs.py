@@ -79,6 +79,7 @@ def said(model, tokenizer, words):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft, asking by an old name
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(("model", "adapter"), [("model", "lora"), ("model", "full"), ("distilbert", "lora")])
 def test_classes_of_words_are_learned_and_plain_transformers_says_them(folder, tmp_path, capsys, model, adapter):
     words = (f"model.path={folder / model}", f"adapter={{type: {adapter}}}")

@@ -118,6 +118,7 @@ def test_margins_and_how_a_step_is_cut(folder, tmp_path):
     assert whole[0]["eval_margins"] == pytest.approx(without[0]["eval_margins"], abs=1e-5)
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("model", ["model", "distilbert", "bert"])
 def test_classes_are_learned_counted_and_drawn(folder, tmp_path, capsys, model):
     lines = train(

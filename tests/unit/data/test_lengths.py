@@ -61,6 +61,7 @@ def account(*sources):
     }
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("sources", [1, 2, 12])
 def test_the_picture_is_drawn_for_any_number_of_sources(sources):
     names = [f"folder/数据 $x{n}$_" + "long" * 12 for n in range(sources)]  # no font has all, and no name is a formula
@@ -71,6 +72,7 @@ def test_the_picture_is_drawn_for_any_number_of_sources(sources):
     assert data_picture(account(*names)) == drawn
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_picture_shows_an_epoch_that_is_mixed():
     plain, mixed = account("a", "b"), account("a", "b")
     shares = {"a": {"samples": 1, "tokens": 1}, "b": {"samples": 9, "tokens": 99}}

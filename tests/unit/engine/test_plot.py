@@ -7,6 +7,7 @@ from PIL import Image
 
 from tunesmith.engine.plot import HELD_OUT, LOSS, loss_picture
 
+pytestmark = pytest.mark.usefixtures("drawn")
 SIZE = (1800, 1000)
 TRAINED = [{"step": step, "loss": 3 / step, "learning_rate": 1e-4 / step} for step in range(1, 30)]
 EVALUATED = [{"step": 0, "eval_loss": 3.1}, {"step": 29, "eval_loss": 0.2}]

@@ -107,6 +107,7 @@ class Reader:
         return f"It is {int(after[:4]):,}!" if found else "I do not know: 12."
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_needle_is_found_as_far_as_the_reader_sees():
     found = Needle(lengths=(800, 100), depths=(1.0, 0.0, 0.5), num_samples=3).run(Reader(250))
     near, far = found.table

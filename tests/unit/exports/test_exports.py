@@ -354,21 +354,6 @@ def test_a_merge_that_adds_nothing_is_caught(short, tmp_path, monkeypatch):
         Merged().write(short, tmp_path / "out")
 
 
-def test_ties_part_and_clear_choices_do_not():
-    report = Report(None, False, 3, 0.01, 0.02, (0.03, 0.04))
-    assert report.passed and not report.same_greedy_tokens
-    assert not Report(None, False, 3, 0.01, 0.02, (0.03, 0.05)).passed
-    assert not Report(None, True, 3, 0.03, 0.02).passed
-    assert not Report(None, True, 3, float("nan"), 0.02).passed
-
-
-def test_lead_is_that_of_the_first_other_token():
-    table = torch.zeros(3, 5)
-    table[1] = torch.tensor([0.0, 2.0, 1.5, 0.0, 0.0])
-    one = _check.Probe("?", (1,), (4, 1, 0), table)
-    assert _check._lead(one, (4, 2, 3)) == 0.5
-
-
 def test_prompts_are_the_recipes_own(tmp_path):
     run = make_run(tmp_path, prompts=[f"question {number}" for number in range(9)])
     assert _check.questions(run) == tuple(f"question {number}" for number in range(5))
