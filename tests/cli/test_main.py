@@ -97,7 +97,10 @@ def test_every_verb_has_its_help(capsys, verb):
             ["train", "r", "--train.max_steps=3"],
             "a recipe's option is said without dashes: train.max_steps=3. See: tunesmith train --help",
         ),
-        (["chat", "m", "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'. See: "),
+        (
+            ["chat", "m", "--temperature", "hot"],
+            "argument --temperature: must be a number from 0 to 100 (it was 'hot'). See: ",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(capsys, words, line):

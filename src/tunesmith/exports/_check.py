@@ -40,7 +40,6 @@ PROMPTS = (
     "What is 17 + 25? Explain each step.",
 )
 # Of the largest logit. Merges of a 0.5B model were seen to differ by 1e-6 (float32) and 1e-2 (bfloat16) of it.
-FEW_BITS = 0.5  # where weights are other ones than the run's by their rounding to 4 bits
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 

@@ -31,7 +31,8 @@ class Manners:
 def manners(model: Any, tokenizer: Any) -> Manners:
     """Those of a loaded model and its tokenizer."""
     base = base_of(model)
-    said = None if base.generation_config is None else base.generation_config.eos_token_id
+    config = getattr(base, "generation_config", None)  # a model that says values has none
+    said = None if config is None else config.eos_token_id
     ends = said if isinstance(said, list) else [said]
     named = tokenizer.special_tokens_map
     special = {name: str(named[name]) for name in SPECIAL if named.get(name) is not None}

@@ -1,7 +1,7 @@
 """One model folder with the adapter in its weights, as transformers loads it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -32,10 +32,6 @@ class Merged(Export):
     as they are loaded on this device."""
     adapters: tuple[str, ...] = ()
     """More adapters (folders or runs) that are merged after the run's own, in order."""
-    into: Literal["closer", "held", "stored"] = "closer"
-    """What the adapter of a base model that was held in few bits is added to. held: the rounded numbers that it was
-    trained beside, in full width. stored: the numbers of the model as it is stored. closer: both are written and asked,
-    and the one is kept whose answers are closer to the run's."""
 
     def write(self, run: Path, out: Path) -> Report:
         """Write the merged model of a run.
@@ -47,7 +43,6 @@ class Merged(Export):
         """
         from tunesmith.engine.model import base_of
         from tunesmith.engine.quantised import held_in
-        from tunesmith.exports import _few_bits
         from tunesmith.exports._check import new_folder, refuse_unmerged, weights_of
         from tunesmith.generate.load import stored_head
 
@@ -59,9 +54,7 @@ class Merged(Export):
         refuse_unmerged(run, place)
         with new_folder(out) as folder:
             opened, plan = self._opened(run, place)
-            if held_in(base_of(opened.model)) is not None and stored_head(place) is None:
-                return _few_bits.write(self, opened, place, folder, out)
-            if plan is None:
+            if plan is None or held_in(base_of(opened.model)) is not None:
                 sealed = self.whole(opened, place, folder)
             else:
                 self.beside(opened, folder)
