@@ -113,8 +113,9 @@ def evaluate(
         RunError, ModelError, DataError, RecipeError: as the model's loading and the tasks.
     """
     from tunesmith import record
+    from tunesmith.generate.load import other_of
 
-    base = _against.base_of(path) if against == _against.BASE else against
+    base = None if against is None else other_of(path, against)
     asked = [Asked.of(path, name, task, True, how) for name, task in tasks.items()]
     if base is not None:
         for name, task in tasks.items():

@@ -6,15 +6,12 @@ compared is the best of the one with the best of the other.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import ModelError
 from tunesmith.evaluation._kept import Found
 from tunesmith.evaluation._shares import by_chance
 from tunesmith.seams import Task
 
-BASE = "base"  # in place of a model: the one that a run or an adapter began with
 SHOTS = "num_shots"
 RARE = 0.05  # chance below which a difference is taken for one
 
@@ -48,19 +45,6 @@ class Side:
     def said(self) -> str:
         """It in words."""
         return f"{self.value:.4g}" + ("" if self.shots is None else f" ({self.shots} shots)")
-
-
-def base_of(path: str) -> str:
-    """The model that a run, checkpoint or adapter began with. Raises ModelError, RunError."""
-    from tunesmith.generate import load
-    from tunesmith.recipe import Recipe
-
-    place, recipe = load.locate(path), Path(path).expanduser() / load.RECIPE
-    if load.is_adapter(place):
-        return load.base_of(place).path
-    if not recipe.is_file():
-        raise ModelError(f"{path} is neither a run nor an adapter beside a base model: say --against MODEL")
-    return Recipe.load(str(recipe)).model.path
 
 
 def variants(task: Task) -> list[Task]:

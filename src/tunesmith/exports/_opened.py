@@ -16,7 +16,7 @@ from tunesmith.recipe import Dtype
 from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Report
 
-Compare = Callable[..., Report]  # of a folder, the name it will have, how it is loaded, and a share of logits allowed
+Compare = Callable[..., Report]  # of a folder, the name it will have, and how it is loaded
 
 
 @dataclass

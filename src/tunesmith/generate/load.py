@@ -9,7 +9,7 @@ from tunesmith.engine import checkpoint, new_tokens, quantised, rope, stacked
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path, widened_model
 from tunesmith.errors import ModelError, RunError, near
-from tunesmith.recipe import Dtype, Model
+from tunesmith.recipe import Dtype, Model, Recipe
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.types import Head
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER, MODEL, RECIPE = "adapter_config.json", "config.json", "recipe.yaml"
+BASE = "base"  # in place of a model that one is set beside: what a run or an adapter began with
 
 
 def locate(path: str) -> str:
@@ -151,6 +152,21 @@ def positions_of(adapter: Path, base: Model) -> Any | None:
     stored = AutoConfig.from_pretrained(adapter) if (adapter / MODEL).is_file() else None
     kept = stored is not None and base.rope_scaling.rope_type is None and rope.is_scaled(stored)
     return stored if kept else None
+
+
+def other_of(path: str, against: str) -> str:
+    """The model that one is set beside: `base` is what it began with, another word is that model itself."""
+    return began_with(path) if against == BASE else against
+
+
+def began_with(path: str) -> str:
+    """The model that a run, checkpoint or adapter began with. Raises ModelError, RunError."""
+    place, recipe = locate(path), Path(path).expanduser() / RECIPE
+    if is_adapter(place):
+        return base_of(place).path
+    if not recipe.is_file():
+        raise ModelError(f"{path} is neither a run nor an adapter beside a base model: say --against MODEL")
+    return Recipe.load(str(recipe)).model.path
 
 
 def trained_rows(adapter: Path) -> list[int]:

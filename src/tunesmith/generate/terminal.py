@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tunesmith.generate.chat import Chat
 from tunesmith.generate.engine import Generator
-from tunesmith.generate.load import base_of, is_adapter, locate
+from tunesmith.generate.load import other_of
 from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.voice import Voice
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-BASE = "base"  # in place of a model to compare with: the one that the adapter was trained beside
 
 
 def chat(
@@ -39,7 +37,7 @@ def chat(
 
     source = lines or sys.stdin
     out, notes = console or Console(), notes or Console(stderr=True)
-    names = [path] if against is None else [path, _other(path, against)]
+    names = [path] if against is None else [path, other_of(path, against)]
     voices = []
     for name in names:
         with notes.status(f"loading {name}") if notes.is_terminal else contextlib.nullcontext():
@@ -51,11 +49,6 @@ def chat(
         session.take(line)
         if not session.open:
             break
-
-
-def _other(path: str, against: str) -> str:
-    place = locate(path)
-    return base_of(place).path if against == BASE and is_adapter(place) else against
 
 
 def _described(generator: Generator) -> str:

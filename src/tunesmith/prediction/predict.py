@@ -11,9 +11,9 @@ from pydantic import Field
 from tunesmith import atomic
 from tunesmith.component import default, spell
 from tunesmith.engine import checkpoint
-from tunesmith.errors import ModelError, RunError
+from tunesmith.errors import RunError
 from tunesmith.generate.alone import logits_of
-from tunesmith.generate.load import base_of, is_adapter, locate
+from tunesmith.generate.load import locate, other_of
 from tunesmith.generate.sampling import Sampling
 from tunesmith.journal import Journal
 from tunesmith.prediction import measures, report
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SETTINGS, OURS, THEIRS = "settings.json", "predictions.jsonl", "against.jsonl"
 TOGETHER = 64  # rows that are in work at a time; more of them wait in the file
-BASE = "base"  # in place of a model to compare with: the one that the adapter was trained beside
 GO_ON = "Make room, then run the same command again: it goes on"
 
 
@@ -66,7 +65,7 @@ def predict(
         RunError: `out` holds something else, or what was begun with another model, file or options.
         RunError, ModelError, DataError, TemplateError: as the model's loading and the file's reading.
     """
-    others = None if against is None else _base(path) if against == BASE else against
+    others = None if against is None else other_of(path, against)
     with atomic.room(out, RunError, GO_ON):
         _begin(out, {"model": _identity(path), "against": others and _identity(others), "file": file} | _spelled(how))
         ours = _answered(path, file, out / OURS, how, say, of_run=path)
@@ -75,13 +74,6 @@ def predict(
         atomic.write(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False).encode())
         atomic.write(out / "results.md", report.markdown(results).encode())
     return results
-
-
-def _base(path: str) -> str:
-    place = locate(path)
-    if not is_adapter(place):
-        raise ModelError(f"{path} is no adapter beside a base model: say which model to compare with")
-    return base_of(place).path
 
 
 def _spelled(how: Prediction) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tunesmith.evaluate import evaluate, read
 from tunesmith.evaluation import _against, _kept, _remembered, _shares
 from tunesmith.evaluation._against import Side
 from tunesmith.evaluation.multiple_choice import MultipleChoice
+from tunesmith.generate import load
 from tunesmith.generate.subject import Subject
 
 QUESTIONS = [
@@ -233,15 +234,15 @@ def test_without_right_and_wrong_intervals_decide():
 
 
 def test_what_a_run_began_with(folder, adapter, tmp_path):
-    assert _against.base_of(str(adapter)) == str(folder)
+    assert load.began_with(str(adapter)) == str(folder)
     with pytest.raises(ModelError, match="is neither a run nor an adapter beside a base model: say --against MODEL"):
-        _against.base_of(str(folder))
+        load.began_with(str(folder))
     run = tmp_path / "run"
     fixtures_models.save_model(run / "final")
     (run / "recipe.yaml").write_text("model: builtin:tiny\ndata: {train: builtin:identity}\nadapter: full\n")
-    assert _against.base_of(str(run)) == "builtin:tiny"
+    assert load.began_with(str(run)) == "builtin:tiny"
     with pytest.raises((RunError, ModelError)):
-        _against.base_of(str(tmp_path / "none"))
+        load.began_with(str(tmp_path / "none"))
 
 
 def test_without_examples_there_is_one_way_to_ask():
