@@ -1,7 +1,8 @@
 """`tunesmith doctor --selftest`: trains everything that is declared to go together for two steps on the built-in model.
 
-A pair that is refused must be refused before anything is loaded, and what needs a package that is not installed must
-say how to get it. Each is tried in a process of a pool, each process on one thread.
+That is every objective with every adapter; and on weights in few bits every adapter, and every objective with LoRA. A
+case that is refused must be refused before anything is loaded, and what needs a package that is not installed must say
+how to get it. Each is tried in a process of a pool, each process on one thread.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from tunesmith import together
 from tunesmith.component import all_of, refusal
 from tunesmith.errors import MissingExtra, TunesmithError
 from tunesmith.recipe import Recipe
-from tunesmith.seams import Adapter, Objective
+from tunesmith.seams import Adapter, Objective, Quantization
 
 MODEL = "builtin:tiny"
 STEPS, SAMPLES = 2, 4
@@ -35,10 +36,15 @@ Status = Literal["pass", "refused", "missing", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An objective and an adapter, by name."""
+    """An objective, an adapter, and what the base model's weights are held in, by name; None: as they are stored."""
 
     objective: str
     adapter: str
+    quantization: str | None = None
+
+    def __str__(self) -> str:
+        held = f" on {self.quantization}" if self.quantization else ""
+        return f"{self.objective} with {self.adapter}{held}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +58,17 @@ class Outcome:
 
 
 def cases() -> list[Case]:
-    """Every pair of a shipped objective and adapter."""
-    return [Case(pair.first, pair.second) for pair in together.pairs(Objective, Adapter)]
+    """Every pair of a shipped objective and adapter, and those on weights in few bits."""
+    plain = [Case(pair.first, pair.second) for pair in together.pairs(Objective, Adapter)]
+    tuned = [Case("sft", pair.first, pair.second) for pair in together.pairs(Adapter, Quantization)]
+    qlora = [Case(name, "lora", "bnb_4bit") for name in all_of(Objective) if name != "sft"]
+    return plain + tuned + qlora
 
 
 def reason(case: Case) -> str | None:
     """Why a case is declared not to go together; None where it is declared to."""
-    return refusal([all_of(Objective)[case.objective](), all_of(Adapter)[case.adapter]()])
+    held = [all_of(Quantization)[case.quantization]()] if case.quantization else []
+    return refusal([all_of(Objective)[case.objective](), all_of(Adapter)[case.adapter](), *held])
 
 
 def run(say: Callable[[str], None]) -> list[Outcome]:
@@ -88,14 +98,20 @@ def _one_thread() -> None:
 
 
 def _line(outcome: Outcome) -> str:
-    case = outcome.case
     note = f" ({outcome.note})" if outcome.note else ""
-    return f"{case.objective} with {case.adapter}: {outcome.status}{note}"
+    return f"{outcome.case}: {outcome.status}{note}"
 
 
 def prepare(folder: Path) -> None:
     """Write the rows of every objective, models that have what the built-in one lacks, and a teacher, into a folder."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BartConfig, Qwen2Config
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+        BartConfig,
+        Qwen2Config,
+    )
 
     from tunesmith.engine.model import resolve_path, without_progress_bar
 
@@ -104,14 +120,16 @@ def prepare(folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
     sides = ("encoder", "decoder")
     shape: dict[str, Any] = {f"{side}_{part}": size for side in sides for part, size in SIDE.items()}
-    BartConfig(vocab_size=WORDS, d_model=64, **SPECIAL, **shape).save_pretrained(folder / "two-sided")
+    two_sided = BartConfig(vocab_size=WORDS, d_model=64, **SPECIAL, **shape)
     plain: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     plain |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
-    Qwen2Config(vocab_size=WORDS, **plain).save_pretrained(folder / "biased")
     own = resolve_path(MODEL)
-    smaller = AutoConfig.from_pretrained(own, num_hidden_layers=1)
+    shapes = {"biased": Qwen2Config(vocab_size=WORDS, **plain)}
+    shapes["teacher"] = AutoConfig.from_pretrained(own, num_hidden_layers=1)
     with without_progress_bar():
-        AutoModelForCausalLM.from_config(smaller).save_pretrained(folder / "teacher")
+        AutoModelForSeq2SeqLM.from_config(two_sided).save_pretrained(folder / "two-sided")
+        for name, config in shapes.items():
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
     AutoTokenizer.from_pretrained(own).save_pretrained(folder / "teacher")
 
 
@@ -139,10 +157,12 @@ def recipe(case: Case, folder: Path) -> Recipe:
     model: dict[str, Any] = {"path": MODEL, "dtype": "float32"}
     if case.objective == "seq2seq" or case.adapter == "bitfit":  # which the built-in model has no biases for
         shape = folder / ("two-sided" if case.objective == "seq2seq" else "biased")
-        model |= {"path": str(shape), "tokenizer": MODEL, "from_scratch": True}
+        model |= {"path": str(shape), "tokenizer": MODEL}
+    if case.quantization:
+        model["quantization"] = case.quantization
     rows = {"train": str(folder / f"{case.objective}.json"), "cache_dir": str(folder / "cache"), "max_tokens": 128}
-    out = folder / f"run-{case.objective}-{case.adapter}"
-    train = {"max_steps": STEPS, "warmup_steps": 0, "device": "cpu", "compile": False, "output_dir": str(out)}
+    out = tempfile.mkdtemp(prefix="run-", dir=folder)
+    train = {"max_steps": STEPS, "warmup_steps": 0, "device": "cpu", "compile": False, "output_dir": out}
     return Recipe(model=model, data=rows, train=train, **options)
 
 
@@ -183,19 +203,23 @@ def _problem(run: Path) -> str | None:
 def lines(found: list[Outcome]) -> Iterator[str]:
     """The table of objectives and adapters, and what is behind each mark, as a person reads it."""
     adapters = list(dict.fromkeys(one.case.adapter for one in found))
-    by_case = {(one.case.objective, one.case.adapter): one for one in found}
-    names = list(dict.fromkeys(one.case.objective for one in found))
+    by_case = {(_row_name(one.case), one.case.adapter): one.status for one in found}
+    names = list(dict.fromkeys(_row_name(one.case) for one in found))
     first = max(map(len, names))
-    yield f"{'':{first}}  {'  '.join(adapters)}"
+    yield f"{'':{first}}  {'  '.join(f'{adapter:7}' for adapter in adapters)}".rstrip()
     for name in names:
-        cells = (f"{by_case[name, adapter].status:{max(len(adapter), 7)}}" for adapter in adapters)
+        cells = (f"{by_case.get((name, adapter), ''):{max(len(adapter), 7)}}" for adapter in adapters)
         yield f"{name:{first}}  {'  '.join(cells)}".rstrip()
     yield ""
     notes: dict[tuple[str, str], list[str]] = {}
     for one in found:
         if one.note:
-            notes.setdefault((one.status, one.note), []).append(f"{one.case.objective} with {one.case.adapter}")
+            notes.setdefault((one.status, one.note), []).append(str(one.case))
     for (status, note), about in notes.items():
         yield f"{status}: {', '.join(about)}: {note}"
     counts = {status: sum(one.status == status for one in found) for status in ("pass", "refused", "missing", "failed")}
     yield ", ".join(f"{number} {status}" for status, number in counts.items())
+
+
+def _row_name(case: Case) -> str:
+    return f"{case.objective} on {case.quantization}" if case.quantization else case.objective

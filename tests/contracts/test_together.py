@@ -7,6 +7,7 @@ from contracts.test_adapters import MODEL, OPTIONS
 from fixtures_models import tiny_model
 from tunesmith import selftest, together
 from tunesmith.component import all_of, refusal
+from tunesmith.engine import quantised
 from tunesmith.errors import MissingExtra, RecipeError
 from tunesmith.seams import Adapter, Objective, Optimizer
 
@@ -21,10 +22,38 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", selftest.cases(), ids=lambda case: f"{case.objective}-{case.adapter}")
-def test_an_objective_and_an_adapter_do_what_is_declared(case, folder):
+@pytest.mark.parametrize("case", selftest.cases(), ids=str)
+def test_a_case_does_what_is_declared(case, folder):
     outcome = selftest.attempt(case, folder)
+    if outcome.status == "missing":
+        pytest.skip(outcome.note)
     assert outcome.status == ("pass" if selftest.reason(case) is None else "refused"), outcome.note
+
+
+def test_what_needs_an_extra_says_how_to_get_it(folder, monkeypatch):
+    found = quantised.find_spec
+    monkeypatch.setattr(quantised, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    outcome = selftest.attempt(selftest.Case("sft", "lora", "bnb_4bit"), folder)
+    assert (outcome.status, outcome.note) == (
+        "missing",
+        "model.quantization=bnb_4bit needs bitsandbytes, which is not installed: pip install 'tunesmith[bitsandbytes]'",
+    )
+
+
+def test_what_trains_nothing_fails_and_the_table_says_where(folder, monkeypatch):
+    case = selftest.Case("sft", "bitfit")
+    monkeypatch.setattr(all_of(Adapter)["bitfit"], "apply", lambda self, model: model.requires_grad_(False))
+    outcome = selftest.attempt(case, folder)
+    assert outcome.status == "failed"
+    lines = list(selftest.lines([outcome, selftest.Outcome(selftest.Case("sft", "lora", "bnb_4bit"), "pass")]))
+    assert lines == [
+        "                 bitfit   lora",
+        "sft              failed",
+        "sft on bnb_4bit           pass",
+        "",
+        f"failed: sft with bitfit: {outcome.note}",
+        "1 pass, 0 refused, 0 missing, 1 failed",
+    ]
 
 
 @pytest.mark.parametrize(("adapter", "optimizer"), PAIRS)

@@ -176,6 +176,8 @@ def load_model(
         if model.from_scratch:
             loaded = kind.from_config(dtype=torch.float32 if dtype == "auto" else dtype, **options)
         else:
+            if head is not None:
+                _keep_plain(kind, config, quantisation.get("quantization_config") or quantised.stored_words(config))
             name, named = _named(place, model.revision)
             options |= named | quantisation
             loaded, found = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
@@ -216,6 +218,19 @@ def _quantisation(model: Model, config: Any, device: str, held: Any | None) -> d
     if isinstance(held, BitsAndBytesConfig):
         held.bnb_4bit_compute_dtype = dtype  # that of a run may be another, and would be multiplied in here too
     return {} if held is None else {"quantization_config": held, "device_map": {"": device}}
+
+
+def _keep_plain(kind: Any, config: Any, held: Any | None) -> None:
+    """Have a new head stay as it is: transformers (5.23) rounds one that has a bias, before it has any numbers."""
+    import torch
+
+    if held is None:
+        return
+    said = held if isinstance(held, dict) else vars(held)
+    name = "llm_int8_skip_modules" if "llm_int8_skip_modules" in said else "modules_to_not_convert"
+    with torch.device("meta"):
+        heads = heads_of(kind.from_config(config))
+    said[name] = [*(said.get(name) or ()), *heads]
 
 
 def widened_model(model: Any, place: str) -> Any:

@@ -37,11 +37,15 @@ def need(what: str, extra: str) -> None:
         )
 
 
+def stored_words(config: Any) -> Any | None:
+    """What a stored model's config says of how its weights are held; None where they are plain."""
+    text = config.get_text_config()
+    return getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
+
+
 def stored_method(config: Any) -> str | None:
     """What a stored model's weights are held in, as its config says (gptq, awq, ...); None where they are plain."""
-    said = getattr(config, "quantization_config", None) or getattr(
-        config.get_text_config(), "quantization_config", None
-    )
+    said = stored_words(config)
     if said is None:
         return None
     values = said if isinstance(said, Mapping) else said.to_dict()

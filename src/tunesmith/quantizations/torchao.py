@@ -20,7 +20,7 @@ class TorchAO(Quantization):
     @classmethod
     def _has_a_gradient(cls, scheme: str) -> str:
         if scheme == "int4_weight_only":
-            raise ValueError("torchao's products with int4 have no gradient: use type=bnb_4bit or type=hqq")
+            raise ValueError("torchao's products with int4 have no gradient: use type=bnb_4bit")
         return scheme
 
     def config(self, dtype: "torch.dtype", device: str) -> Any:
