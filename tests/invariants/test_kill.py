@@ -3,12 +3,12 @@
 import os
 import random
 import signal
-import subprocess
 import time
 
 import pytest
 
-from invariants.whole_runs import TRAIN, digests, make, metrics, train
+from fixtures_commands import Command, succeed
+from invariants.whole_runs import digests, make, metrics, train
 from tunesmith.engine import checkpoint
 
 MOMENTS = 10
@@ -29,25 +29,8 @@ def equal(run, whole):
     assert digests(run / "final") == digests(whole / "final")
 
 
-def resume(run):
-    done = subprocess.run([*TRAIN, str(run)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
-def wait_for(condition, process, seconds=120):
-    limit = time.monotonic() + seconds
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < limit
-        time.sleep(0.001)
-
-
-def start(recipe, run):
-    return subprocess.Popen(
-        [*TRAIN, str(recipe), *WORDS, f"train.output_dir={run}"],
-        stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-    )
+def start(recipe, run, words=WORDS):
+    return Command("train", recipe, *words, f"train.output_dir={run}")
 
 
 @pytest.mark.slow
@@ -61,13 +44,12 @@ def test_kill_and_resume(whole, tmp_path, moment):
     folder = run / "checkpoints"
     sign = folder / (f".step-{step}.partial" if moment % 2 else f"step-{step}")
     process = start(recipe, run)
-    wait_for(sign.exists, process)
+    process.wait_for(sign.exists)
     time.sleep(seeded.uniform(0, 0.003 if moment % 2 else 0.05))
-    process.kill()
-    process.wait()
+    process.send()
+    process.end()
     if not (run / "final").exists():
-        said = resume(run)
-        assert "going on with" in said
+        assert "going on with" in succeed("train", run)
     equal(run, uninterrupted)
     assert not list(folder.glob(".*"))
 
@@ -77,19 +59,14 @@ def test_kill_and_resume(whole, tmp_path, moment):
 def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, number):
     recipe, uninterrupted = whole
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [*TRAIN, str(recipe), *WORDS[1:], f"train.output_dir={run}"], stderr=subprocess.PIPE, text=True
-    )
-    wait_for(
-        lambda: (run / "metrics.jsonl").exists() and "learning_rate" in (run / "metrics.jsonl").read_text(),
-        process,
-    )
-    process.send_signal(number)
-    _, said = process.communicate()
-    assert process.returncode == 128 + number, said
+    process, metrics_file = start(recipe, run, WORDS[1:]), run / "metrics.jsonl"
+    process.wait_for(lambda: metrics_file.exists() and "learning_rate" in metrics_file.read_text())
+    process.send(number)
+    code, said = process.end()
+    assert code == 128 + number, said
     assert f"tunesmith train {run}" in said
     assert checkpoint.newest(run)[0] is not None and not (run / "final").exists()
-    resume(run)
+    succeed("train", run)
     equal(run, uninterrupted)
 
 
@@ -98,15 +75,15 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path):
     recipe, uninterrupted = whole
     run = tmp_path / "run"
     process = start(recipe, run)
-    wait_for((run / "checkpoints" / "step-3").exists, process)
-    process.kill()
-    process.wait()
+    process.wait_for((run / "checkpoints" / "step-3").exists)
+    process.send()
+    process.end()
     last = checkpoint.steps(run)[-1]
     weights = checkpoint.place(run, last) / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    said = resume(run)
+    said = succeed("train", run)
     assert f"step-{last}/adapter_model.safetensors is damaged" in said.replace(os.linesep, " ")
     equal(run, uninterrupted)
 
@@ -116,11 +93,11 @@ def test_changed_data_is_refused(tmp_path):
     recipe = make(tmp_path)
     run = tmp_path / "run"
     process = start(recipe, run)
-    wait_for((run / "checkpoints" / "step-1").exists, process)
-    process.kill()
-    process.wait()
+    process.wait_for((run / "checkpoints" / "step-1").exists)
+    process.send()
+    process.end()
     rows = tmp_path / "rows.json"
     rows.write_text(rows.read_text().replace("sure", "well"))
-    done = subprocess.run([*TRAIN, str(run)], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "is not what it was when the run began" in done.stderr
+    code, said = Command("train", run).end()
+    assert code == 1
+    assert "is not what it was when the run began" in said

@@ -1,17 +1,16 @@
-"""Two processes that train one model (gloo, started by torchrun) equal one: losses, weights, and what is written."""
+"""Two processes that train one model (gloo) equal one: losses, weights, and what is written."""
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from fixtures_commands import together
 from invariants.objective_runs import ACCUMULATED, CENTRED, OBJECTIVES, equal, killed, learned, new_runs
 from invariants.whole_runs import digests, metrics
 from tunesmith.cli.main import main
 
-SEVERAL = Path(__file__).with_name("several_commands.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 UNEVEN = ("data.eval=3", "train.num_train_epochs=3")  # an odd number of rows to train on, and of held-out ones
 ONE, TWO = f"{ACCUMULATED}=12", f"{ACCUMULATED}=6"
@@ -24,12 +23,6 @@ def runs(tmp_path_factory):
     return new_runs(tmp_path_factory.mktemp("ranks"))
 
 
-def together(*words):
-    done = subprocess.run([*TORCHRUN, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
 def by_two(runs, name, objective, *words):
     """The command line of a run of two processes, whose cache is its own: they render and score for themselves."""
     run = runs.folder / f"two-{name}"
@@ -39,8 +32,10 @@ def by_two(runs, name, objective, *words):
 @pytest.fixture(scope="module")
 def first(runs):
     """A run that two processes made of the plain command line, and what they said."""
-    said = together("-m", "tunesmith", *by_two(runs, "sft", "sft"))
-    return runs.folder / "two-sft", said
+    words = by_two(runs, "sft", "sft")
+    done = subprocess.run([*TORCHRUN, "-m", "tunesmith", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return runs.folder / "two-sft", done.stderr
 
 
 @pytest.mark.slow
@@ -68,9 +63,7 @@ def test_whatever_is_compared_and_wherever_the_reference_is(runs, first, tmp_pat
         "centred-step": (centred, STEP),
     }
     again = killed(first[0], 2, tmp_path / "again")
-    commands = [by_two(runs, name, *words) for name, words in cases.items()]
-    (tmp_path / "commands.json").write_text(json.dumps([*commands, ["train", str(again)]]))
-    together(str(SEVERAL), str(tmp_path / "commands.json"))
+    together(2, *(by_two(runs, name, *words) for name, words in cases.items()), ["train", again])
     for name, words in cases.items():
         one = runs.of(words[0], *UNEVEN, ONE, *words[1:])
         assert learned(one)
@@ -88,7 +81,7 @@ def test_a_run_goes_on_with_as_many_processes_as_began_it(first, tmp_path, capsy
 @pytest.mark.slow
 def test_classes_of_the_held_out_set_are_counted_once(runs):
     """Also where one of two processes has no row of it left."""
-    together("-m", "tunesmith", *by_two(runs, "words", "token_classify"))
+    together(2, by_two(runs, "words", "token_classify"))
     one = runs.of("token_classify", *UNEVEN, ONE)
     assert learned(one)
     equal(one, runs.folder / "two-words")
@@ -107,12 +100,10 @@ OPTIMIZERS = {
 
 
 @pytest.mark.slow
-def test_subspaces_and_turns_are_the_same_everywhere(runs, tmp_path):
+def test_subspaces_and_turns_are_the_same_everywhere(runs):
     """Also where gradients of blocks that rest are added as zeros, and where one process does not compute them."""
     cases = {name: (*FULL, f"optimizer.type={name}", *words) for name, words in OPTIMIZERS.items()}
-    commands = [by_two(runs, name, "sft", *words) for name, words in cases.items()]
-    (tmp_path / "commands.json").write_text(json.dumps(commands))
-    together(str(SEVERAL), str(tmp_path / "commands.json"))
+    together(2, *(by_two(runs, name, "sft", *words) for name, words in cases.items()))
     for name, words in cases.items():
         one = runs.of("sft", *UNEVEN, ONE, *words)
         assert learned(one)

@@ -3,14 +3,14 @@
 import os
 import random
 import signal
-import subprocess
 import time
 
 import pytest
 import yaml
 
 from fixtures_chats import chat, write_rows
-from invariants.whole_runs import TRAIN, digests, make, metrics, train
+from fixtures_commands import Command, succeed
+from invariants.whole_runs import digests, make, metrics, train
 
 WORDS = ("train.save_steps=1", "train.logging_steps=2", "eval.eval_steps=6")
 STEPS = 14
@@ -43,21 +43,8 @@ def equal(run, whole):
     assert digests(run / "final") == digests(whole / "final")
 
 
-def start(recipe, run):
-    return subprocess.Popen([*TRAIN, str(recipe), *WORDS, f"train.output_dir={run}"], stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(path, process):
-    limit = time.monotonic() + 120
-    while not path.exists() and process.poll() is None:
-        assert time.monotonic() < limit
-        time.sleep(0.001)
-
-
-def resume(run):
-    done = subprocess.run([*TRAIN, str(run)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+def start(recipe, run, own_group=False):
+    return Command("train", recipe, *WORDS, f"train.output_dir={run}", own_group=own_group)
 
 
 @pytest.mark.slow
@@ -67,12 +54,12 @@ def test_kill_and_resume(whole, tmp_path, moment):
     seeded = random.Random(moment)
     run = tmp_path / "run"
     process = start(recipe, run)
-    wait_for(run / "checkpoints" / f"step-{seeded.randint(1, STEPS - 3)}", process)
+    process.wait_for((run / "checkpoints" / f"step-{seeded.randint(1, STEPS - 3)}").exists)
     time.sleep(seeded.uniform(0, 0.05))
-    process.kill()
-    process.communicate()
+    process.send()
+    process.end()
     if not (run / "final").exists():
-        assert "going on with" in resume(run)
+        assert "going on with" in succeed("train", run)
     equal(run, uninterrupted)
 
 
@@ -82,14 +69,13 @@ def test_ctrl_c_in_a_terminal_reaches_the_rendering_processes_too_and_saves(whol
     """The signal goes to the whole group, as a terminal sends it; those that render leave the end to the run."""
     recipe, uninterrupted = whole
     run = tmp_path / "run"
-    words = [*TRAIN, str(recipe), *WORDS, f"train.output_dir={run}"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for(run / "checkpoints" / "step-2", process)
+    process = start(recipe, run, own_group=True)
+    process.wait_for((run / "checkpoints" / "step-2").exists)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT, said
+    code, said = process.end()
+    assert code == 128 + signal.SIGINT, said
     assert f"tunesmith train {run}" in said and "Traceback" not in said
-    resume(run)
+    succeed("train", run)
     equal(run, uninterrupted)
 
 
@@ -109,11 +95,11 @@ def test_a_changed_file_is_refused(whole, tmp_path):
     copy.write_text(yaml.safe_dump(said))
     run = tmp_path / "run"
     process = start(copy, run)
-    wait_for(run / "checkpoints" / "step-2", process)
-    process.kill()
-    process.communicate()
+    process.wait_for((run / "checkpoints" / "step-2").exists)
+    process.send()
+    process.end()
     assert not (run / "final").exists()
     text = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text(text.replace("199, sure", "199, well"))  # a row that no block has reached
-    done = subprocess.run([*TRAIN, str(run)], capture_output=True, text=True)
-    assert done.returncode == 1 and "the data of" in done.stderr and "is not what it was" in done.stderr
+    code, said = Command("train", run).end()
+    assert code == 1 and "the data of" in said and "is not what it was" in said

@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
 
+from fixtures_commands import succeed
 from fixtures_models import save_model
 
 UNEQUAL = ("seconds",)  # of a line of metrics: clocks differ
-TRAIN = [sys.executable, "-m", "tunesmith", "train"]
 
 
 def make(folder):
@@ -46,8 +44,7 @@ def make(folder):
 
 def train(recipe, out, *words):
     """A run to its end."""
-    done = subprocess.run([*TRAIN, str(recipe), *words, f"train.output_dir={out}"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    succeed("train", recipe, *words, f"train.output_dir={out}")
     return out
 
 
