@@ -53,7 +53,7 @@ class Merged(Export):
             )
         refuse_unmerged(run, place)
         with new_folder(out) as folder:
-            opened, plan = self._opened(run, place)
+            opened, plan = self.opened(run, place)
             if plan is None or held_in(base_of(opened.model)) is not None:
                 sealed = self.whole(opened, place, folder)
             else:
@@ -66,10 +66,10 @@ class Merged(Export):
         from tunesmith.exports._check import checking, judged, weights_of
 
         with checking(out):
-            opened, _ = self._opened(run, weights_of(run))
+            opened, _ = self.opened(run, weights_of(run))
             return judged(opened.closed()(out, out, "auto"))
 
-    def _opened(self, run: Path, place: str) -> "tuple[Opened, Plan | None]":
+    def opened(self, run: Path, place: str) -> "tuple[Opened, Plan | None]":
         """The run after it was asked, and how it is merged tensor by tensor, where it can be."""
         from tunesmith.exports import _stream
         from tunesmith.exports._opened import open_run
