@@ -189,11 +189,20 @@ def load_model(
 
         new_tokens.give_rows(loaded, model, load_tokenizer(model))
     if place.endswith(GGUF):
-        loaded.name_or_path = loaded.config.name_or_path = place  # an adapter names its base by it
+        _complete(loaded, Path(place))
     if quantised.held_in(loaded) is None:
         return loaded.to(device)
     quantised.keep_numbers(loaded)
     return loaded
+
+
+def _complete(loaded: Any, file: Path) -> None:
+    """Give the model of a .gguf file its name, by which an adapter finds it, and the ends of answers beside it."""
+    from transformers import GenerationConfig
+
+    loaded.name_or_path = loaded.config.name_or_path = str(file)
+    if (file.parent / "generation_config.json").is_file():
+        loaded.generation_config = GenerationConfig.from_pretrained(str(file.parent))
 
 
 def _quantisation(model: Model, config: Any, device: str, held: Any | None) -> dict[str, Any]:

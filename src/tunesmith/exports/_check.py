@@ -9,7 +9,7 @@ Letters: K greedy tokens of an answer, V vocabulary.
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,10 +154,27 @@ def refuse_difference(run: Manners, export: Manners) -> None:
 
 def answers(model: Any, run: Reference, out: Path, share: float) -> Report:
     """How a model answers where the run does; `share` of the largest logit is the tolerance."""
+    return said_by(
+        lambda prompt: greedy_ids(model, prompt, TOKENS),
+        lambda prompt, tokens: logits_of(model, prompt, tokens),
+        run,
+        out,
+        share,
+    )
+
+
+def said_by(
+    greedy: Callable[[Sequence[int]], Sequence[int]],
+    logits_at: Callable[[Sequence[int], Sequence[int]], torch.Tensor],
+    run: Reference,
+    out: Path,
+    share: float,
+) -> Report:
+    """How what gives the greedy tokens after a prompt, and the logits of an answer's tokens, answers."""
     differences, partings, divergences = [], [], []
     for one in run.probes:
-        tokens = greedy_ids(model, one.prompt, TOKENS)
-        logits = logits_of(model, one.prompt, one.tokens)
+        tokens = tuple(greedy(one.prompt))
+        logits = logits_at(one.prompt, one.tokens)
         differences.append((logits - one.logits).abs().max())
         own, other = one.logits.log_softmax(-1), logits.log_softmax(-1)  # [K, V]
         divergences.append((own.exp() * (own - other)).sum(-1).mean())

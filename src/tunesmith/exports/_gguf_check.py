@@ -5,7 +5,7 @@ of the run's; and it answers as the run does, as closely as its type rounds.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from tunesmith.engine.device import choose
 from tunesmith.engine.model import base_of, load_config, load_model
 from tunesmith.errors import RunError
 from tunesmith.exports import _gguf_families as families
-from tunesmith.exports import _gguf_file, _gguf_vocab
-from tunesmith.exports._check import TOLERANCE, Reference, Unlike, answers
-from tunesmith.exports._manners import Manners
+from tunesmith.exports import _gguf_file, _gguf_vocab, _llama_cpp
+from tunesmith.exports._check import TOKENS, TOLERANCE, Reference, Unlike, answers, judged, said_by
+from tunesmith.exports._manners import TEXTS, Manners
 from tunesmith.exports._stream import Plan
 from tunesmith.recipe import Model
 from tunesmith.seams import Report
@@ -80,7 +80,38 @@ def compared(run: Reference, written: Written, device: str, file: Path, out: Pat
     problem = _far(model, written)
     if problem is not None:
         raise Unlike(problem)
-    return answers(model, run, out, max(COSTS[written.outtype], TOLERANCE[dtype]))
+    share = max(COSTS[written.outtype], TOLERANCE[dtype])
+    report = answers(model, run, out, share)
+    if not _llama_cpp.is_installed():
+        return replace(report, notes=(f"not tried in llama.cpp itself: {_llama_cpp.HOW}",))
+    del model
+    return replace(report, notes=_tried(run, written, file, out, share))
+
+
+def _tried(run: Reference, written: Written, file: Path, out: Path, share: float) -> tuple[str, ...]:
+    """What llama.cpp made of a file, in words. Raises RunError where it is not what the run says."""
+    longest = max(len(one.prompt) for one in run.probes) + TOKENS
+    with _llama_cpp.opened(file, longest) as other:
+        spoken = judged(
+            said_by(lambda prompt: other.greedy(prompt, TOKENS), other.logits, run, out, share + _llama_cpp.COST)
+        )
+        goes_on = sorted(at for at, ends in other.ends(sorted(run.manners.ends)).items() if not ends)
+        if goes_on:
+            raise Unlike(f"llama.cpp goes on after the tokens {goes_on}, at which the run's answers end")
+        odd = [text for text in _gguf_vocab.CUTS if other.ids(text) != _ids(written.tokenizer, text)]
+    for text in odd:
+        if text in TEXTS:
+            raise Unlike(f"llama.cpp reads {text[:40]!r} as other tokens than the run does")
+    same = len(_gguf_vocab.CUTS) - len(odd)
+    return (
+        f"in llama.cpp: {'the same greedy tokens' if spoken.same_greedy_tokens else 'other tokens at ties'}, largest "
+        f"logit difference {spoken.largest_logit_difference:.3g} (allowed {spoken.tolerance:.3g}), mean divergence "
+        f"{spoken.divergence:.2g} nats; reads {same} of {len(_gguf_vocab.CUTS)} texts as the run",
+    )
+
+
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _word(dtype: torch.dtype) -> Any:

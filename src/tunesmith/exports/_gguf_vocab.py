@@ -22,7 +22,7 @@ ENDS = ("eos", "eot", "eom")  # the names of llama.cpp's tokens at which an answ
 CUTS = (
     *TEXTS,
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶‍🌫️ ✅ 🦙🦙 3 33 333 3333 33333 3.3 3..3 3...3",
-    "កាន់តែពិសេស និង हिन्दी में नमस्ते, I'll I'LL we'Ve 'RE YOU'd? camelCaseWordsAndHTTPServer ÄÖÜäöü ''''''```` !!!!?? ------=",
+    "កាន់តែពិសេស និង हिन्दी में नमस्ते, I'll I'LL we'Ve 'RE YOU'd? camelCaseWordsAndHTTPServer ÄÖÜäöü ''``` !!!!?? ------=",
     "a/b/c//d /e\r\n\r\n/f x=1;y=2 #tag @name $5.00 (a) [b] {c} <d> ½ ² Ⅷ ٣",
 )
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-PACKAGE = "llama_cpp"
+PACKAGE, HOW = "llama_cpp", "pip install llama-cpp-python"
+COST = 10 / 127  # of the largest logit: it also rounds what is multiplied with rounded weights, to 8 bits
 
 
 def is_installed() -> bool:
