@@ -3,6 +3,7 @@
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,8 +42,7 @@ class Gguf(Export):
             RunError: the model is of a family, or has a tokenizer, that the layout has no place for here; the run is
                 not finished or is damaged; `out` holds something; or what was written is not as the run is.
         """
-        from tunesmith.exports._check import judged, new_folder, watched
-        from tunesmith.exports._gguf_check import compared
+        from tunesmith.exports._check import new_folder, watched
         from tunesmith.exports._signature import seal, sign
 
         with new_folder(out) as folder:
@@ -50,16 +50,33 @@ class Gguf(Export):
                 self.fill(folder, made)
                 sealed = seal(folder)
                 with watched(folder, sealed):
-                    report = judged(compared(reference, made, self.device, folder / self.file, out))
+                    report = self._verified(folder, out, reference, made)
             return sign(folder, self, sealed, report)
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare a .gguf file with the run that it is of again. Raises RunError where they differ."""
-        from tunesmith.exports._check import checking, judged
-        from tunesmith.exports._gguf_check import compared
+        from tunesmith.exports._check import checking
 
         with checking(out), self._made(run, None) as (reference, made):
-            return judged(compared(reference, made, self.device, out / self.file, out))
+            return self._verified(out, out, reference, made)
+
+    def _verified(self, folder: Path, out: Path, reference: "Reference", made: "Written") -> Report:
+        from tunesmith.exports._check import Unlike, judged
+        from tunesmith.exports._gguf_check import compared
+
+        problem = self.problem(folder, made)
+        if problem is not None:
+            raise Unlike(problem)
+        report = judged(compared(reference, made, self.device, folder / self.file, out))
+        return replace(report, notes=(*self.notes(made), *report.notes))
+
+    def problem(self, folder: Path, made: "Written") -> str | None:
+        """What is wrong beside the file, in words; None where nothing is."""
+        return None
+
+    def notes(self, made: "Written") -> tuple[str, ...]:
+        """What is said of what stands beside the file."""
+        return ()
 
     @property
     def file(self) -> str:
