@@ -134,15 +134,19 @@ def checking(out: Path) -> Iterator[Digests]:
         raise RunError(f"{out} is not as its run is: {error}") from error
 
 
-def compared(run: Reference, device: DeviceName, folder: Path, out: Path, dtype: Dtype | None) -> Report:
+def compared(
+    run: Reference, device: DeviceName, folder: Path, out: Path, dtype: Dtype | None, share: float | None = None
+) -> Report:
     """How what was written, loaded with plain transformers or peft, compares with the run.
+
+    `share` of the largest logit is the tolerance, where it is another than that of the precision.
 
     Raises RunError: what stands beside its weights is other than the run's.
     """
     generator = Generator(*load(str(folder), device, dtype))
     page(generator.model, files_of(folder))
     refuse_difference(run.manners, manners(generator.model, generator.tokenizer))
-    return answers(generator.model, run, out, TOLERANCE[generator.model.dtype])
+    return answers(generator.model, run, out, TOLERANCE[generator.model.dtype] if share is None else share)
 
 
 def refuse_difference(run: Manners, export: Manners) -> None:
