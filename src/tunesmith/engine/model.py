@@ -141,14 +141,14 @@ def load_model(
     pad: int | None = None,
     positions: Any | None = None,
     held: Any | None = None,
-    config: Any | None = None,
+    said: Any | None = None,
 ) -> "PreTrainedModel":
     """The causal language model, or the one with another head, on a device, in `model.dtype` (auto is as stored).
 
     `attention` names an attention implementation; None leaves the choice to transformers. A head that the stored model
     lacks is new, by the random numbers of now; `pad` is the token that fills a batch for it. `positions` is a config
     whose rotary positions the model gets. `held` is transformers' config of how linear layers are held; None: as
-    `model.quantization` says. `config` stands in for the stored one, as that of a .gguf file, of which transformers
+    `model.quantization` says. `said` stands in for the stored config, as that of a .gguf file, of which transformers
     reads a part. Raises ModelError, RecipeError, MissingExtra.
     """
     import torch
@@ -159,8 +159,7 @@ def load_model(
         AutoModelForTokenClassification,
     )
 
-    place, given = resolve_path(model.path), config
-    config = load_config(model, positions) if given is None else given
+    place, config = resolve_path(model.path), said or load_config(model, positions)
     words: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
     valued: Any = AutoModelForTokenClassification if head and head.tokens else AutoModelForSequenceClassification
@@ -169,7 +168,7 @@ def load_model(
     scaled = model.rope_scaling.rope_type is not None or positions is not None
     quantisation = _quantisation(model, config, device, held)
     with _explained(place), without_progress_bar(), contextlib.nullcontext() if head is None else _without_report():
-        if given is not None or head is not None or model.from_scratch or scaled or model.dropout is not None:
+        if said is not None or head is not None or model.from_scratch or scaled or model.dropout is not None:
             options["config"] = config
         if model.dropout is not None:
             _put_dropout(model.dropout, config, place)

@@ -17,15 +17,12 @@ from tunesmith.errors import RunError
 from tunesmith.exports import _gguf_families as families
 from tunesmith.exports import _gguf_file, _gguf_vocab, _llama_cpp
 from tunesmith.exports._check import TOKENS, TOLERANCE, Reference, Unlike, answers, judged, said_by
+from tunesmith.exports._costs import GGUF as COSTS
 from tunesmith.exports._manners import TEXTS, Manners
 from tunesmith.exports._stream import Plan
 from tunesmith.recipe import Model
 from tunesmith.seams import Report
 
-# Of the largest logit: what a type may cost beside the precision that the run has. Of types of blocks it is ten steps:
-# models of 32 numbers, in which little averages out, were seen to differ by 2.3 to 7.9 steps. What finds a wrong tensor
-# is the comparison of weights.
-COSTS = {"f32": 1e-4, "f16": 1e-2, "bf16": 5e-2, "q8_0": 10 / 127, "q5_0": 10 / 16, "q4_0": 10 / 8}
 READ = (  # what transformers' reader takes from a file
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "rms_norm_eps", "vocab_size", "tie_word_embeddings",
@@ -76,7 +73,7 @@ def compared(run: Reference, written: Written, device: str, file: Path, out: Pat
         raise Unlike(problem)
     dtype = written.dtype
     read = Model(path=str(file), dtype=_word(dtype))
-    model: Any = load_model(read, choose(device).type, config=_as_read(config)).eval()
+    model: Any = load_model(read, choose(device).type, said=_as_read(config)).eval()
     problem = _far(model, written)
     if problem is not None:
         raise Unlike(problem)

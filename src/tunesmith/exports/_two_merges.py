@@ -13,7 +13,7 @@ from typing import Any
 
 from tunesmith.engine.quantised import CONFIG
 from tunesmith.exports._check import Reference, answers
-from tunesmith.exports.bnb import COSTS
+from tunesmith.exports._costs import BNB as COSTS
 from tunesmith.generate.load import load
 from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Report

@@ -3,15 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tunesmith.exports._costs import BNB as COSTS
 from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Export, Report
 
 if TYPE_CHECKING:
     from tunesmith.seams import Quantization
-
-# Of the largest logit: ten times what a weight can be off, of the largest of its block. nf4's widest gap is from -1 to
-# -0.6962 (arXiv 2305.14314, appendix E); models of 32 numbers, in which little averages out, were seen at 0.97 of it.
-COSTS = {4: 10 * (1 - 0.6962) / 2, 8: 10 / 127}
 
 
 class Bnb(Export):

@@ -3,16 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tunesmith.exports._costs import TORCHAO as COSTS
 from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Export, Report
 
 if TYPE_CHECKING:
     from tunesmith.seams import Quantization
-
-COSTS = {
-    "int8_weight_only": 10 / 127,
-    "float8_weight_only": 10 / 16,
-}  # of the largest logit; float8 has 3 bits behind 1
 
 
 class TorchAO(Export):

@@ -13,7 +13,7 @@ from unit.exports.test_exports import make_run
 RECORD = {
     "recipe": {
         "model": {"path": "someone/base"},
-        "data": {"train": [{"path": "someone/rows"}, {"path": "/home/me/secret/own.json"}]},
+        "data": {"train": [{"path": "someone/rows"}, {"path": "/srv/me/secret/own.json"}]},
         "adapter": {"type": "lora"},
         "objective": {"type": "sft"},
     },
@@ -25,7 +25,7 @@ RECORD = {
             }
         }
     },
-    "summary": {"steps": 7, "loss": 1.5, "eval_loss_after": 1.25, "folder": "/home/me/runs/x"},
+    "summary": {"steps": 7, "loss": 1.5, "eval_loss_after": 1.25, "folder": "/srv/me/runs/x"},
 }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_a_dry_run_writes_the_card_and_sends_nothing(run, hub, tmp_path):
     assert "# tuned" in body and "License: apache-2.0." in body and "| train | 1,234 | 1,233 | 0 |" in body
     assert "train: 1 dropped: an empty answer" in body and "| eval loss after | 1.2500 |" in body
     assert "On 1 prompts against the trained weights: the same greedy tokens" in body
-    assert str(tmp_path) not in body and "/home/me" not in body and '"path": "base"' in body
+    assert str(tmp_path) not in body and "/srv/me" not in body and '"path": "base"' in body
     assert Merged().check(run, out).passed  # the card is no damage
 
 
