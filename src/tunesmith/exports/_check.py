@@ -63,6 +63,7 @@ class Reference:
 
     probes: tuple[Probe, ...]
     manners: Manners
+    dtype: torch.dtype  # that the run was asked in
 
     @property
     def largest(self) -> float:
@@ -102,7 +103,7 @@ def reference(generator: Generator, asked: Sequence[str]) -> Reference:
         prompt = generator.prompt([{"role": "user", "content": question}], TOKENS).ids
         tokens = greedy_ids(generator.model, prompt, TOKENS)
         probes.append(Probe(question, prompt, tokens, logits_of(generator.model, prompt, tokens)))
-    return Reference(tuple(probes), manners(generator.model, generator.tokenizer))
+    return Reference(tuple(probes), manners(generator.model, generator.tokenizer), generator.model.dtype)
 
 
 @contextlib.contextmanager

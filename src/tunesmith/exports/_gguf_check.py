@@ -38,7 +38,6 @@ class Written:
     tokenizer: Any
     facts: dict[str, Any]
     outtype: str
-    dtype: torch.dtype  # that the run was asked in
 
 
 def facts_of(plan: Plan, tokenizer: Any, manners: Manners, outtype: str, run: Path) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def compared(run: Reference, written: Written, device: str, file: Path, out: Pat
     problem = _gguf_vocab.difference(written.tokenizer, found, wanted) or _sizes(written, found, file)
     if problem is not None:
         raise Unlike(problem)
-    dtype = written.dtype
+    dtype = run.dtype
     read = Model(path=str(file), dtype=_word(dtype))
     model: Any = load_model(read, choose(device).type, said=_as_read(config)).eval()
     problem = _far(model, written)
@@ -160,7 +159,7 @@ def _far(model: Any, written: Written) -> str | None:
         kind = _gguf_file.kind(named, spec.shape, written.outtype)
         own = families.kept(config, spec.name, value.float())
         other = families.kept(config, spec.name, found[spec.name].cpu().float())
-        slack = own.abs() * torch.finfo(written.dtype).eps
+        slack = own.abs() * torch.finfo(found[spec.name].dtype).eps
         off = (other - own).abs() - _gguf_file.half_step(own, kind) - slack
         if not bool((off <= 0).all()):  # NaN is not
             return f"its tensor {named} is other than the run's by more than {kind} rounds"

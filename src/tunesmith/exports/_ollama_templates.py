@@ -17,7 +17,7 @@ TELL, ASK, SAY, MORE = (
     {"role": "assistant", "content": "42, of course."},
     {"role": "user", "content": "And in German: zwei Wörter?"},
 )
-CALL = {
+CALL: Mapping[str, Any] = {
     "role": "assistant",
     "content": "",
     "tool_calls": [
@@ -26,7 +26,7 @@ CALL = {
     ],
 }
 GIVEN = tuple({"role": "tool", "content": text, "tool_call_id": f"abcdefgh{at}"} for at, text in ((1, "42"), (2, "3")))
-TOOLS = tuple(
+TOOLS: tuple[Mapping[str, Any], ...] = tuple(
     {
         "type": "function",
         "function": {

@@ -13,8 +13,7 @@ import torch
 
 from tunesmith.data.prompt import prompt_ids
 from tunesmith.engine.device import choose
-from tunesmith.engine.model import base_of, load_model, without_progress_bar
-from tunesmith.engine.quantised import held_in
+from tunesmith.engine.model import load_model, without_progress_bar
 from tunesmith.errors import DataError, RunError
 from tunesmith.exports._check import (
     Reference,
@@ -89,7 +88,7 @@ def write(export: Export, held: Quantization, device: DeviceName, share: float, 
             is not as the run is.
     """
     place = weights_of(run)
-    _refuse(run, place)
+    refuse(run, place)
     kind = choose(device).type
     held.config(torch.float32, kind)  # which says what is missing before anything is loaded
     merged = Merged(device=device)
@@ -100,11 +99,7 @@ def write(export: Export, held: Quantization, device: DeviceName, share: float, 
         cost.before = cost.of(opened.model)
         with tempfile.TemporaryDirectory(dir=folder.parent) as room:
             merged.beside(opened, folder)
-            if plan is None or held_in(base_of(opened.model)) is not None:
-                merged.whole(opened, place, Path(room))
-            else:
-                merged.beside(opened, Path(room))
-                merged.streamed(opened, plan, Path(room))
+            merged.fill(opened, plan, place, Path(room))
             opened.closed()
             model: Any = load_model(Model(path=room, quantization=held), kind)
             with without_progress_bar():
@@ -128,7 +123,8 @@ def check(device: DeviceName, share: float, run: Path, out: Path) -> Report:
         return _compared(out, out, device, reference, cost, share)
 
 
-def _refuse(run: Path, place: str) -> None:
+def refuse(run: Path, place: str) -> None:
+    """Raise RunError for a run that says values, or that cannot be merged."""
     if stored_head(place) is not None:
         raise RunError(f"{run} says rewards or classes, whose head needs its precision: use type=merged")
     refuse_unmerged(run, place)

@@ -107,7 +107,7 @@ class Gguf(Export):
         merged = Merged(device=self.device, adapters=self.adapters)
         opened, plan = merged.opened(run, place)
         assert opened.reference is not None, "a run that says words was asked"
-        dtype, tokenizer, reference = opened.model.dtype, opened.tokenizer, opened.reference
+        tokenizer, reference = opened.tokenizer, opened.reference
         if folder is not None:
             base_of(opened.model).generation_config.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -115,7 +115,7 @@ class Gguf(Export):
             again = _plain(merged, opened, place, plan, Path(room))
             plan = again()
             facts = facts_of(plan, tokenizer, reference.manners, self.outtype, run)
-            yield reference, Written(plan, again, tokenizer, facts, self.outtype, dtype)
+            yield reference, Written(plan, again, tokenizer, facts, self.outtype)
 
 
 def _plain(merged: Any, opened: "Opened", place: str, plan: "Plan | None", room: Path) -> "Callable[[], Plan]":

@@ -44,8 +44,6 @@ class Merged(Export):
                 or what was written is not as the run is, and is removed.
             ModelError: the base model, or one of `adapters`, cannot be loaded.
         """
-        from tunesmith.engine.model import base_of
-        from tunesmith.engine.quantised import held_in
         from tunesmith.exports._check import new_folder, refuse_unmerged, weights_of
         from tunesmith.generate.load import stored_head
 
@@ -57,12 +55,7 @@ class Merged(Export):
         refuse_unmerged(run, place)
         with new_folder(out) as folder:
             opened, plan = self.opened(run, place)
-            held = held_in(base_of(opened.model)) is not None
-            if plan is None or (held and self.into == "rounded"):
-                sealed = self.whole(opened, place, folder)
-            else:
-                self.beside(opened, folder)
-                sealed = self.streamed(opened, plan, folder)
+            sealed = self.fill(opened, plan, place, folder)
             return self._signed(opened, place, folder, out, sealed)
 
     def check(self, run: Path, out: Path) -> Report:
@@ -111,6 +104,17 @@ class Merged(Export):
             return judged(compare(folder, out, "auto"))
         report = judged(compare(folder, out, "auto", share(place) if self.into == "stored" else None))
         return both(report, reference, place, self.device, self.into, self.adapters)
+
+    def fill(self, opened: "Opened", plan: "Plan | None", place: str, folder: Path) -> "Digests":
+        """Write the merged model, tensor by tensor where it can be, and forget the one that was asked."""
+        from tunesmith.engine.model import base_of
+        from tunesmith.engine.quantised import held_in
+
+        held = held_in(base_of(opened.model)) is not None
+        if plan is None or (held and self.into == "rounded"):
+            return self.whole(opened, place, folder)
+        self.beside(opened, folder)
+        return self.streamed(opened, plan, folder)
 
     def beside(self, opened: "Opened", folder: Path) -> None:
         """Write what stands beside the weights."""
