@@ -24,7 +24,7 @@ EXTRAS = {  # what a person may want: its package, and the command that installs
     "model.quantization: torchao": ("torchao", "pip install 'tunesmith[torchao]'"),
     "models stored in GPTQ, AWQ": ("gptqmodel", "pip install 'tunesmith[gptq]'"),
     "models in compressed-tensors": ("compressed-tensors", "pip install 'tunesmith[compressed-tensors]'"),
-    "models in .gguf files": ("gguf", "pip install 'tunesmith[gguf]'"),
+    "models in .gguf files, export: gguf, ollama": ("gguf", "pip install 'tunesmith[gguf]'"),
     "report_to: tensorboard": ("tensorboard", "pip install tensorboard"),
     "report_to: wandb": ("wandb", "pip install wandb"),
     "report_to: mlflow": ("mlflow", "pip install mlflow"),

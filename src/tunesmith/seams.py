@@ -328,6 +328,7 @@ class Report:
     partings: tuple[float, ...] = ()  # where greedy tokens part on a prompt: the lead of the run's own token
     compared: str = "greedy tokens"  # or "values", of a reward model or classifier, which has no tokens
     divergence: float = 0.0  # mean KL divergence of the next token from the run's own: nats
+    notes: tuple[str, ...] = ()  # what else was found, in words
 
     def lines(self) -> tuple[str, ...]:
         """The report for people."""
@@ -337,6 +338,7 @@ class Report:
             f"verified on {self.prompts} prompts: {tokens} the run; largest logit difference",
             f"{self.largest_logit_difference:.3g} (allowed {self.tolerance:.3g}), mean divergence "
             f"{self.divergence:.2g} nats",
+            *self.notes,
         )
 
     @property

@@ -141,13 +141,15 @@ def load_model(
     pad: int | None = None,
     positions: Any | None = None,
     held: Any | None = None,
+    said: Any | None = None,
 ) -> "PreTrainedModel":
     """The causal language model, or the one with another head, on a device, in `model.dtype` (auto is as stored).
 
     `attention` names an attention implementation; None leaves the choice to transformers. A head that the stored model
     lacks is new, by the random numbers of now; `pad` is the token that fills a batch for it. `positions` is a config
     whose rotary positions the model gets. `held` is transformers' config of how linear layers are held; None: as
-    `model.quantization` says. Raises ModelError, RecipeError, MissingExtra.
+    `model.quantization` says. `said` stands in for the stored config, as that of a .gguf file, of which transformers
+    reads a part. Raises ModelError, RecipeError, MissingExtra.
     """
     import torch
     from transformers import (
@@ -157,7 +159,7 @@ def load_model(
         AutoModelForTokenClassification,
     )
 
-    place, config = resolve_path(model.path), load_config(model, positions)
+    place, config = resolve_path(model.path), said or load_config(model, positions)
     words: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
     valued: Any = AutoModelForTokenClassification if head and head.tokens else AutoModelForSequenceClassification
@@ -166,7 +168,7 @@ def load_model(
     scaled = model.rope_scaling.rope_type is not None or positions is not None
     quantisation = _quantisation(model, config, device, held)
     with _explained(place), without_progress_bar(), contextlib.nullcontext() if head is None else _without_report():
-        if head is not None or model.from_scratch or scaled or model.dropout is not None:
+        if said is not None or head is not None or model.from_scratch or scaled or model.dropout is not None:
             options["config"] = config
         if model.dropout is not None:
             _put_dropout(model.dropout, config, place)
@@ -188,11 +190,20 @@ def load_model(
 
         new_tokens.give_rows(loaded, model, load_tokenizer(model))
     if place.endswith(GGUF):
-        loaded.name_or_path = loaded.config.name_or_path = place  # an adapter names its base by it
+        _complete(loaded, Path(place))
     if quantised.held_in(loaded) is None:
         return loaded.to(device)
     quantised.keep_numbers(loaded)
     return loaded
+
+
+def _complete(loaded: Any, file: Path) -> None:
+    """Give the model of a .gguf file its name, by which an adapter finds it, and the ends of answers beside it."""
+    from transformers import GenerationConfig
+
+    loaded.name_or_path = loaded.config.name_or_path = str(file)
+    if (file.parent / "generation_config.json").is_file():
+        loaded.generation_config = GenerationConfig.from_pretrained(str(file.parent))
 
 
 def _quantisation(model: Model, config: Any, device: str, held: Any | None) -> dict[str, Any]:

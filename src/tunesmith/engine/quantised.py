@@ -23,6 +23,7 @@ EXTRAS = {  # of this package: the modules that each brings
     "awq": ("gptqmodel",),
     "compressed-tensors": ("compressed_tensors",),
     "gguf": ("gguf",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
 }
 CONFIG = "quantization_config.json"  # beside an adapter: what its base model was held in
 TRAINABLE = "bitsandbytes, hqq, torchao in int8, gptq, awq or compressed-tensors"  # what a stored model may be held in

@@ -9,7 +9,7 @@ Letters: K greedy tokens of an answer, V vocabulary.
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Reference:
 
     probes: tuple[Probe, ...]
     manners: Manners
+    dtype: torch.dtype  # that the run was asked in
 
     @property
     def largest(self) -> float:
@@ -102,7 +103,7 @@ def reference(generator: Generator, asked: Sequence[str]) -> Reference:
         prompt = generator.prompt([{"role": "user", "content": question}], TOKENS).ids
         tokens = greedy_ids(generator.model, prompt, TOKENS)
         probes.append(Probe(question, prompt, tokens, logits_of(generator.model, prompt, tokens)))
-    return Reference(tuple(probes), manners(generator.model, generator.tokenizer))
+    return Reference(tuple(probes), manners(generator.model, generator.tokenizer), generator.model.dtype)
 
 
 @contextlib.contextmanager
@@ -134,15 +135,19 @@ def checking(out: Path) -> Iterator[Digests]:
         raise RunError(f"{out} is not as its run is: {error}") from error
 
 
-def compared(run: Reference, device: DeviceName, folder: Path, out: Path, dtype: Dtype | None) -> Report:
+def compared(
+    run: Reference, device: DeviceName, folder: Path, out: Path, dtype: Dtype | None, share: float | None = None
+) -> Report:
     """How what was written, loaded with plain transformers or peft, compares with the run.
+
+    `share` of the largest logit is the tolerance, where it is another than that of the precision.
 
     Raises RunError: what stands beside its weights is other than the run's.
     """
     generator = Generator(*load(str(folder), device, dtype))
     page(generator.model, files_of(folder))
     refuse_difference(run.manners, manners(generator.model, generator.tokenizer))
-    return answers(generator.model, run, out, TOLERANCE[generator.model.dtype])
+    return answers(generator.model, run, out, TOLERANCE[generator.model.dtype] if share is None else share)
 
 
 def refuse_difference(run: Manners, export: Manners) -> None:
@@ -154,10 +159,27 @@ def refuse_difference(run: Manners, export: Manners) -> None:
 
 def answers(model: Any, run: Reference, out: Path, share: float) -> Report:
     """How a model answers where the run does; `share` of the largest logit is the tolerance."""
+    return said_by(
+        lambda prompt: greedy_ids(model, prompt, TOKENS),
+        lambda prompt, tokens: logits_of(model, prompt, tokens),
+        run,
+        out,
+        share,
+    )
+
+
+def said_by(
+    greedy: Callable[[Sequence[int]], Sequence[int]],
+    logits_at: Callable[[Sequence[int], Sequence[int]], torch.Tensor],
+    run: Reference,
+    out: Path,
+    share: float,
+) -> Report:
+    """How what gives the greedy tokens after a prompt, and the logits of an answer's tokens, answers."""
     differences, partings, divergences = [], [], []
     for one in run.probes:
-        tokens = greedy_ids(model, one.prompt, TOKENS)
-        logits = logits_of(model, one.prompt, one.tokens)
+        tokens = tuple(greedy(one.prompt))
+        logits = logits_at(one.prompt, one.tokens)
         differences.append((logits - one.logits).abs().max())
         own, other = one.logits.log_softmax(-1), logits.log_softmax(-1)  # [K, V]
         divergences.append((own.exp() * (own - other)).sum(-1).mean())

@@ -31,14 +31,18 @@ class Manners:
 def manners(model: Any, tokenizer: Any) -> Manners:
     """Those of a loaded model and its tokenizer."""
     base = base_of(model)
-    config = getattr(base, "generation_config", None)  # a model that says values has none
+    labels = {} if base.get_output_embeddings() is not None else dict(base.config.id2label)
+    return stated(getattr(base, "generation_config", None), tokenizer, labels)  # a model that says values has none
+
+
+def stated(config: Any, tokenizer: Any, labels: Mapping[int, str] = {}) -> Manners:
+    """Those of a generation config, where there is one, and a tokenizer."""
     said = None if config is None else config.eos_token_id
     ends = said if isinstance(said, list) else [said]
     named = tokenizer.special_tokens_map
     special = {name: str(named[name]) for name in SPECIAL if named.get(name) is not None}
     texts = (*TEXTS, *special.values(), " ".join(f"a {token} b" for token in special.values()))
     ids = {text: tuple(tokenizer(text)["input_ids"]) for text in texts}
-    labels = {} if base.get_output_embeddings() is not None else dict(base.config.id2label)
     stops = frozenset(end for end in ends if end is not None)
     return Manners(tokenizer.chat_template, stops, special, labels, ids)
 

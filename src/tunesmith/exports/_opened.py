@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.exports import _values
-from tunesmith.exports._check import compared, questions, reference, weights_of
+from tunesmith.exports._check import Reference, compared, questions, reference, weights_of
 from tunesmith.exports._manners import manners
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.load import stored_head
@@ -26,6 +26,7 @@ class Opened:
     model: Any
     tokenizer: Any
     compare: Compare
+    reference: Reference | None = None  # what it answered; None of one that says values
 
     def closed(self) -> Compare:
         """Forget the model; what compares stays."""
@@ -48,4 +49,4 @@ def open_run(run: Path, device: DeviceName, dtype: Dtype | None, prepare: Callab
     generator = Generator.open(place, device, dtype)
     generator.model = prepare(generator.model)
     found = reference(generator, asked)
-    return Opened(generator.model, generator.tokenizer, functools.partial(compared, found, device))
+    return Opened(generator.model, generator.tokenizer, functools.partial(compared, found, device), found)

@@ -46,13 +46,13 @@ def damage(folder: Path, sealed: Digests) -> str | None:
 
 def sign(folder: Path, export: Export, sealed: Digests, report: Report) -> Report:
     """Write what an export is, and the report, into it."""
-    facts = asdict(report)
-    del facts["path"]
+    found = asdict(report)
+    del found["path"]
     said = {
         "made_by": f"tunesmith {__version__}",
         "export": spell(export, only_set=True),
         "files": sealed,
-        "verified": facts,
+        "verified": found,
     }
     (folder / FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     return report
@@ -60,9 +60,15 @@ def sign(folder: Path, export: Export, sealed: Digests, report: Report) -> Repor
 
 def signed(folder: Path) -> tuple[dict[str, Any], Digests]:
     """What made an export (its type and options), and what its files were. Raises RunError where it does not say."""
+    said = facts(folder)
+    return said["export"], {name: (size, digest) for name, (size, digest) in said["files"].items()}
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """All that an export says of itself. Raises RunError where it says nothing."""
     try:
-        said = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        digests = {name: (size, digest) for name, (size, digest) in said["files"].items()}
-        return said["export"], digests
+        said: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        said["export"], said["files"], said["verified"]  # which it has
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{folder} has no readable {FILE}, which every export has: make it again") from error
+    return said

@@ -68,11 +68,14 @@ class Plan:
     def _weights(self) -> Values:
         return self.model.state_dict()
 
+    def laid(self) -> tuple[list[Spec], Iterator[torch.Tensor]]:
+        """What the tensors will be, and they themselves, each made when it is its turn."""
+        jobs = self._jobs()
+        return [spec for job in jobs for spec in job.specs], _made(jobs)
+
     def write(self, folder: Path, limit: int) -> dict[str, str]:
         """Write config and weights. Returns the SHA-256 of each file of weights, as it was written."""
-        jobs = self._jobs()
-        specs = [spec for job in jobs for spec in job.specs]
-        digests = _tensors.write(folder, specs, _made(jobs), limit)
+        digests = _tensors.write(folder, *self.laid(), limit)
         config = self.model.config
         config.architectures, config.dtype = [type(self.model).__name__], self.dtype
         config.save_pretrained(folder)

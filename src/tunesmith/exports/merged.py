@@ -1,7 +1,7 @@
 """One model folder with the adapter in its weights, as transformers loads it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Merged(Export):
     """Add the adapter to its base model's weights. A run that trained whole weights is written as it is.
 
-    Of a base model that was held in few bits there are two: see `into`.
+    Of a base model that was held in few bits there are two: see `into`, and the report.
     """
 
     dtype: Dtype = "auto"
@@ -32,6 +32,9 @@ class Merged(Export):
     as they are loaded on this device."""
     adapters: tuple[str, ...] = ()
     """More adapters (folders or runs) that are merged after the run's own, in order."""
+    into: Literal["rounded", "stored"] = "rounded"
+    """Of a base that was held in few bits in training: the numbers that it had there, in plain weights, or those that
+    are stored. The report has both, and says which answers more as the run does."""
 
     def write(self, run: Path, out: Path) -> Report:
         """Write the merged model of a run.
@@ -41,8 +44,6 @@ class Merged(Export):
                 or what was written is not as the run is, and is removed.
             ModelError: the base model, or one of `adapters`, cannot be loaded.
         """
-        from tunesmith.engine.model import base_of
-        from tunesmith.engine.quantised import held_in
         from tunesmith.exports._check import new_folder, refuse_unmerged, weights_of
         from tunesmith.generate.load import stored_head
 
@@ -53,23 +54,20 @@ class Merged(Export):
             )
         refuse_unmerged(run, place)
         with new_folder(out) as folder:
-            opened, plan = self._opened(run, place)
-            if plan is None or held_in(base_of(opened.model)) is not None:
-                sealed = self.whole(opened, place, folder)
-            else:
-                self.beside(opened, folder)
-                sealed = self.streamed(opened, plan, folder)
-            return self._signed(opened, folder, out, sealed)
+            opened, plan = self.opened(run, place)
+            sealed = self.fill(opened, plan, place, folder)
+            return self._signed(opened, place, folder, out, sealed)
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare a merged model with the run that it is of again. Raises RunError where they differ."""
-        from tunesmith.exports._check import checking, judged, weights_of
+        from tunesmith.exports._check import checking, weights_of
 
+        place = weights_of(run)
         with checking(out):
-            opened, _ = self._opened(run, weights_of(run))
-            return judged(opened.closed()(out, out, "auto"))
+            opened, _ = self.opened(run, place)
+            return self._reported(opened, place, out, out)
 
-    def _opened(self, run: Path, place: str) -> "tuple[Opened, Plan | None]":
+    def opened(self, run: Path, place: str) -> "tuple[Opened, Plan | None]":
         """The run after it was asked, and how it is merged tensor by tensor, where it can be."""
         from tunesmith.exports import _stream
         from tunesmith.exports._opened import open_run
@@ -87,14 +85,36 @@ class Merged(Export):
         opened = open_run(run, self.device, self.dtype, prepare)
         return opened, plans[0] if plans else None  # a run that says values is not prepared
 
-    def _signed(self, opened: "Opened", folder: Path, out: Path, sealed: "Digests") -> Report:
-        from tunesmith.exports._check import judged, watched
+    def _signed(self, opened: "Opened", place: str, folder: Path, out: Path, sealed: "Digests") -> Report:
+        from tunesmith.exports._check import watched
         from tunesmith.exports._signature import sign
 
-        compare = opened.closed()
         with watched(folder, sealed):
-            report = judged(compare(folder, out, "auto"))
+            report = self._reported(opened, place, folder, out)
         return sign(folder, self, sealed, report)
+
+    def _reported(self, opened: "Opened", place: str, folder: Path, out: Path) -> Report:
+        """How what was written compares with the run, and the other merge of a base that was held in few bits."""
+        from tunesmith.exports._check import judged
+        from tunesmith.exports._two_merges import TWO, both, share
+
+        reference, two = opened.reference, (Path(place) / TWO).is_file()
+        compare = opened.closed()
+        if reference is None or not two:
+            return judged(compare(folder, out, "auto"))
+        report = judged(compare(folder, out, "auto", share(place) if self.into == "stored" else None))
+        return both(report, reference, place, self.device, self.into, self.adapters)
+
+    def fill(self, opened: "Opened", plan: "Plan | None", place: str, folder: Path) -> "Digests":
+        """Write the merged model, tensor by tensor where it can be, and forget the one that was asked."""
+        from tunesmith.engine.model import base_of
+        from tunesmith.engine.quantised import held_in
+
+        held = held_in(base_of(opened.model)) is not None
+        if plan is None or (held and self.into == "rounded"):
+            return self.whole(opened, place, folder)
+        self.beside(opened, folder)
+        return self.streamed(opened, plan, folder)
 
     def beside(self, opened: "Opened", folder: Path) -> None:
         """Write what stands beside the weights."""
@@ -114,8 +134,7 @@ class Merged(Export):
     def whole(self, opened: "Opened", place: str, folder: Path) -> "Digests":
         """Write a model that is merged as a whole, in plain weights.
 
-        What was held in few bits is loaded again: an update was trained beside the rounded numbers, so that it is
-        these it is added to, in their full width.
+        What was held in few bits is loaded again in plain weights, of the numbers that `into` says.
         """
         from tunesmith.engine.model import base_of, is_adapted, without_progress_bar
         from tunesmith.engine.quantised import held_in
@@ -127,7 +146,9 @@ class Merged(Export):
             del model
             opened.closed()
             values = stored_head(place) is not None
-            model = self.topped(load(place, self.device, self.dtype, values, widened=True)[0], place)
+            rounded = self.into == "rounded"
+            found = load(place, self.device, self.dtype, values, widened=rounded, stored=not rounded)[0]
+            model = self.topped(found, place)
         merged = model.merge_and_unload() if is_adapted(model) else model
         with without_progress_bar():
             merged.save_pretrained(folder, max_shard_size=self.max_shard_size)

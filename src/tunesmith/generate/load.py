@@ -97,12 +97,13 @@ def load(
     values: bool = False,
     rope_scaling: RopeScaling | None = None,
     widened: bool = False,
+    stored: bool = False,
     adapters: Mapping[str, str] | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model (a peft model where the path is an adapter's) in evaluation mode, and its tokenizer.
 
     `values` asks for one that says a reward or classes, and not words. An adapter's base is held in the bits that it
-    was trained in; `widened` asks for the same numbers in plain weights.
+    was trained in; `widened` asks for the same numbers in plain weights, `stored` for the base as it is stored.
     `adapters` are folders or runs of LoRA adapters by the names that a `Decoder` is asked for them by.
     `device` is a word of `train.device`; `dtype` None is the stored one, or float32 where the device has no
     bfloat16 arithmetic. `rope_scaling` stretches its rotary positions, in place of what is stored with it.
@@ -121,7 +122,7 @@ def load(
     as_said = {"dtype": precision, "rope_scaling": rope_scaling or RopeScaling()}
     if is_adapter(place):
         base = base_of(place)
-        model = _adapted(Path(place), base.model_copy(update=as_said), chosen.type, head, widened)
+        model = _adapted(Path(place), base.model_copy(update=as_said), chosen.type, head, widened, stored)
     else:
         base = Model(path=place)
         model = load_model(base.model_copy(update=as_said), chosen.type, head=head)
@@ -176,12 +177,12 @@ def trained_rows(adapter: Path) -> list[int]:
     return [row for rows in found.values() for row in rows] if isinstance(found, dict) else found
 
 
-def _adapted(folder: Path, base: Model, device: str, head: Head | None, widened: bool) -> Any:
+def _adapted(folder: Path, base: Model, device: str, head: Head | None, widened: bool, stored: bool) -> Any:
     """An adapter folder's base model with the adapter beside its weights."""
     from transformers import GenerationConfig
 
     try:
-        positions, held = positions_of(folder, base), quantised.load_config(folder)
+        positions, held = positions_of(folder, base), None if stored else quantised.load_config(folder)
         model = load_model(base, device, head=head, positions=positions, held=held)
     except ModelError as error:
         raise ModelError(f"the adapter {folder} needs its base model {base.path!r}: {error}") from error

@@ -1,0 +1,87 @@
+"""The page that a model has on a hub: what it was made of, by which recipe, of which rows, and how it was verified.
+
+The fields of its head: https://huggingface.co/docs/hub/model-cards.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith import __version__
+from tunesmith.generate.load import base_of, is_adapter
+
+LIBRARIES = {"adapter": "peft", "gguf": "gguf", "ollama": "gguf"}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FOLDERS = re.compile(r"(?<![\w.:/-])(?:~|[A-Za-z]:)?/(?:[^/\s\"',\]}]+/)+")  # of a path on somebody's machine
+COUNTS = ("rows_read", "rows_kept", "rows_truncated", "samples", "tokens", "trained_tokens")
+
+
+def card(
+    run: Path, record: Mapping[str, Any], place: str, signed: Mapping[str, Any], repo: str, license_: str | None
+) -> str:
+    """The page, as Markdown with a head of YAML."""
+    return "\n".join(_parts(run, record, place, signed, repo, license_)) + "\n"
+
+
+def _parts(
+    run: Path, record: Mapping[str, Any], place: str, signed: Mapping[str, Any], repo: str, license_: str | None
+) -> Iterator[str]:
+    recipe, kind = record["recipe"], signed["export"]["type"]
+    base = base_of(place).path if is_adapter(place) else recipe["model"]["path"]
+    rows = {one["path"] for one in recipe["data"]["train"] if HUB_ID.fullmatch(one["path"])}
+    method, objective = recipe["adapter"]["type"], recipe["objective"]["type"]
+    head: dict[str, Any] = {
+        "library_name": LIBRARIES.get(kind, "transformers"),
+        "pipeline_tag": "text-generation",
+        "tags": ["tunesmith", method, objective],
+    }
+    head |= {"base_model": base} if HUB_ID.fullmatch(base) else {}
+    head |= {"datasets": sorted(rows)} if rows else {}
+    head |= {} if license_ is None else {"license": license_}
+    yield f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
+    yield f"# {repo.rpartition('/')[2]}\n"
+    yield f"`{_hidden(base)}`, tuned with {method} by {objective}, as `{kind}`. Made by tunesmith {__version__}.\n"
+    yield f"License: {license_ or 'not said'}. That of the base model and of the rows may bind it too.\n"
+    yield "## Recipe\n"
+    yield f"```yaml\n{_hidden((run / 'recipe.yaml').read_text(encoding='utf-8')).rstrip()}\n```\n"
+    yield "## Rows\n"
+    yield from _rows(record["data"]["ledger"])
+    yield "## Training\n"
+    yield from _numbers(record["summary"])
+    yield "## Verified\n"
+    yield from _verified(signed["verified"])
+
+
+def _hidden(text: str) -> str:
+    """A text in which paths on somebody's machine are the names of their files."""
+    return FOLDERS.sub("", text)
+
+
+def _rows(ledger: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield f"| | {' | '.join(name.replace('_', ' ') for name in COUNTS)} |\n|---|{'---:|' * len(COUNTS)}"
+    for split, counts in ledger.items():
+        yield f"| {split} | {' | '.join(f'{counts[name]:,}' for name in COUNTS)} |"
+    for split, counts in ledger.items():
+        for reason, entry in counts["dropped"].items():
+            yield f"\n{split}: {entry['count']:,} dropped: {_hidden(reason)}"
+    yield ""
+
+
+def _numbers(summary: Mapping[str, Any]) -> Iterator[str]:
+    shown = {name: value for name, value in summary.items() if isinstance(value, int | float)}
+    yield "| | |\n|---|---:|"
+    for name, value in shown.items():
+        yield f"| {name.replace('_', ' ')} | {value:,.4f} |" if isinstance(value, float) else f"| {name} | {value:,} |"
+    yield ""
+
+
+def _verified(report: Mapping[str, Any]) -> Iterator[str]:
+    same = "the same" if report["same_greedy_tokens"] else f"at {len(report['partings'])} ties other"
+    yield (
+        f"On {report['prompts']} prompts against the trained weights: {same} {report['compared']}, largest difference "
+        f"{report['largest_logit_difference']:.3g} ({report['tolerance']:.3g} is allowed)."
+    )
+    yield from (f"{note}." for note in report["notes"])

@@ -1,0 +1,166 @@
+"""How a .gguf file is verified: read as transformers reads it, and by llama.cpp where that is installed.
+
+The tokenizer and the sizes of the model are compared with the run's; each weight lies within half a step of its block
+of the run's; and it answers as the run does, as closely as its type rounds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.engine.device import choose
+from tunesmith.engine.model import base_of, load_config, load_model
+from tunesmith.errors import RunError
+from tunesmith.exports import _gguf_families as families
+from tunesmith.exports import _gguf_file, _gguf_vocab, _llama_cpp
+from tunesmith.exports._check import TOKENS, TOLERANCE, Reference, Unlike, answers, judged, said_by
+from tunesmith.exports._costs import GGUF as COSTS
+from tunesmith.exports._manners import TEXTS, Manners
+from tunesmith.exports._stream import Plan
+from tunesmith.recipe import Model
+from tunesmith.seams import Report
+
+READ = (  # what transformers' reader takes from a file
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "rms_norm_eps", "vocab_size", "tie_word_embeddings",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a file was made of."""
+
+    plan: Plan
+    again: Callable[[], Plan]  # what peft merged once it does not merge again
+    tokenizer: Any
+    facts: dict[str, Any]
+    outtype: str
+
+
+def facts_of(plan: Plan, tokenizer: Any, manners: Manners, outtype: str, run: Path) -> dict[str, Any]:
+    """All that a file says beside its tensors, by llama.cpp's names.
+
+    Raises RunError for a model or a tokenizer that llama.cpp's layout has no place for here.
+    """
+    config = plan.model.config
+    family = families.FAMILIES.get(config.model_type)
+    if family is None:
+        raise RunError(
+            f"{run} has a {config.model_type} model, and .gguf files are written of {', '.join(families.FAMILIES)}: "
+            "export type=merged, and use llama.cpp's own convert_hf_to_gguf.py"
+        )
+    families.refuse(config, bool(config.tie_word_embeddings))
+    general = {
+        "general.type": "model",
+        "general.name": run.resolve().name,
+        "general.file_type": _gguf_file.FILE_TYPES[outtype],
+        "general.quantization_version": 2,
+    }
+    vocabulary = _gguf_vocab.vocabulary(tokenizer, config.vocab_size, manners)
+    return general | families.sizes(config) | vocabulary
+
+
+def compared(run: Reference, written: Written, device: str, file: Path, out: Path) -> Report:
+    """How a file compares with the run it was made of. Raises RunError where it is another."""
+    found, config = _gguf_file.read(file), written.plan.model.config
+    wanted = {name: value for name, value in written.facts.items() if name.startswith("tokenizer.")}
+    problem = _gguf_vocab.difference(written.tokenizer, found, wanted) or _sizes(written, found, file)
+    if problem is not None:
+        raise Unlike(problem)
+    dtype = run.dtype
+    read = Model(path=str(file), dtype=_word(dtype))
+    model: Any = load_model(read, choose(device).type, said=_as_read(config)).eval()
+    problem = _far(model, written)
+    if problem is not None:
+        raise Unlike(problem)
+    share = max(COSTS[written.outtype], TOLERANCE[dtype])
+    report = answers(model, run, out, share)
+    if not _llama_cpp.is_installed():
+        return replace(report, notes=(f"not tried in llama.cpp itself: {_llama_cpp.HOW}",))
+    del model
+    return replace(report, notes=_tried(run, written, file, out, share))
+
+
+def _tried(run: Reference, written: Written, file: Path, out: Path, share: float) -> tuple[str, ...]:
+    """What llama.cpp made of a file, in words. Raises RunError where it is not what the run says."""
+    longest = max(len(one.prompt) for one in run.probes) + TOKENS
+    with _llama_cpp.opened(file, longest) as other:
+        spoken = judged(
+            said_by(lambda prompt: other.greedy(prompt, TOKENS), other.logits, run, out, share + _llama_cpp.COST)
+        )
+        goes_on = sorted(at for at, ends in other.ends(sorted(run.manners.ends)).items() if not ends)
+        if goes_on:
+            raise Unlike(f"llama.cpp goes on after the tokens {goes_on}, at which the run's answers end")
+        odd = [text for text in _gguf_vocab.CUTS if other.ids(text) != _ids(written.tokenizer, text)]
+    for text in odd:
+        if text in TEXTS:
+            raise Unlike(f"llama.cpp reads {text[:40]!r} as other tokens than the run does")
+    same = len(_gguf_vocab.CUTS) - len(odd)
+    return (
+        f"in llama.cpp: {'the same greedy tokens' if spoken.same_greedy_tokens else 'other tokens at ties'}, largest "
+        f"logit difference {spoken.largest_logit_difference:.3g} (allowed {spoken.tolerance:.3g}), mean divergence "
+        f"{spoken.divergence:.2g} nats; reads {same} of {len(_gguf_vocab.CUTS)} texts as the run",
+    )
+
+
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _word(dtype: torch.dtype) -> Any:
+    return str(dtype).removeprefix("torch.")
+
+
+def _as_read(config: Any) -> Any:
+    """The config that transformers gives a model of a file: Mistral's models are Llama's there."""
+    from transformers import AutoConfig
+
+    if families.FAMILIES[config.model_type].arch != "llama":
+        return config
+    said = config.to_dict()
+    for name in ("model_type", "architectures", "sliding_window", "layer_types"):
+        said.pop(name, None)
+    return AutoConfig.for_model("llama", **said)
+
+
+def _sizes(written: Written, found: dict[str, Any], file: Path) -> str | None:
+    """The first size of the model that is another in a file, in words."""
+    for name, value in written.facts.items():
+        other = found.get(name)
+        if not (name.startswith("tokenizer.") or _equal(value, other)):
+            return f"its {name} is {other!r}, and the run's is {value!r}"
+    config, read = written.plan.model.config, load_config(Model(path=str(file))).get_text_config()
+    for name in READ:
+        own, other = getattr(config, name), getattr(read, name)
+        if not _equal(own, other):
+            return f"its {name} is {other!r} as transformers reads it, and the run's is {own!r}"
+    return None
+
+
+def _equal(own: Any, other: Any) -> bool:
+    """Whether two values are one, in the float32 that a file has."""
+    if isinstance(own, float) and isinstance(other, float):
+        return torch.tensor(own).item() == torch.tensor(other).item()
+    return bool(own == other)
+
+
+@torch.no_grad()
+def _far(model: Any, written: Written) -> str | None:
+    """The first weight that is further from the run's than rounding explains, in words."""
+    config = written.plan.model.config
+    found = base_of(model).state_dict()
+    specs, tensors = written.again().laid()
+    names = _gguf_file.names(config, specs)
+    for spec, value in zip(specs, tensors, strict=True):
+        named = names[spec.name]
+        kind = _gguf_file.kind(named, spec.shape, written.outtype)
+        own = families.kept(config, spec.name, value.float())
+        other = families.kept(config, spec.name, found[spec.name].cpu().float())
+        slack = own.abs() * torch.finfo(found[spec.name].dtype).eps
+        off = (other - own).abs() - _gguf_file.half_step(own, kind) - slack
+        if not bool((off <= 0).all()):  # NaN is not
+            return f"its tensor {named} is other than the run's by more than {kind} rounds"
+    return None

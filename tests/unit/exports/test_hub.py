@@ -1,0 +1,103 @@
+"""Model cards, and pushes that are dry unless they are asked for."""
+
+import json
+
+import pytest
+import yaml
+
+from tunesmith.errors import RunError
+from tunesmith.exports.hub import Hub
+from tunesmith.exports.merged import Merged
+from unit.exports.test_exports import make_run
+
+RECORD = {
+    "recipe": {
+        "model": {"path": "someone/base"},
+        "data": {"train": [{"path": "someone/rows"}, {"path": "/srv/me/secret/own.json"}]},
+        "adapter": {"type": "lora"},
+        "objective": {"type": "sft"},
+    },
+    "data": {
+        "ledger": {
+            "train": {
+                "rows_read": 1234, "rows_kept": 1233, "rows_truncated": 0, "samples": 1233, "tokens": 9999,
+                "trained_tokens": 5000, "dropped": {"an empty answer": {"count": 1}},
+            }
+        }
+    },
+    "summary": {"steps": 7, "loss": 1.5, "eval_loss_after": 1.25, "folder": "/srv/me/runs/x"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = make_run(tmp_path, prompts=["What is two and three?"])
+    (run / "record.json").write_text(json.dumps(RECORD))
+    Merged().write(run, tmp_path / "out")
+    return run
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What is asked of the hub, in place of asking it."""
+    calls = []
+
+    class Api:
+        def create_repo(self, repo, **options):
+            calls.append((repo, options))
+
+        def upload_folder(self, repo_id, folder_path, **options):
+            calls.append((repo_id, folder_path))
+            return type("Sent", (), {"commit_url": f"https://hub/{repo_id}/commit/1"})
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    return calls
+
+
+def test_a_dry_run_writes_the_card_and_sends_nothing(run, hub, tmp_path):
+    out = tmp_path / "out"
+    report = Hub(repo="me/tuned", license="apache-2.0").write(run, out)
+    assert report.passed and hub == []
+    files, size = len(list(out.iterdir())), sum(file.stat().st_size for file in out.iterdir())
+    assert report.notes == (
+        f"{files} files, {size / 1e6:,.1f} MB, README.md among them: a dry run: push=true sends them to me/tuned",
+    )
+    _, head, body = (out / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(head) == {
+        "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["tunesmith", "lora", "sft"],
+        "datasets": ["someone/rows"], "license": "apache-2.0",
+    }  # fmt: skip
+    assert "# tuned" in body and "License: apache-2.0." in body and "| train | 1,234 | 1,233 | 0 |" in body
+    assert "train: 1 dropped: an empty answer" in body and "| eval loss after | 1.2500 |" in body
+    assert "On 1 prompts against the trained weights: the same greedy tokens" in body
+    assert str(tmp_path) not in body and "/srv/me" not in body and '"path": "base"' in body
+    assert Merged().check(run, out).passed  # the card is no damage
+
+
+def test_a_push_sends_the_folder(run, hub, tmp_path):
+    report = Hub(repo="me/tuned", push=True).write(run, tmp_path / "out")
+    assert hub == [("me/tuned", {"private": True, "exist_ok": True}), ("me/tuned", str(tmp_path / "out"))]
+    assert report.notes[-1].endswith("pushed to https://hub/me/tuned/commit/1")
+    assert "License: not said." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_cannot_be_pushed(run, tmp_path, monkeypatch):
+    with pytest.raises(RunError, match=r"none is no export: write one first, as with tunesmith export .* type=merged"):
+        Hub(repo="me/tuned").write(run, tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"empty has no readable export\.json"):
+        Hub(repo="me/tuned").write(run, tmp_path / "empty")
+    data = bytearray((tmp_path / "out" / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "out" / "model.safetensors").write_bytes(data)
+    with pytest.raises(RunError, match="is damaged"):
+        Hub(repo="me/tuned", push=True).write(run, tmp_path / "out")
+
+
+def test_a_hub_that_refuses_is_one_line(run, hub, tmp_path, monkeypatch):
+    def refuse(self, *args, **options):
+        raise OSError("no way there\nmore")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    with pytest.raises(RunError, match=r"^me/tuned was not pushed: no way there\. See hf auth login$"):
+        Hub(repo="me/tuned", push=True).write(run, tmp_path / "out")
