@@ -11,7 +11,7 @@ import sys
 from typing import Any, NoReturn
 
 from tunesmith import __version__
-from tunesmith.errors import TunesmithError, near
+from tunesmith.errors import TunesmithError, left_to_launcher, near
 
 VERBS = {
     "train": "Train a model as a recipe says, or go on with a run folder.",
@@ -119,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        for line in _told(error, verbose).splitlines():
+        told = _told(error, verbose)
+        for line in () if left_to_launcher(told) else told.splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
