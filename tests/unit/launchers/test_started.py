@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(recipe, whole, tmp_path):
 
 
 def test_runs_that_begin_again_have_a_folder():
-    with pytest.raises(launching.RecipeError, match="train.output_dir: a run that is begun again goes on in its"):
+    with pytest.raises(launching.RecipeError, match="train.output_dir: a run that torchrun begins again goes on"):
         launching.start(Torchrun(max_restarts=1), ["train", "quickstart"], None)
 
 
@@ -129,14 +129,14 @@ class Script(Local):
         return [sys.executable, "-c", {WAITS!r}]
 sys.exit(launching.start(Script(), [], None))
 """
-    parent = subprocess.Popen([sys.executable, "-c", text], stderr=subprocess.PIPE, text=True)
-    assert parent.stderr is not None
-    while parent.stderr.readline() != "here\n":
-        assert parent.poll() is None
-    begun = time.monotonic()
-    parent.send_signal(signal.SIGTERM)
-    assert parent.wait() == 128 + signal.SIGTERM and time.monotonic() - begun < 30
-    assert parent.stderr.read() == "saved\n"
+    with subprocess.Popen([sys.executable, "-c", text], stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stderr is not None
+        while parent.stderr.readline() != "here\n":
+            assert parent.poll() is None
+        begun = time.monotonic()
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait() == 128 + signal.SIGTERM and time.monotonic() - begun < 30
+        assert parent.stderr.read() == "saved\n"
 
 
 def test_a_program_that_is_not_there(tmp_path):
@@ -177,7 +177,7 @@ WALL = [
     "Traceback (most recent call last):",
     '  File "/x/torch/distributed/run.py", line 9',
     "    main()",
-    "{}: x",
+    "{}",
     "===",
 ]
 
