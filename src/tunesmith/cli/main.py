@@ -16,7 +16,7 @@ from tunesmith.errors import TunesmithError, left_to_launcher, near
 VERBS = {
     "train": "Train a model as a recipe says, or go on with a run folder.",
     "preview": "Show the rows as the model will see them, and count what is trained.",
-    "plan": "Say how much memory a recipe needs, before anything is loaded, and what would fit.",
+    "plan": "Say what memory and time a recipe needs, on one device or many, before anything is loaded.",
     "chat": "Talk with a model or with what a run made.",
     "serve": "Serve a model, or what a run made, as OpenAI's servers are asked.",
     "bench": "Measure how fast a recipe trains, also against other trainers.",
@@ -97,6 +97,13 @@ def warmth(text: str) -> float:
     """A temperature from 0 to 100, for argparse."""
     if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text) or float(text) > 100:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 100 (it was {text!r})")
+    return float(text)
+
+
+def price(text: str) -> float:
+    """A number above 0, for argparse."""
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text) or not float(text):
+        raise argparse.ArgumentTypeError(f"must be a number above 0 (it was {text!r})")
     return float(text)
 
 
