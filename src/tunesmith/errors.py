@@ -1,11 +1,16 @@
 """Every error this package raises on purpose; each is also the built-in error a caller would expect."""
 
 import difflib
+import json
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
+FOLDER_OF_ERRORS = "TUNESMITH_ERRORS"  # of the environment: where a launcher's processes write why they failed
 REASON_CHARACTERS = 80
 _REASON_END = re.compile(r"[(;]|[.:] ")  # where a message goes on to values and to what to do
+_LOST = re.compile(r"onnection (closed|reset|refused)|remote (worker|process)|DistBackendError|Socket Timeout")
 _NUMBER = re.compile(r"\[\d+\]")
 
 
@@ -68,3 +73,31 @@ def near(wrong: str, known: Iterable[str]) -> str:
         return "Did you mean " + " or ".join(repr(name) for name in close) + "?"
     shown = [name if name.isprintable() else repr(name) for name in names[:12]]
     return "Known: " + ", ".join(shown) + (", ..." if len(names) > 12 else "") + "."
+
+
+def left_to_launcher(message: str) -> bool:
+    """Whether a launcher tells why this process fails: it is written where the launcher looks, if it is the first.
+
+    Of the ranks of an attempt the first is heard, and one that lost the others only where no other said anything.
+    """
+    folder = os.environ.get(FOLDER_OF_ERRORS)
+    if folder is None or not Path(folder).is_dir():
+        return False
+    attempt, lost = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), _LOST.search(message) is not None
+    try:
+        with (Path(folder) / f"{attempt:06}-{'lost' if lost else 'first'}.json").open("x", encoding="utf-8") as file:
+            json.dump({"rank": os.environ.get("RANK"), "message": message}, file)
+    except FileExistsError:
+        pass
+    return True
+
+
+def first_error(folder: Path) -> str | None:
+    """What the first process of the newest attempt wrote, with its rank; None: none failed that could."""
+    written = sorted(folder.glob("*.json"), key=lambda path: (-int(path.name.partition("-")[0]), path.name))
+    if not written:
+        return None
+    found = json.loads(written[0].read_text(encoding="utf-8"))
+    lost = "another rank is gone and left no word: " if written[0].stem.endswith("lost") else ""
+    rank = "" if found["rank"] is None else f"rank {found['rank']}: "
+    return f"{rank}{lost}{found['message']}"

@@ -40,6 +40,8 @@ LAYERS = (
         "compare",
         "selftest",
         "planner",
+        "launching",
+        "launchers",
     },
     {"serve"},
     {"cli", "__main__"},
@@ -51,6 +53,7 @@ LIGHT = {
     "", "errors", "types", "atomic", "component", "seams", "explain", "together", "recipe", "recipe_data",
     "recipe_rope", "recipe_text", "recipe_train", "schema", "defaults", "passthrough", "cli", "formats", "templates",
     "objectives", "adapters", "optimizers", "quantizations", "exports", "evaluation", "data.source", "planner",
+    "launching", "launchers",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""
 

@@ -6,6 +6,7 @@ import pytest
 
 from house import docs
 from tunesmith.component import all_of
+from tunesmith.launching import Launcher
 from tunesmith.recipe import Eval, Model
 from tunesmith.recipe_data import Data, Source
 from tunesmith.recipe_train import Train
@@ -16,7 +17,7 @@ GENERATED = {
     "docs/reference/options.md": ("options", "--markdown"),
     "docs/reference/compatibility.md": ("options", "--compatibility"),
 }
-SEAMS = (Adapter, Export, Format, Objective, Optimizer, Quantization, Template)
+SEAMS = (Adapter, Export, Format, Launcher, Objective, Optimizer, Quantization, Template)
 
 
 def test_public_names_links_and_versions():

@@ -25,6 +25,7 @@ from tunesmith.cli import main as cli
 from tunesmith.component import find
 from tunesmith.evaluate import Evaluation, read
 from tunesmith.explain import choose
+from tunesmith.launching import Launcher
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_text import read_words, recipe_file, recipe_names
 from tunesmith.seams import Export, Format, Task
@@ -145,13 +146,18 @@ def test_every_command_is_one(tmp_path, monkeypatch, words):
         given = arguments.recipe
         assert given in recipe_names() or given.endswith(".yaml") or given.startswith("runs/")
         tree = yaml.safe_load(recipe_file(given).read_text()) if given in recipe_names() else deepcopy(SMALLEST)
-        Recipe(**read_words(tree, arguments.words))
+        launched = [word for word in arguments.words if word.startswith("launcher")]
+        Recipe(**read_words(tree, [word for word in arguments.words if word not in launched]))
+        if launched:
+            choose(Launcher, read_words({}, launched)["launcher"])
     elif verb == "recipes" and arguments.words:
         assert arguments.words[1] in recipe_names()
     elif verb == "export":
         choose(Export, read_words({}, arguments.words))
     elif verb == "options":
-        groups = schema.groups(Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task)
+        groups = schema.groups(
+            Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task, launcher=Launcher
+        )
         schema.choose(groups, arguments.section)
     elif verb == "evaluate":
         read(arguments.task.split(","), arguments.words)

@@ -13,6 +13,7 @@ from tunesmith.component import Section, all_of
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate import Evaluation
 from tunesmith.formats._tags import Tags
+from tunesmith.launching import Launcher
 from tunesmith.recipe import Eval, Model, Recipe, Reference, Teacher
 from tunesmith.recipe_data import Data, Loss, Source
 from tunesmith.recipe_rope import RopeScaling
@@ -21,8 +22,8 @@ from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Quant
 from tunesmith.synthesis.options import Synthesis
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
-SEAMS = (Adapter, Export, Format, Objective, Optimizer, Quantization, Task, Template)
-GROUPS = schema.groups(Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task)
+SEAMS = (Adapter, Export, Format, Launcher, Objective, Optimizer, Quantization, Task, Template)
+GROUPS = schema.groups(Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task, launcher=Launcher)
 OPTIONS = {option.path: option for group in GROUPS for option in group.options}
 
 
@@ -105,7 +106,7 @@ def test_every_declared_option_is_reached():
     tagged = [kind for kind in components if "tags" in kind.model_fields]  # a section in each of them
     declared = sum(len(kind.model_fields) for kind in (*sections, *components, *[Tags] * len(tagged)))
     declared -= sum((len(all_of(seam)) - 1) * len(seam.model_fields) for seam in SEAMS)  # what all share is said once
-    assert len(OPTIONS) == declared - len(inner) - len(tagged) + 2  # `export` and `task` are none
+    assert len(OPTIONS) == declared - len(inner) - len(tagged) + 3  # `export`, `task` and `launcher` are none
     assert {"train.max_steps", "adapter[lora].r", "data.train[].format", "export"} <= set(OPTIONS)
 
 
@@ -183,7 +184,7 @@ def test_the_json_schema_has_every_option_and_its_help():
     missing = [
         path
         for path, option in OPTIONS.items()
-        if not path.startswith(("export", "synthesize", "evaluate", "task"))
+        if not path.startswith(("export", "synthesize", "evaluate", "task", "launcher"))
         and (path.rpartition(".")[2], option.help) not in described
     ]
     assert missing == []

@@ -11,12 +11,12 @@ import sys
 from typing import Any, NoReturn
 
 from tunesmith import __version__
-from tunesmith.errors import TunesmithError, near
+from tunesmith.errors import TunesmithError, left_to_launcher, near
 
 VERBS = {
     "train": "Train a model as a recipe says, or go on with a run folder.",
     "preview": "Show the rows as the model will see them, and count what is trained.",
-    "plan": "Say how much memory a recipe needs, before anything is loaded, and what would fit.",
+    "plan": "Say what memory and time a recipe needs, on one device or many, before anything is loaded.",
     "chat": "Talk with a model or with what a run made.",
     "serve": "Serve a model, or what a run made, as OpenAI's servers are asked.",
     "bench": "Measure how fast a recipe trains, also against other trainers.",
@@ -100,6 +100,13 @@ def warmth(text: str) -> float:
     return float(text)
 
 
+def price(text: str) -> float:
+    """A number above 0, for argparse."""
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text) or not float(text):
+        raise argparse.ArgumentTypeError(f"must be a number above 0 (it was {text!r})")
+    return float(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns 0, 1 (an error), 2 (a wrong command line) or 130 (Ctrl-C)."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -119,7 +126,8 @@ def main(argv: list[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        for line in _told(error, verbose).splitlines():
+        told = _told(error, verbose)
+        for line in () if left_to_launcher(told) else told.splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 

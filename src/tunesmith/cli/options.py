@@ -19,6 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print. Raises RecipeError when there is no such section or option."""
     from tunesmith import schema, together
     from tunesmith.evaluate import Evaluation
+    from tunesmith.launching import Launcher
     from tunesmith.recipe import Recipe
     from tunesmith.seams import Export, Task
     from tunesmith.synthesis.options import Synthesis
@@ -26,7 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.schema or arguments.compatibility:
         print(json.dumps(schema.json_schema(Recipe), indent=2) if arguments.schema else together.page())
         return 0
-    groups = schema.groups(Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task)
+    groups = schema.groups(
+        Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task, launcher=Launcher
+    )
     found = schema.choose(groups, arguments.section)
     if arguments.markdown:
         print("\n".join(schema.as_markdown(found)))

@@ -8,28 +8,32 @@ from pathlib import Path
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("recipe", metavar="RECIPE_OR_RUN", help="file, shipped recipe's name or run folder")
-    parser.add_argument("words", nargs="*", default=[], metavar="a.b=c", help="options that replace the recipe's")
+    parser.add_argument("words", nargs="*", default=[], metavar="a.b=c", help="options to change; launcher=torchrun")
     parser.add_argument("--json", action="store_true", help="print the run's summary as JSON on stdout")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train. Returns 0, or 128 + the number of the signal that stopped the run."""
+    """Train. Returns 0, 128 + the number of the signal that stopped the run, or what a launcher's command returns."""
+    from tunesmith import launching
     from tunesmith.errors import RunError
     from tunesmith.recipe import Recipe
 
-    folder = Path(arguments.recipe)
-    if (folder / "recipe.yaml").is_file():
-        if arguments.words:
-            again = f"tunesmith train {folder / 'recipe.yaml'} {' '.join(arguments.words)}"
-            raise RunError(f"{folder} is a run, and keeps its recipe when it goes on. For a new run: {again}")
-        from tunesmith.run import resume
+    launcher, words = launching.split(arguments.words)
+    is_run = (Path(arguments.recipe) / "recipe.yaml").is_file()
+    folder = Path(arguments.recipe) if is_run else None
+    if is_run and words:
+        again = f"tunesmith train {folder}/recipe.yaml {' '.join(words)}"
+        raise RunError(f"{folder} is a run, and keeps its recipe when it goes on. For a new run: {again}")
+    recipe = Recipe.load(arguments.recipe, words)
+    if launcher is not None:
+        flags = [f"--{name}" for name in ("json", "verbose") if getattr(arguments, name)]
+        known = arguments.recipe if is_run else recipe.train.output_dir
+        return launching.start(launcher, ["train", arguments.recipe, *words, *flags], known, arguments.verbose)
+    folder = folder or launching.begun(recipe)
+    from tunesmith import run
+    from tunesmith.engine import ranks
 
-        done = resume(folder)
-    else:
-        recipe = Recipe.load(arguments.recipe, arguments.words)
-        from tunesmith.run import train
-
-        done = train(recipe)
-    if arguments.json:
+    done = run.train(recipe) if folder is None else run.resume(folder)
+    if arguments.json and ranks.own() == 0:
         print(json.dumps(done.summary))
     return done.exit_code

@@ -6,7 +6,6 @@ from typing import Any
 
 from tunesmith.component import name_of, refusal
 from tunesmith.defaults import Device, resolve, with_values
-from tunesmith.errors import RecipeError
 from tunesmith.planner.memory import Estimate, estimate
 from tunesmith.planner.shapes import Shape, shape_of
 from tunesmith.recipe import Recipe
@@ -199,16 +198,6 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "fits_with": [list(words) for words in plan.words],
     }
-
-
-def bytes_of(text: str) -> int:
-    """The bytes that 8GB, 80GiB or 500MB say. Raises RecipeError."""
-    units = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-    number = text.lower().rstrip("bikmgt").strip()
-    size = units.get(text.lower().removeprefix(number).strip())
-    if size is None or not number.replace(".", "", 1).isdecimal():
-        raise RecipeError(f"--memory is a number with a unit, as 8GB or 24GiB (it was {text!r})")
-    return int(float(number) * size)
 
 
 def _gb(size: int) -> str:

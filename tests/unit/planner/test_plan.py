@@ -11,7 +11,7 @@ from fixtures_models import tiny_config
 from tunesmith.cli.main import main
 from tunesmith.defaults import Device, resolve, with_values
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.planner import memory, passes, plan, shapes
+from tunesmith.planner import devices, memory, passes, plan, shapes
 from tunesmith.recipe import Recipe
 
 CPU, CUDA = Device("cpu", "CPU", False), Device("cuda", "a CUDA device", True)
@@ -263,11 +263,11 @@ def test_rows_that_fit(recipe):
 
 
 def test_sizes_as_they_are_said():
-    assert plan.bytes_of("8GB") == 8_000_000_000 and plan.bytes_of("1.5 GiB") == 3 << 29
-    assert plan.bytes_of("500mb") == 500_000_000
+    assert devices.bytes_of("8GB") == 8_000_000_000 and devices.bytes_of("1.5 GiB") == 3 << 29
+    assert devices.bytes_of("500mb") == 500_000_000
     for wrong in ("8", "GB", "8 G", "-1GB", "1.2.3GB"):
         with pytest.raises(RecipeError, match="as 8GB or 24GiB"):
-            plan.bytes_of(wrong)
+            devices.bytes_of(wrong)
 
 
 def test_the_command(recipe, tmp_path, capsys):

@@ -1,0 +1,208 @@
+"""Processes that another program starts: its command is printed, its end is ours, and what failed first is said once.
+
+A process that fails writes why to a folder that is named in its environment (`errors.left_to_launcher`), so that of
+many ranks, most of which fail because one did, the first is heard. What the program says of its own affairs is left
+out, but with `-v`.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tunesmith.component import Component, name_of
+from tunesmith.errors import FOLDER_OF_ERRORS, RecipeError, RunError, first_error
+from tunesmith.explain import choose
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_text import read_words
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TUNESMITH = ("-m", "tunesmith")
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often torchrun and Slurm began a run again
+
+
+class Launcher(Component):
+    """Starts the processes of a run: `launcher=torchrun` is said beside a recipe's words, and is no part of it."""
+
+    seam: ClassVar[str] = "launchers"
+    default: ClassVar[str] = "local"
+    own_lines: ClassVar[str] = r"(?!)"  # a regular expression of lines in which the program speaks of itself
+    failed_line: ClassVar[str] = r"(?!)"  # of these, one that says which rank ended: groups code, rank
+    own_files: ClassVar[str] = r"(?!)"  # of files in a traceback that is the program's own: nothing follows it
+
+    @abstractmethod
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """The words of the command that runs `tunesmith ARGUMENTS` in every process."""
+
+    def files(self, arguments: Sequence[str]) -> dict[str, str]:
+        """The text of each file that the command reads, by its path."""
+        return {}
+
+    def begins_again(self) -> bool:
+        """Whether a run that failed is begun again, and goes on from its last checkpoint."""
+        return False
+
+
+def split(words: Sequence[str]) -> tuple[Launcher | None, list[str]]:
+    """The launcher that some words say, and the other words. Raises RecipeError."""
+    said = [word for word in words if word.startswith(("launcher=", "launcher."))]
+    if not said:
+        return None, list(words)
+    launcher = choose(Launcher, read_words({}, said)["launcher"])
+    assert isinstance(launcher, Launcher)
+    return launcher, [word for word in words if word not in said]
+
+
+def start(launcher: Launcher, arguments: Sequence[str], output_dir: str | None, verbose: bool = False) -> int:
+    """Run `tunesmith ARGUMENTS` by a launcher to its end. Returns the command's exit code, 128 + a signal's number.
+
+    Raises:
+        RecipeError: runs that are begun again need a folder that is known.
+        RunError: the command is not there.
+    """
+    if launcher.begins_again() and output_dir is None:
+        raise RecipeError(
+            f"train.output_dir: a run that {name_of(launcher)} begins again goes on in its folder, which must be known "
+            "beforehand: say train.output_dir=FOLDER"
+        )
+    for path, text in launcher.files(arguments).items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text, encoding="utf-8")
+        _tell(f"wrote {path}\n")
+    command = launcher.command(arguments)
+    _tell(f"{shlex.join(command)}\n")
+    with tempfile.TemporaryDirectory(prefix="tunesmith-errors-") as errors:
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C is then passed on by us alone, once
+                text=True,
+                errors="replace",
+                env={**os.environ, FOLDER_OF_ERRORS: errors},
+            )
+        except FileNotFoundError:
+            raise RunError(
+                f"there is no program {command[0]!r} on this machine: run the line above where it is"
+            ) from None
+        with _passing_on(child) as received:
+            heard = Heard(launcher, Path(errors), verbose)
+            heard.follow(child)
+            code = child.wait()
+        if code and not received:
+            heard.end(code)
+    if received:
+        return 128 + received[0]
+    return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _passing_on(child: "subprocess.Popen[str]") -> Iterator[list[int]]:
+    """A block in which signals to this process go to the child; gives the numbers of those that came."""
+    received: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        received.append(number)
+        child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Heard:
+    """Listens to the processes and the program that starts them: the former's lines and one error are told."""
+
+    def __init__(self, launcher: Launcher, errors: Path, verbose: bool) -> None:
+        self.launcher, self.errors, self.verbose = launcher, errors, verbose
+        self.told: set[str] = set()  # errors
+        self.failure = ""  # as the program last told it
+        self.traceback: list[str] = []  # one that is not over
+        self.over = False  # the program says why it ends
+
+    def follow(self, child: "subprocess.Popen[str]") -> None:
+        """Tell the lines of a child until it has closed them."""
+        assert child.stderr is not None
+        with child.stderr:
+            for line in child.stderr:
+                self.hear(line)
+        self._let_go()
+
+    def hear(self, line: str) -> None:
+        """Tell a line of the processes, and what a line of the program means."""
+        if self.verbose:
+            _tell(line)
+        failed = re.search(self.launcher.failed_line, line)
+        if failed is not None:
+            self.failure = f"rank {failed['rank']} of its machine ended with {_ending(int(failed['code']))}"
+            if not self._tell_error() and self.launcher.begins_again():
+                _tell(f"error: {self.failure}\n")
+        if self.verbose or self.over or re.search(self.launcher.own_lines, line):
+            return
+        if self.traceback or line.startswith("Traceback "):
+            self.traceback.append(line)
+            if len(self.traceback) > 1 and not line.startswith((" ", "\n")):
+                self._let_go()
+            return
+        _tell(line)
+
+    def _let_go(self) -> None:
+        """Tell a traceback that is over, if it is of a process; after the program's own there is nothing to tell."""
+        self.over |= any(re.search(self.launcher.own_files, line) for line in self.traceback)
+        if self.over and self.traceback and not self.failure:
+            self.failure = self.traceback[-1].strip()
+        if not self.over:
+            _tell("".join(self.traceback))
+        self.traceback = []
+
+    def end(self, code: int) -> None:
+        """Tell why the command failed, where nothing was told yet."""
+        self._tell_error()
+        if not self.told:
+            said = f": {self.failure}" if self.failure else ""
+            _tell(f"error: the command ended with {_ending(code)}{said}\n")
+
+    def _tell_error(self) -> bool:
+        """Tell the error of the rank that failed first in this attempt, once; whether there is one."""
+        found = first_error(self.errors)
+        if found is not None and found not in self.told:
+            self.told.add(found)
+            _tell("".join(f"error: {line}\n" for line in found.splitlines()))
+        return found is not None
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _ending(code: int) -> str:
+    """An exit code, or the name of the signal that it stands for."""
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def begun(recipe: Recipe) -> Path | None:
+    """The folder in which a run goes on that the program which started this process begins again; None: it is new.
+
+    All ranks meet, and do as the first finds: it may have failed before it had a folder.
+    """
+    if all(os.environ.get(name, "0") == "0" for name in RESTARTS) or recipe.train.output_dir is None:
+        return None
+    from tunesmith.engine import ranks
+    from tunesmith.engine.device import choose as device_of
+
+    ranks.meet(device_of(recipe.train.device).type)
+    folder = Path(recipe.train.output_dir).expanduser()
+    return folder if ranks.once(lambda: (folder / "recipe.yaml").is_file()) else None

@@ -1,0 +1,174 @@
+"""A recipe on several devices: what each layout needs and how quick it is, which to take, and the words for it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.component import name_of
+from tunesmith.defaults import Device, resolve, with_values
+from tunesmith.planner.devices import HOST_MEMORY, Cluster
+from tunesmith.planner.layout import Layout, layouts
+from tunesmith.planner.pace import REACHED, Pace, pace, share_of_peak
+from tunesmith.planner.shapes import Shape, shape_of
+from tunesmith.planner.spread import Share, share
+from tunesmith.recipe import Recipe
+
+DAY = 86_400  # seconds
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layout, what a device needs, and the pace."""
+
+    layout: Layout
+    share: Share
+    pace: Pace
+    fits: bool
+    here: bool  # whether this package trains so
+    of_peak: float
+
+    @property
+    def tokens_per_day(self) -> float:
+        """Of all devices."""
+        return self.pace.tokens_per_second * DAY
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A resolved recipe on some machines, and its choices: those that fit first, the quickest before others."""
+
+    recipe: Recipe
+    cluster: Cluster
+    shape: Shape
+    choices: tuple[Choice, ...]
+    price: float | None = None  # of a device for an hour
+
+    @property
+    def best(self) -> Choice | None:
+        """The quickest that fits and that this package trains."""
+        return next((one for one in self.choices if one.fits and one.here), None)
+
+
+def make(recipe: Recipe, cluster: Cluster, price: float | None = None, config: Any | None = None) -> Fleet:
+    """The plan of a recipe on some machines; `config` in place of that of `model.path`.
+
+    Raises:
+        ModelError, RecipeError: as `shapes.shape_of` and `defaults.resolve`.
+    """
+    device = Device("cuda", cluster.device.name, True)
+    recipe = resolve(with_values(recipe, {"train.device": "cuda"}), device).recipe
+    if recipe.train.row_tokens == "auto":
+        recipe = with_values(recipe, {"train.row_tokens": recipe.data.max_tokens})
+    shape = shape_of(recipe, config)
+    return Fleet(recipe, cluster, shape, tuple(choices(recipe, shape, cluster)), price)
+
+
+def choices(recipe: Recipe, shape: Shape, cluster: Cluster) -> list[Choice]:
+    """Every layout of a resolved recipe: those that fit first, and the quickest before others."""
+    assert isinstance(recipe.train.row_tokens, int), "resolved before"
+    device = Device("cuda", cluster.device.name, True)
+    longest = min(recipe.data.max_tokens, recipe.train.row_tokens)
+    few_bits = recipe.model.quantization is not None or recipe.model.frozen_dtype is not None  # are not shared out here
+    found = []
+    for layout in layouts(cluster, shape, recipe.train.row_tokens, type(recipe.adapter).beside):
+        needs, quick = share(recipe, shape, device, layout), pace(recipe, shape, layout, cluster)
+        fits = needs.peak.total <= cluster.device.memory and needs.host * cluster.each <= HOST_MEMORY
+        here = layout.here and not (layout.strategy == "fsdp" and few_bits)
+        found.append(Choice(layout, needs, quick, fits, here, share_of_peak(quick, shape, longest, cluster)))
+    return sorted(found, key=lambda one: (not one.fits, -one.pace.tokens_per_second))
+
+
+def lines(fleet: Fleet) -> Iterator[str]:
+    """A plan as a person reads it."""
+    recipe, cluster = fleet.recipe, fleet.cluster
+    machines = f"{cluster.nodes} x {cluster.each}" if cluster.nodes > 1 else f"{cluster.each}"
+    yield f"{recipe.model.path} on {machines} x {cluster.device.name}"
+    rows = f"{recipe.train.row_tokens:,} tokens"
+    rows += f" x {batch}" if (batch := recipe.train.per_device_train_batch_size) > 1 else ""
+    yield (
+        f"row {rows}, {recipe.model.dtype}, {name_of(recipe.adapter)}, {name_of(recipe.optimizer)}, "
+        f"activation_checkpointing {str(recipe.train.activation_checkpointing).lower()}"
+    )
+    yield ""
+    cost = "" if fleet.price is None else "   cost of 1e9 tokens"
+    heads = f"{'GB a device':>12}{'fits':>6}{'step':>10}{'tokens/s':>12}{'tokens/day':>12}{'of peak':>9}{cost}"
+    yield f"{'layout':28}{heads}"
+    for one in fleet.choices:
+        price = "" if fleet.price is None else f"{cost_of(fleet, one):>21,.2f}"
+        yield (
+            f"{f'{one.layout}{_mark(one)}':28}{one.share.peak.total / 1e9:>12,.1f}{'yes' if one.fits else 'no':>6}"
+            f"{_seconds(one.pace.seconds):>10}{one.pace.tokens_per_second:>12,.0f}{one.tokens_per_day:>12.2e}"
+            f"{one.of_peak:>9.0%}{price}"
+        )
+    yield ""
+    if not all(one.here for one in fleet.choices):
+        yield "* of other trainers, to compare: this package does not train so"
+    yield f"rates: {cluster.device.source}; of its peak products are taken to reach {REACHED:.0%}"
+    yield from _verdict(fleet)
+
+
+def _verdict(fleet: Fleet) -> Iterator[str]:
+    best = fleet.best
+    if best is None:
+        limit = fleet.cluster.device.memory
+        nearest = min((one for one in fleet.choices if one.here), key=lambda one: one.share.peak.total)
+        missing = nearest.share.peak.total - limit
+        yield f"nothing fits in {limit / 1e9:,.0f} GB: {nearest.layout} lacks least, {missing / 1e9:,.1f} GB, for"
+        for name, size in sorted(nearest.share.peak.parts.items(), key=lambda part: -part[1])[:3]:
+            yield f"  {name:17}{size / 1e9:>10,.2f} GB"
+        yield "  more devices, train.activation_checkpointing=true, a shorter row or adapter=lora take less"
+        return
+    yield f"take {best.layout}: {' '.join([*best.layout.words(), *started(fleet)]) or 'no word need be said'}"
+
+
+def started(fleet: Fleet) -> tuple[str, ...]:
+    """The words that start its processes."""
+    if fleet.cluster.devices == 1:
+        return ()
+    words = ("launcher=torchrun", f"launcher.nproc_per_node={fleet.cluster.each}")
+    many = (f"launcher.nnodes={fleet.cluster.nodes}", "launcher.rdzv_endpoint=HOST:29500")
+    return (*words, *(many if fleet.cluster.nodes > 1 else ()))
+
+
+def _mark(choice: Choice) -> str:
+    return "" if choice.here else " *"
+
+
+def cost_of(fleet: Fleet, choice: Choice) -> float:
+    """What 1e9 tokens cost at the fleet's price."""
+    assert fleet.price is not None
+    return fleet.price * fleet.cluster.devices * 1e9 / choice.pace.tokens_per_second / 3600
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.2f} s" if value >= 1 else f"{value * 1e3:,.0f} ms"
+
+
+def as_json(fleet: Fleet) -> dict[str, Any]:
+    """A plan as a program reads it; bytes and seconds everywhere."""
+    return {
+        "device": fleet.cluster.device.name,
+        "devices": fleet.cluster.devices,
+        "nodes": fleet.cluster.nodes,
+        "memory_bytes": fleet.cluster.device.memory,
+        "row_tokens": fleet.recipe.train.row_tokens,
+        "parameters": fleet.shape.counts(),
+        "choices": [
+            {
+                "layout": str(one.layout),
+                "words": list(one.layout.words()),
+                "fits": one.fits,
+                "here": one.here,
+                "peak_bytes": one.share.peak.total,
+                "peak_at": one.share.peak.name,
+                "parts": dict(one.share.peak.parts),
+                "host_bytes": one.share.host,
+                "step_seconds": one.pace.seconds,
+                "tokens_per_second": one.pace.tokens_per_second,
+                "share_of_peak": one.of_peak,
+                "cost_of_1e9_tokens": None if fleet.price is None else cost_of(fleet, one),
+            }
+            for one in fleet.choices
+        ],
+        "take": None if fleet.best is None else [*fleet.best.layout.words(), *started(fleet)],
+    }

@@ -1,0 +1,144 @@
+"""Golden commands: the words that start the processes of a run, and the script that Slurm is given."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tunesmith.component import all_of
+from tunesmith.errors import RecipeError
+from tunesmith.explain import choose
+from tunesmith.launching import Launcher
+
+ARGUMENTS = ["train", "my recipes/a.yaml", "train.output_dir=runs/it's", "eval={prompts: [Who are you?]}"]
+APART = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+SAID = "train 'my recipes/a.yaml' 'train.output_dir=runs/it'\"'\"'s' 'eval={prompts: [Who are you?]}'"
+GOLDEN = {
+    "local": ({}, f"python -m tunesmith {SAID}"),
+    "torchrun": (
+        {"nproc_per_node": 8},
+        f"python -m torch.distributed.run --nnodes=1 --nproc-per-node=8 --standalone -m tunesmith {SAID}",
+    ),
+    "torchrun on four machines": (
+        {"nnodes": 4, "rdzv_endpoint": "node-0:29500", "rdzv_id": "first", "max_restarts": 3},
+        f"env {APART} python -m torch.distributed.run --nnodes=4 --nproc-per-node=gpu --rdzv-backend=c10d "
+        f"--rdzv-endpoint=node-0:29500 --rdzv-id=first --max-restarts=3 -m tunesmith {SAID}",
+    ),
+    "torchrun elastic": (
+        {"nnodes": "2:4", "nproc_per_node": 8, "rdzv_endpoint": "node-0:29500"},
+        f"env {APART} python -m torch.distributed.run --nnodes=2:4 --nproc-per-node=8 --rdzv-backend=c10d "
+        f"--rdzv-endpoint=node-0:29500 -m tunesmith {SAID}",
+    ),
+    "deepspeed": (
+        {"num_gpus": 2},
+        "python -m deepspeed.launcher.runner --num_gpus=2 --master_port=29500 --no_local_rank --module tunesmith "
+        f"{SAID}",
+    ),
+    "slurm": ({"script": "my job.sbatch"}, "sbatch 'my job.sbatch'"),
+}
+SCRIPT = """\
+#!/bin/bash
+#SBATCH --job-name=second
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=96
+#SBATCH --time=1-12:00:00
+#SBATCH --partition=gpu
+#SBATCH --output=%x-%j.out
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+
+set -euo pipefail
+module load cuda
+source venv/bin/activate
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun --kill-on-bad-exit=1 env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 python -m torch.distributed.run --nnodes=2 \
+--nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint="$head:29500" --rdzv-id="$SLURM_JOB_ID" --max-restarts=3 \
+-m tunesmith """
+
+
+@pytest.fixture(autouse=True)
+def python(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "python")
+
+
+def made(name, **options):
+    found = choose(Launcher, {"type": name, **options})
+    assert isinstance(found, Launcher)
+    return found
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_command_is_golden_and_a_shell_reads_the_same_words(name):
+    options, command = GOLDEN[name]
+    words = made(name.partition(" ")[0], **options).command(ARGUMENTS)
+    assert shlex.join(words) == command
+    assert shlex.split(command) == words
+
+
+def test_every_launcher_has_a_golden_command():
+    assert {name.partition(" ")[0] for name in GOLDEN} == set(all_of(Launcher))
+
+
+def test_the_script_of_slurm_is_golden():
+    slurm = made(
+        "slurm",
+        nodes=2,
+        cpus_per_task=96,
+        time="1-12:00:00",
+        partition="gpu",
+        job_name="second",
+        max_restarts=3,
+        requeue=True,
+        setup=("module load cuda", "source venv/bin/activate"),
+    )
+    assert slurm.files(ARGUMENTS) == {"tunesmith.sbatch": f"{SCRIPT}{SAID}\n"}
+    assert slurm.begins_again()
+
+
+def test_a_shell_gives_each_machine_the_words_of_the_script(tmp_path):
+    """The script, run where sbatch's programs are ones that print what they are given."""
+    for name, body in (("scontrol", "printf 'n 1\\nn2\\n'"), ("srun", 'printf "%s\\n" "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = made("slurm", script=str(tmp_path / "job"), nodes=2)
+    (tmp_path / "job").write_text(slurm.files(ARGUMENTS)[str(tmp_path / "job")])
+    said = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", tmp_path / "job"], env=said, capture_output=True, text=True, check=True)
+    words = done.stdout.splitlines()
+    assert words[-len(ARGUMENTS) :] == ARGUMENTS
+    assert "--rdzv-endpoint=n 1:29500" in words and "--rdzv-id=7" in words
+
+
+def test_words_go_over_ssh_as_they_are():
+    """pdsh has a shell on the other machine read the line; DeepSpeed puts words with spaces in double quotes."""
+    words = made("deepspeed", hostfile="hosts").command(["train", "a b$c", "x='y'", "z"])
+    assert "--hostfile=hosts" in words and "--force_multi" in words
+    written = [f'"{word}"' if " " in word else word for word in words[-4:]]  # as its PDSHRunner does
+    said = subprocess.run(
+        ["sh", "-c", f'printf "%s\\n" {" ".join(written)}'], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.splitlines() == ["train", "a b$c", "x='y'", "z"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("torchrun", {"nnodes": 2}, "nnodes: several machines meet at an address: set rdzv_endpoint"),
+        ("torchrun", {"nproc_per_node": 0}, "nproc_per_node: must be greater than 0"),
+        ("torchrun", {"rdzv_endpoint": "node-0"}, "rdzv_endpoint: must match"),
+        ("torchrun", {"nnode": 2}, "nnode: no such option. Did you mean 'nnodes'"),
+        ("deepspeed", {"include": "a:0", "num_gpus": 1}, "include names machines and devices"),
+        ("slurm", {"partition": "a\nrm -rf /"}, "partition: must match"),
+        ("slurm", {"time": "soon"}, "time: must match"),
+        ("torchrum", {}, "there is no launcher 'torchrum'. Did you mean 'torchrun'"),
+    ],
+)
+def test_what_cannot_be_is_said(name, options, message):
+    with pytest.raises(RecipeError) as caught:
+        made(name, **options)
+    assert message in str(caught.value)
