@@ -49,8 +49,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     head = head_of(recipe)
     pad = None if head is None else with_padding(load_tokenizer(recipe.model)).pad_token_id
     transformers.set_seed(recipe.train.seed)
-    shared = shared_out.wanted(recipe)
-    place = "cpu" if shared else device  # a whole model need not fit where its shares do
+    place = shared_out.loading_place(recipe, device)
     model: Any = load_model(recipe.model, place, head=head, pad=pad) if given is None else given.to(place)
     if head is not None:
         _refuse_another(model, head)
@@ -73,10 +72,9 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
         model, recipe.adapter.factors(model)
     )  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
-    parts = shared_out.share_out(model, recipe, device) if shared else []
+    parts = shared_out.share_out(model, recipe, device)
     ops, notes = kernels.elementwise(model, recipe.train.compile)
-    notes.extend(parts)
-    notes.extend(recipe.adapter.notes(model))
+    notes.extend([*parts, *recipe.adapter.notes(model)])
     notes += _said_of_rows(recipe, model, rows)
     if head is not None:
         new = shared_out.plain_class(base_of(model)).__name__ not in (base_of(model).config.architectures or ())

@@ -55,15 +55,34 @@ def train(
     """
     use_large_pages()
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
-    look_for_files(recipe, with_train=rows is None)
-    refuse_full(recipe.train.output_dir)
     from tunesmith.engine import ranks
     from tunesmith.engine.device import choose
 
+    if ranks.restarted():
+        begun = _begun(recipe)
+        if begun is not None:
+            return resume(begun, model=model, tokenizer=tokenizer, rows=rows, callbacks=callbacks, metrics=metrics)
+    look_for_files(recipe, with_train=rows is None)
+    refuse_full(recipe.train.output_dir)
     device = choose(recipe.train.device)
     ranks.meet(device.type)
     given = Given(model, tokenizer, rows, callbacks, metrics)
     return _run(Job(recipe, resolve(recipe, device), device, given, None, speaker()))
+
+
+def _begun(recipe: Recipe) -> Path | None:
+    """The run that processes began before they were started again; None when they had not come so far.
+
+    Raises:
+        RunError: the recipe does not say where it lies.
+    """
+    if recipe.train.output_dir is None:
+        raise RunError(
+            f"{recipe.name} was started again after a crash, and does not say where its run lies: set "
+            "train.output_dir to go on by itself"
+        )
+    folder = Path(recipe.train.output_dir)
+    return folder if (folder / "recipe.yaml").is_file() else None
 
 
 def resume(
@@ -204,7 +223,8 @@ def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
     from tunesmith.engine import memory, shared_out
 
     if shared_out.is_shared(loaded.model):
-        raise RecipeError("parallel.strategy=fsdp: one process cannot measure what all of them compute")
+        strategy = trainer.recipe.parallel.strategy
+        raise RecipeError(f"parallel.strategy={strategy}: one process cannot measure what all of them compute")
     stepped = trainer.optimizer is not None and trainer.optimizer.state
     reserved = 0 if stepped else memory.state_bytes(loaded.model, trainer.recipe)
     with precision(trainer.recipe, job.device.type):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from invariants.objective_runs import ACCUMULATED, SAMPLES, equal, learned, new_runs
+from invariants.objective_runs import ACCUMULATED, SAMPLES, equal, killed, learned, new_runs
+from invariants.whole_runs import digests, metrics
+from tunesmith.cli.main import main
 
 SEVERAL = Path(__file__).with_name("several_commands.py")
 SHARED = "parallel.strategy=fsdp"
@@ -70,3 +72,47 @@ def test_it_is_said_and_the_last_weights_are_a_plain_folder(two):
     config = json.loads((folder / "2-sft-full" / "final" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert not list((folder / "2-sft-full" / "final").glob("**/*.distcp"))
+
+
+@pytest.fixture(scope="module")
+def others(runs, two):
+    """What two processes that were killed after their second step made of the rest, and one and four in their place."""
+    for number in (1, 2, 4):
+        names = [name for name in ("sft-lora", "sft-full") if number != 1 or name == "sft-full"]
+        again = {name: killed(two[0] / f"2-{name}", 2, runs.folder / f"again-{number}-{name}") for name in names}
+        commands = [["train", str(run)] for run in again.values()]
+        if number == 1:
+            assert main(commands[0]) == 0
+        if number == 2:
+            together(2, runs.folder, commands)
+        if number == 4:
+            hybrid = [command(runs, 4, name, *CELLS[name], SHARED, "parallel.replicate=2") for name in ("dpo-full",)]
+            together(4, runs.folder, [*commands, *hybrid])
+    return runs.folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft-lora", "sft-full"])
+def test_a_killed_run_goes_on_bit_for_bit_and_elsewhere_with_the_same_rows(two, others, name):
+    whole, again = two[0] / f"2-{name}", others / f"again-2-{name}"
+    assert metrics(again) == metrics(whole) and digests(again / "final") == digests(whole / "final")
+    equal(whole, others / f"again-4-{name}")
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_with_what_lay_in_parts(two, others):
+    equal(two[0] / "2-sft-full", others / "again-1-sft-full")
+
+
+@pytest.mark.slow
+def test_two_copies_on_two_processes_each_equal_one(runs, others):
+    equal(runs.of("dpo", f"{ACCUMULATED}={SAMPLES}", *FULL), others / "4-dpo-full")
+
+
+@pytest.mark.slow
+def test_a_number_that_cannot_share_a_step_is_refused(two, others, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    assert main(["train", str(others / "again-4-sft-full")]) == 0  # it is finished
+    run = killed(two[0] / "2-sft-full", 1, others / "five")
+    assert main(["train", str(run)]) == 1
+    assert "has 12 micro-batches, of which 5 processes cannot take as many each" in capsys.readouterr().err

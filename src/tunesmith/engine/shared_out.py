@@ -13,6 +13,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from tunesmith.engine import ranks
+from tunesmith.engine.compat import layer_kinds
+from tunesmith.engine.model import base_of
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_parallel import Parallel
@@ -21,6 +23,11 @@ from tunesmith.recipe_parallel import Parallel
 def wanted(recipe: Recipe) -> bool:
     """Whether the weights of a recipe's model are shared out among the processes of this run."""
     return recipe.parallel.shares_weights and ranks.number() > 1
+
+
+def loading_place(recipe: Recipe, device: str) -> str:
+    """Where a model is loaded: in the host's memory if it is to be shared out, as it need not fit on a device."""
+    return "cpu" if wanted(recipe) else device
 
 
 def sizes(parallel: Parallel, number: int) -> tuple[int, int]:
@@ -41,7 +48,7 @@ def sizes(parallel: Parallel, number: int) -> tuple[int, int]:
 
 
 def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
-    """Share out a loaded and adapted model in place, and move it to a device; what has to be said of it.
+    """Share out a loaded and adapted model in place where it is to be, and move it to a device; what is to be said.
 
     Raises:
         RecipeError: the number of processes does not fit the recipe, or the model's layers are not known.
@@ -49,6 +56,8 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    if not wanted(recipe):
+        return []
     copies, each = sizes(recipe.parallel, ranks.number())
     if copies > 1:
         mesh = init_device_mesh(device, (copies, each), mesh_dim_names=("replicate", "fsdp"))
@@ -71,10 +80,9 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
     Raises:
         RecipeError: it says none.
     """
-    from tunesmith.engine.model import base_of
-
     base = base_of(model)
-    found = [one for one in base.modules() if type(one).__name__ in (base._no_split_modules or ())]
+    kinds = layer_kinds(base)
+    found = [one for one in base.modules() if type(one).__name__ in kinds]
     if not found:
         raise RecipeError(
             f"parallel.strategy=fsdp: {type(base).__name__} does not say what its layers are, so it cannot be shared "
