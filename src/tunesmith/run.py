@@ -58,14 +58,13 @@ def train(
     from tunesmith.engine import ranks
     from tunesmith.engine.device import choose
 
-    if ranks.restarted():
-        begun = _begun(recipe)
-        if begun is not None:
-            return resume(begun, model=model, tokenizer=tokenizer, rows=rows, callbacks=callbacks, metrics=metrics)
     look_for_files(recipe, with_train=rows is None)
-    refuse_full(recipe.train.output_dir)
     device = choose(recipe.train.device)
     ranks.meet(device.type)
+    begun = _begun(recipe) if ranks.restarted() else None
+    if begun is not None:
+        return resume(begun, model=model, tokenizer=tokenizer, rows=rows, callbacks=callbacks, metrics=metrics)
+    refuse_full(recipe.train.output_dir)
     given = Given(model, tokenizer, rows, callbacks, metrics)
     return _run(Job(recipe, resolve(recipe, device), device, given, None, speaker()))
 
@@ -81,8 +80,10 @@ def _begun(recipe: Recipe) -> Path | None:
             f"{recipe.name} was started again after a crash, and does not say where its run lies: set "
             "train.output_dir to go on by itself"
         )
+    from tunesmith.engine import ranks
+
     folder = Path(recipe.train.output_dir)
-    return folder if (folder / "recipe.yaml").is_file() else None
+    return folder if ranks.once(lambda: (folder / "recipe.yaml").is_file()) else None
 
 
 def resume(
@@ -280,8 +281,8 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (job.folder / name).exists():
                 MetricsFile(job.folder / name).trim(step)
-        now = {"status": "running", "num_processes": ranks.number(), "derived": job.resolved.derived}
-        record.write(job.folder, past | now | {"resumed": [*past["resumed"], max(step, 0)]})
+        as_now = {"status": "running", "num_processes": ranks.number(), "derived": job.resolved.derived}
+        record.write(job.folder, past | as_now | {"resumed": [*past["resumed"], max(step, 0)]})
     job.say(f"going on with {job.folder} at step {max(step, 0)}")
     return job.folder
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.component import name_of, spell
 from tunesmith.errors import RecipeError, RunError, TunesmithError
 from tunesmith.recipe import Recipe
 
@@ -24,7 +25,7 @@ STEPS = 3
 PROCESSES = 2
 SAMPLES = 8  # whose rows two processes share
 CLOSE = {"loss": 1e-5, "grad_norm": 1e-4, "weights": 1e-2}
-"""The largest differences: of losses and norms as parts of them; of weights, in what one step at the peak rate moves."""
+"""The largest differences: of losses and norms as parts of them; of weights, in steps of the peak learning rate."""
 
 CUT = ("data.window_samples=1",)  # a sample a row
 WAYS: dict[str, tuple[int, tuple[str, ...]]] = {  # processes and words; {all} samples, {each} for each process
@@ -60,42 +61,46 @@ def verify(path: str, words: Sequence[str], say: Callable[[str], None]) -> list[
     """
     recipe = Recipe.load(path, words)
     if recipe.data.streaming or type(recipe.objective).documents or type(recipe.objective).encodes:
-        why = "data.streaming" if recipe.data.streaming else f"objective={type(recipe.objective).__name__.lower()}"
-        raise RecipeError(f"verify compares rows of one sample with rows of many, and with {why} a row is something else")
+        why = "data.streaming" if recipe.data.streaming else f"objective={name_of(recipe.objective)}"
+        raise RecipeError(
+            f"verify compares rows of one sample with rows of many, and with {why} a row is something else"
+        )
     with tempfile.TemporaryDirectory(prefix="tunesmith-verify-") as place:
         folder = Path(place)
-        samples, first = _first(recipe, folder, say)
+        rows, samples, first = _first(recipe, folder, say)
         found = [Found(next(iter(WAYS)), dict.fromkeys(CLOSE, 0.0))]
         for number, (way, (processes, own)) in enumerate(list(WAYS.items())[1:], 1):
             say(f"{way} ...")
             counts = {"all": samples, "each": samples // PROCESSES}
             try:
-                run = _run(recipe, folder / f"{number}", samples, processes, [word.format(**counts) for word in own])
+                run = _run(recipe, folder / f"{number}", rows, processes, [word.format(**counts) for word in own])
                 found.append(Found(way, _differences(first, run)))
             except TunesmithError as error:
                 found.append(Found(way, None, str(error)))
         return found
 
 
-def _first(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> tuple[int, Path]:
-    """The first way's run, of a number of samples that processes can share, and that number."""
+def _first(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> tuple[int, int, Path]:
+    """How many rows make samples that processes can share, how many samples, and the first way's run of them."""
     for number in range(SAMPLES, 1, -1):
         run = _run(recipe, folder / f"first-{number}", number, 1, [])
         found = json.loads((run / "ledger.json").read_text(encoding="utf-8"))["train"]["samples_trained"]
         if found and found % PROCESSES == 0:
             say(f"{found} samples, {STEPS} steps with all of them in each, float32, no dropout")
-            return found, run
-    raise RecipeError(f"{recipe.name}: no number of its first {SAMPLES} rows makes samples that two processes can share")
+            return number, found, run
+    raise RecipeError(
+        f"{recipe.name}: no number of its first {SAMPLES} rows makes samples that two processes can share"
+    )
 
 
-def _run(recipe: Recipe, out: Path, samples: int, processes: int, words: Sequence[str]) -> Path:
+def _run(recipe: Recipe, out: Path, rows: int, processes: int, words: Sequence[str]) -> Path:
     """A run of a recipe made small, in this process or in several. Raises what training does."""
     import yaml
 
     from tunesmith.run import train
 
     file = out.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(_small(recipe, samples, out), allow_unicode=True), encoding="utf-8")
+    file.write_text(yaml.safe_dump(_small(recipe, rows, out), allow_unicode=True), encoding="utf-8")
     if processes == 1:
         with contextlib.redirect_stderr(io.StringIO()):
             return train(Recipe.load(str(file), words)).folder
@@ -105,16 +110,18 @@ def _run(recipe: Recipe, out: Path, samples: int, processes: int, words: Sequenc
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        raise RunError(said[0].removeprefix("error: ") if said else f"{shlex.join(command)} ended with {done.returncode}")
+        raise RunError(
+            said[0].removeprefix("error: ") if said else f"{shlex.join(command)} ended with {done.returncode}"
+        )
     return out
 
 
-def _small(recipe: Recipe, samples: int, out: Path) -> dict[str, Any]:
-    """What a recipe says, with a few samples and steps and nothing that draws numbers."""
+def _small(recipe: Recipe, rows: int, out: Path) -> dict[str, Any]:
+    """What a recipe says, with a few rows and steps and nothing that draws numbers."""
     tree = recipe.model_dump(mode="json", exclude_unset=True)
     sources = [one.model_dump(mode="json", exclude_unset=True) for one in recipe.data.train]
-    share = max(1, samples // len(sources))
-    kept = [one | {"num_samples": share, "weight": 1.0} for one in sources[:samples]]
+    share = max(1, rows // len(sources))
+    kept = [one | {"num_samples": share, "weight": 1.0} for one in sources[:rows]]
     data = {name: value for name, value in tree["data"].items() if name not in ("eval", "mix", "leakage")}
     data |= {"train": kept, "cache_dir": str(out.parent / "cache")}
     train = {name: value for name, value in tree.get("train", {}).items() if name in KEPT}
@@ -122,21 +129,28 @@ def _small(recipe: Recipe, samples: int, out: Path) -> dict[str, Any]:
         "output_dir": str(out),
         "num_train_epochs": STEPS,
         "warmup_steps": 0,
-        "row_tokens": samples * recipe.data.max_tokens,
+        "row_tokens": 4 * rows * recipe.data.max_tokens,
         "save_steps": 10 * STEPS,
         "bf16": False,
         "compile": False,
         "device": "cpu",
     }
     model = tree["model"] | {"dtype": "float32", "dropout": 0.0}
-    adapter = dict(tree.get("adapter") or {"type": type(recipe.adapter).__name__.lower()})
+    adapter = spell(recipe.adapter, only_set=True)
     if "lora_dropout" in type(recipe.adapter).model_fields:
         adapter["lora_dropout"] = 0.0
     rest = {name: value for name, value in tree.items() if name not in ("eval", "parallel")}
     return rest | {"model": model, "data": data, "train": train, "adapter": adapter}
 
 
-KEPT = ("max_grad_norm", "seed", "lr_scheduler_type", "min_lr_ratio", "router_aux_loss_coef", "shifted_sparse_attention")
+KEPT = (
+    "max_grad_norm",
+    "seed",
+    "lr_scheduler_type",
+    "min_lr_ratio",
+    "router_aux_loss_coef",
+    "shifted_sparse_attention",
+)
 """Options of `train` that are part of the maths of a step."""
 
 

@@ -23,8 +23,11 @@ def own() -> int:
 
 
 def restarted() -> bool:
-    """Whether their starter started them again after a crash (torchrun --max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """Whether their starter started them again after a crash (torchrun --max-restarts).
+
+    It tells those of the machine where the crash was, and they tell the others.
+    """
+    return any(everyones(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
 
 
 def meet(device: str) -> None:

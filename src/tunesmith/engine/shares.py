@@ -6,7 +6,6 @@ a file's header says where in a whole tensor each part belongs. There is no pick
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,14 @@ def save(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     weights = _trained(model)
     if not any(isinstance(one, DTensor) for one in weights.values()):
         return
-    state = {
+    state: dict[str, torch.Tensor] = {
         f"{index}.{name}": value
         for index, own in optimizer.state_dict()["state"].items()
         for name, value in own.items()
         if isinstance(value, DTensor)
     }
-    for name, tensors in ((WEIGHTS, weights), (STATE, state)):
-        _write(tensors, folder / FOLDER / name)
+    _write(weights, folder / FOLDER / WEIGHTS)
+    _write(state, folder / FOLDER / STATE)
 
 
 def load(model: Any, folder: Path) -> None:
@@ -52,7 +51,7 @@ def load(model: Any, folder: Path) -> None:
 def load_state(parameters: Sequence[torch.Tensor], folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The state of the optimizer of some parameters that a checkpoint has in parts, each as its parameter lies."""
     if there(folder):
-        from torch.distributed.checkpoint import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
         place = folder / FOLDER / STATE
         names = HuggingFaceStorageReader(str(place)).read_metadata().state_dict_metadata
@@ -81,24 +80,17 @@ def _trained(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _write(tensors: dict[str, torch.Tensor], place: Path) -> None:
-    import torch.distributed.checkpoint as distributed
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
     place.mkdir(parents=True, exist_ok=True)
-    with _quiet():
-        distributed.save(
-            tensors, storage_writer=distributed.HuggingFaceStorageWriter(str(place), save_distributed=True)
-        )
+    save_parts(tensors, storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True))
 
 
 def _read(tensors: dict[str, torch.Tensor], place: Path) -> None:
-    import torch.distributed.checkpoint as distributed
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 
-    with _quiet():
-        distributed.load(tensors, storage_reader=distributed.HuggingFaceStorageReader(str(place)))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(save|load) is going to happen|.*assuming the intent", UserWarning)
-        yield
+        warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process", UserWarning)
+        load_parts(tensors, storage_reader=HuggingFaceStorageReader(str(place)))
