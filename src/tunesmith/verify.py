@@ -27,6 +27,17 @@ SAMPLES = 8  # whose rows two processes share
 CLOSE = {"loss": 1e-5, "grad_norm": 1e-4, "weights": 1e-2}
 """The largest differences: of losses and norms as parts of them; of weights, in steps of the peak learning rate."""
 
+KEPT = (
+    "max_grad_norm",
+    "seed",
+    "lr_scheduler_type",
+    "min_lr_ratio",
+    "router_aux_loss_coef",
+    "shifted_sparse_attention",
+)
+"""Options of `train` that are part of the maths of a step."""
+EPSILON = 1e-5  # of an optimizer, at least: with less, a step of a gradient that is rounding alone is a whole step
+
 CUT = ("data.window_samples=1",)  # a sample a row
 WAYS: dict[str, tuple[int, tuple[str, ...]]] = {  # processes and words; {all} samples, {each} for each process
     "one row of all samples": (1, ()),
@@ -139,19 +150,11 @@ def _small(recipe: Recipe, rows: int, out: Path) -> dict[str, Any]:
     adapter = spell(recipe.adapter, only_set=True)
     if "lora_dropout" in type(recipe.adapter).model_fields:
         adapter["lora_dropout"] = 0.0
+    optimizer = spell(recipe.optimizer, only_set=True)
+    if "epsilon" in type(recipe.optimizer).model_fields:
+        optimizer["epsilon"] = max(EPSILON, spell(recipe.optimizer)["epsilon"] or 0.0)
     rest = {name: value for name, value in tree.items() if name not in ("eval", "parallel")}
-    return rest | {"model": model, "data": data, "train": train, "adapter": adapter}
-
-
-KEPT = (
-    "max_grad_norm",
-    "seed",
-    "lr_scheduler_type",
-    "min_lr_ratio",
-    "router_aux_loss_coef",
-    "shifted_sparse_attention",
-)
-"""Options of `train` that are part of the maths of a step."""
+    return rest | {"model": model, "data": data, "train": train, "adapter": adapter, "optimizer": optimizer}
 
 
 def _differences(first: Path, other: Path) -> dict[str, float]:

@@ -51,7 +51,8 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
     """Share out a loaded and adapted model in place where it is to be, and move it to a device; what is to be said.
 
     Raises:
-        RecipeError: the number of processes does not fit the recipe, or the model's layers are not known.
+        RecipeError: the number of processes does not fit the recipe, the model's layers are not known, or what is
+            trained is of several dtypes.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -64,6 +65,12 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
     else:
         mesh = init_device_mesh(device, (each,), mesh_dim_names=("fsdp",))
     whole = {one for one in model.parameters() if one.requires_grad} if type(recipe.adapter).beside else set()
+    kinds = sorted({str(one.dtype) for one in model.parameters() if one.requires_grad and one not in whole})
+    if len(kinds) > 1:
+        raise RecipeError(
+            f"parallel.strategy=fsdp: trained weights in {' and '.join(kinds)} are not gathered together: set "
+            "model.dtype=float32"
+        )
     for one in whole:
         one.data = one.data.to(device)
     layers = layers_of(model)
@@ -88,7 +95,7 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
             f"parallel.strategy=fsdp: {type(base).__name__} does not say what its layers are, so it cannot be shared "
             "out: use ddp"
         )
-    return found
+    return found[::-1]  # what lies in another one first
 
 
 def is_shared(model: torch.nn.Module) -> bool:
