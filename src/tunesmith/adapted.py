@@ -40,7 +40,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     import transformers
 
     from tunesmith import record
-    from tunesmith.engine import encoder_decoder, frozen, kernels, quantised, rope, shifted_attention
+    from tunesmith.engine import encoder_decoder, frozen, kernels, quantised, rope, shared_out, shifted_attention
     from tunesmith.engine.activations import checkpoint_activations
     from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer, with_padding
 
@@ -49,7 +49,8 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     head = head_of(recipe)
     pad = None if head is None else with_padding(load_tokenizer(recipe.model)).pad_token_id
     transformers.set_seed(recipe.train.seed)
-    model: Any = load_model(recipe.model, device, head=head, pad=pad) if given is None else given.to(device)
+    place = shared_out.loading_place(recipe, device)
+    model: Any = load_model(recipe.model, place, head=head, pad=pad) if given is None else given.to(place)
     if head is not None:
         _refuse_another(model, head)
         if given is None:
@@ -71,11 +72,12 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
         model, recipe.adapter.factors(model)
     )  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
+    parts = shared_out.share_out(model, recipe, device)
     ops, notes = kernels.elementwise(model, recipe.train.compile)
-    notes.extend(recipe.adapter.notes(model))
+    notes.extend([*parts, *recipe.adapter.notes(model)])
     notes += _said_of_rows(recipe, model, rows)
     if head is not None:
-        new = type(base_of(model)).__name__ not in (base_of(model).config.architectures or ())
+        new = shared_out.plain_class(base_of(model)).__name__ not in (base_of(model).config.architectures or ())
         notes.append(f"head: {'a new one' if new else 'as stored'} for {shown(head.names)}")
     if recipe.model.rope_scaling.rope_type is not None:
         notes += rope.said(base_of(model).config)

@@ -182,10 +182,17 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
 
 
 def _refuse_rows(recipe: Recipe, adapted: Adapted, rows: "Rows") -> None:
-    """Raise RecipeError where sequences share beginnings or skip positions, and the model's attention cannot."""
+    """Raise RecipeError where rows ask for what the model's attention, or one whose weights lie in parts, cannot do."""
+    from tunesmith.engine import shared_out
     from tunesmith.engine.model import base_of
+    from tunesmith.engine.values import ValueScorer
 
-    group = recipe.train.shifted_sparse_attention
+    group, scorer = recipe.train.shifted_sparse_attention, adapted.kernels.scorer
+    if shared_out.is_shared(adapted.model) and isinstance(scorer, ValueScorer) and not scorer.packed:
+        raise RecipeError(
+            f"parallel.strategy=fsdp: {type(base_of(adapted.model)).__name__} takes as many passes for a row as its "
+            "sequences have lengths, and processes that share it would wait for each other: use ddp"
+        )
     if any(part.get("shared_tokens") for part in rows.ledger.values()):
         if not adapted.kernels.shares:
             raise RecipeError(

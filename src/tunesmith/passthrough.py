@@ -52,6 +52,8 @@ OWNED = {
     "metric_for_best_model": "eval.load_best_model_at_end",
     "greater_is_better": "eval.load_best_model_at_end",
     "train_sampling_strategy": "data.shuffle",
+    "fsdp": "parallel.strategy",
+    "fsdp_config": "the options of parallel",
     "resume_from_checkpoint": "`tunesmith train RUN_FOLDER`",
 }
 
@@ -90,7 +92,7 @@ _WHY_REFUSED = {
     ),
     "a loss that is not finite stops the run": ("logging_nan_inf_filter", "debug"),
     "the loss is divided by the units of all ranks": ("average_tokens_across_devices",),
-    "a run is one process as yet": (
+    "tunesmith joins the processes": (
         "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph",
         "ddp_timeout", "log_level_replica", "log_on_each_node", "local_rank",
     ),
@@ -110,9 +112,8 @@ _WHY_REFUSED = {
     "nothing is uploaded in training": (
         "push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
     ),
-    "tunesmith does not train sharded models yet": (
-        "fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config",
-    ),
+    "parallel.strategy=fsdp shares what ZeRO-3 shares, and DeepSpeed is not an engine here": ("deepspeed",),
+    "tunesmith makes it of the section parallel": ("parallelism_config", "accelerator_config"),
     "it has no effect on a run": ("do_train", "do_eval", "do_predict"),
 }  # fmt: skip
 REFUSED = {name: why for why, names in _WHY_REFUSED.items() for name in names}

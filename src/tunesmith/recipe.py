@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from tunesmith.component import Section, default, refusal
 from tunesmith.errors import RecipeError
 from tunesmith.recipe_data import Data
+from tunesmith.recipe_parallel import Parallel, problem
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.recipe_text import parse, read_words, recipe_file
 from tunesmith.recipe_train import Train
@@ -147,6 +148,7 @@ class Recipe(Section):
     optimizer: Optimizer = default(Optimizer)
     """How they are updated."""
     train: Train = Train()
+    parallel: Parallel = Parallel()
     eval: Eval = Eval()
 
     @field_validator("model", mode="before")
@@ -255,6 +257,13 @@ class Recipe(Section):
         how, choice = self.objective.teaching(), self.teacher.compute
         kept = how is not None and how.top_k is not None and not self.data.streaming
         return kept if choice == "auto" else choice == "once"
+
+    @model_validator(mode="after")
+    def _can_be_shared_out(self) -> "Recipe":
+        reason = problem(self)
+        if reason is not None:
+            raise ValueError(reason)
+        return self
 
     @model_validator(mode="after")
     def _streams_to_an_end(self) -> "Recipe":

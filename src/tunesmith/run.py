@@ -13,12 +13,13 @@ from tunesmith import atomic
 from tunesmith.adapted import parameters, precision
 from tunesmith.defaults import Resolved, resolve, with_values
 from tunesmith.engine.allocator import use_large_pages
-from tunesmith.errors import RunError
+from tunesmith.errors import RecipeError, RunError
 from tunesmith.folder import FINAL, look_for_files, new_folder, refuse_full
 from tunesmith.parts import Given, Job, Loaded, fitted, load, make_trainer, speaker
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from tunesmith.engine.trainer import Metric, Trainer
@@ -54,15 +55,35 @@ def train(
     """
     use_large_pages()
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
-    look_for_files(recipe, with_train=rows is None)
-    refuse_full(recipe.train.output_dir)
     from tunesmith.engine import ranks
     from tunesmith.engine.device import choose
 
+    look_for_files(recipe, with_train=rows is None)
     device = choose(recipe.train.device)
     ranks.meet(device.type)
+    begun = _begun(recipe) if ranks.restarted() else None
+    if begun is not None:
+        return resume(begun, model=model, tokenizer=tokenizer, rows=rows, callbacks=callbacks, metrics=metrics)
+    refuse_full(recipe.train.output_dir)
     given = Given(model, tokenizer, rows, callbacks, metrics)
     return _run(Job(recipe, resolve(recipe, device), device, given, None, speaker()))
+
+
+def _begun(recipe: Recipe) -> Path | None:
+    """The run that processes began before they were started again; None when they had not come so far.
+
+    Raises:
+        RunError: the recipe does not say where it lies.
+    """
+    if recipe.train.output_dir is None:
+        raise RunError(
+            f"{recipe.name} was started again after a crash, and does not say where its run lies: set "
+            "train.output_dir to go on by itself"
+        )
+    from tunesmith.engine import ranks
+
+    folder = Path(recipe.train.output_dir)
+    return folder if ranks.once(lambda: (folder / "recipe.yaml").is_file()) else None
 
 
 def resume(
@@ -101,10 +122,31 @@ def resume(
     with _working_folder(past["working_folder"], say):
         recipe = Recipe.load(str(folder / "recipe.yaml"))
         look_for_files(recipe, with_train=given.rows is None)
-        resolved = Resolved(with_values(recipe, past["derived"]), past["derived"])
+        derived = past["derived"] | _shared_anew(folder, with_values(recipe, past["derived"]), past)
+        resolved = Resolved(with_values(recipe, derived), derived)
         device = choose(resolved.recipe.train.device)
         ranks.meet(device.type)
         return _run(Job(recipe, resolved, device, given, folder, say))
+
+
+def _shared_anew(folder: Path, recipe: Recipe, past: Mapping[str, Any]) -> dict[str, int]:
+    """The micro-batches of a step that each of another number of processes takes, where a run goes on with such.
+
+    Raises:
+        RunError: they cannot take equal shares.
+    """
+    from tunesmith.engine import ranks
+
+    began = past.get("num_processes", 1)  # before it was recorded, every run had one
+    if began == ranks.number():
+        return {}
+    batches = recipe.train.gradient_accumulation_steps * began
+    if batches % ranks.number():
+        raise RunError(
+            f"a step of {folder} has {batches} micro-batches, of which {ranks.number()} processes cannot take as many "
+            f"each: start {began}, as it was, or another number that divides {batches}"
+        )
+    return {"train.gradient_accumulation_steps": batches // ranks.number()}
 
 
 @contextlib.contextmanager
@@ -164,7 +206,8 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
                 number = stop.received
                 return Run(folder, ranks.once(lambda: ending.interrupted(folder, step, number)), 128 + number)
             trainer.log_the_rest()
-            ranks.once(lambda: _save_final(trainer, loaded, folder))
+            state = _last_weights(trainer, folder)
+            ranks.once(lambda: _save_final(trainer, loaded, folder, state))
             for line in ranks.once(lambda: companions.written(trainer.companions, folder)):
                 job.say(line)
         except KeyboardInterrupt:
@@ -178,8 +221,11 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
 
 def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
     """The tokens of a row that would have fitted where memory ran out."""
-    from tunesmith.engine import memory
+    from tunesmith.engine import memory, shared_out
 
+    if shared_out.is_shared(loaded.model):
+        strategy = trainer.recipe.parallel.strategy
+        raise RecipeError(f"parallel.strategy={strategy}: one process cannot measure what all of them compute")
     stepped = trainer.optimizer is not None and trainer.optimizer.state
     reserved = 0 if stepped else memory.state_bytes(loaded.model, trainer.recipe)
     with precision(trainer.recipe, job.device.type):
@@ -229,27 +275,22 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
                 f"the {what} of {job.folder} is not what it was when the run began, so it cannot go on exactly. "
                 "Bring it back, or start a new run"
             )
-    began = past.get("num_processes", 1)  # before it was recorded, every run had one
-    if began != ranks.number():
-        raise RunError(
-            f"{job.folder} was begun by {began} processes, which share the rows of its steps, and this is "
-            f"{ranks.number()}: start as many"
-        )
     step = int(start.name.removeprefix("step-")) if start else -1
     checkpoint.forget_after(job.folder, step)
     with atomic.room(job.folder, RunError, "Make room, and say this again"):
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (job.folder / name).exists():
                 MetricsFile(job.folder / name).trim(step)
-        record.write(job.folder, past | {"status": "running", "resumed": [*past["resumed"], max(step, 0)]})
+        as_now = {"status": "running", "num_processes": ranks.number(), "derived": job.resolved.derived}
+        record.write(job.folder, past | as_now | {"resumed": [*past["resumed"], max(step, 0)]})
     job.say(f"going on with {job.folder} at step {max(step, 0)}")
     return job.folder
 
 
-def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:
-    """Write `final/`: plain weights, tokenizer, template, and the tokens that end an answer."""
-    from tunesmith.engine import checkpoint, companions
-    from tunesmith.engine.model import has_words
+def _last_weights(trainer: "Trainer", folder: Path) -> "Mapping[str, torch.Tensor] | None":
+    """Put the best weights into the model, if they were asked for; the whole state of one whose own lie in parts."""
+    from tunesmith.engine import checkpoint, shared_out
+    from tunesmith.engine.model import is_adapted
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     best = trainer.state.best_global_step
@@ -260,8 +301,20 @@ def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path) -> None:
             raise RunError(f"the best weights cannot be loaded: {problem}. Its last are in {folder}/checkpoints")
         checkpoint.load_weights(model, place)
         trainer.take_up_companions(place)
+    if not shared_out.is_shared(model):
+        return None
+    shared_out.rest(model)
+    return None if is_adapted(model) else shared_out.whole_state(model)
+
+
+def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path, state: "Mapping[str, torch.Tensor] | None") -> None:
+    """Write `final/`: plain weights, tokenizer, template, and the tokens that end an answer."""
+    from tunesmith.engine import checkpoint, companions
+    from tunesmith.engine.model import has_words
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
     with companions.settled(trainer.companions), checkpoint.atomic_folder(folder / FINAL) as final:
-        checkpoint.save_weights(model, final)
+        checkpoint.save_weights(model, final, state)
         loaded.tokenizer.save_pretrained(final)
         if has_words(model):
             checkpoint.save_ends(model, final, {loaded.tokenizer.eos_token_id, *loaded.rows.end_tokens})

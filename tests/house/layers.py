@@ -18,6 +18,7 @@ LAYERS = (
         "together",
         "recipe",
         "recipe_data",
+        "recipe_parallel",
         "recipe_rope",
         "recipe_text",
         "recipe_train",
@@ -39,6 +40,7 @@ LAYERS = (
         "against",
         "compare",
         "selftest",
+        "verify",
         "planner",
         "launching",
         "launchers",
@@ -51,9 +53,9 @@ LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = {
     "", "errors", "types", "atomic", "component", "seams", "explain", "together", "recipe", "recipe_data",
-    "recipe_rope", "recipe_text", "recipe_train", "schema", "defaults", "passthrough", "cli", "formats", "templates",
-    "objectives", "adapters", "optimizers", "quantizations", "exports", "evaluation", "data.source", "planner",
-    "launching", "launchers",
+    "recipe_parallel", "recipe_rope", "recipe_text", "recipe_train", "schema", "defaults", "passthrough", "cli",
+    "formats", "templates", "objectives", "adapters", "optimizers", "quantizations", "exports", "evaluation",
+    "data.source", "planner", "launching", "launchers",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""
 

@@ -14,6 +14,7 @@ OVERRIDDEN = {
     "compute_loss": "an objective's sum over the units of the whole step",
     "evaluate": "a sum divided once: upstream's mean depends on the batch size",
     "log": "the loss over all units since the last line, token counts, and a stop when it is not finite",
+    "_defer_fsdp_gradient_reduction": "gradients of shared weights are not kept whole between micro-batches",
     "_get_num_items_in_batch": "units of the step: upstream counts labels that are not -100",
     "_save_checkpoint": "atomic, and without pickle",
     "_load_from_checkpoint": "verified, and without pickle",

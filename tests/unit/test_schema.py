@@ -16,6 +16,7 @@ from tunesmith.formats._tags import Tags
 from tunesmith.launching import Launcher
 from tunesmith.recipe import Eval, Model, Recipe, Reference, Teacher
 from tunesmith.recipe_data import Data, Loss, Source
+from tunesmith.recipe_parallel import Parallel
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.recipe_train import Train
 from tunesmith.seams import Adapter, Export, Format, Objective, Optimizer, Quantization, Task, Template
@@ -86,7 +87,7 @@ def test_an_option_is_told_in_plain_words():
 
 def test_every_declared_option_is_reached():
     components = [kind for seam in SEAMS for kind in all_of(seam).values()]
-    inner = [*set(Recipe.model_fields) & {"model", "data", "reference", "teacher", "train", "eval"}]
+    inner = [*set(Recipe.model_fields) & {"model", "data", "reference", "teacher", "train", "parallel", "eval"}]
     inner += ["data.loss", "model.rope_scaling", "evaluate.rope_scaling"]
     sections = (
         Recipe,
@@ -99,6 +100,7 @@ def test_every_declared_option_is_reached():
         Reference,
         Teacher,
         Train,
+        Parallel,
         Eval,
         Synthesis,
         Evaluation,

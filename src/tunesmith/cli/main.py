@@ -23,6 +23,7 @@ VERBS = {
     "score": "Rank answers by a reward model, or say the classes of texts.",
     "evaluate": "Measure a model or a run by tasks: perplexity by length, a needle in a haystack.",
     "predict": "Answer the rows of a data set, and measure the answers.",
+    "verify": "Train a few steps in every way that must give the same: rows cut anew, several processes.",
     "compare": "Train some recipes, or take finished runs, and show what each took and gave.",
     "export": "Make a folder that other tools load of a finished run, and verify it.",
     "data": "Write the rows of a data set in another format and file.",

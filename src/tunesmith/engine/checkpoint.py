@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from tunesmith import atomic
-from tunesmith.engine import initial, multi_adapter, quantised, rope
+from tunesmith.engine import initial, multi_adapter, quantised, ranks, rope, shared_out, shares
 from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.model import base_of, has_words, is_adapted, num_virtual_tokens, without_progress_bar
 from tunesmith.errors import RunError
@@ -39,6 +40,19 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         files = sorted(path for path in work.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(work)): [path.stat().st_size, _digest(path)] for path in files}
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+@contextmanager
+def folder_of_all(final: Path) -> Iterator[Path]:
+    """An `atomic_folder` that every rank fills; it appears when all of them are done."""
+    if ranks.own() > 0:
+        yield ranks.once(Path)
+        ranks.wait()
+    else:
+        with atomic_folder(final) as work:
+            yield ranks.once(lambda: work)
+            ranks.wait()
+    ranks.wait()
 
 
 def _digest(path: Path) -> str:
@@ -128,6 +142,8 @@ def save_state(
     values: dict[str, Any] = {}
     for index, state in found["state"].items():
         for name, value in state.items():
+            if isinstance(value, DTensor):
+                continue  # in files of its own: `shares.save`
             (tensors if isinstance(value, torch.Tensor) else values)[f"{index}.{name}"] = value
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / OPTIMIZER)
     for rank, one in enumerate(random_states):
@@ -147,9 +163,11 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, scheduler: An
     """Restore the optimizer and the scheduler."""
     saved = read_state(folder)
     state: dict[int, dict[str, Any]] = {}
-    for key, value in [*load_file(folder / OPTIMIZER).items(), *saved["optimizer"]["values"].items()]:
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    whole = load_file(folder / OPTIMIZER) if (folder / OPTIMIZER).is_file() else {}
+    for key, value in [*whole.items(), *shares.load_state(parameters, folder), *saved["optimizer"]["values"].items()]:
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = shares.part_of(value, parameters[int(index)])
     groups = saved["optimizer"]["param_groups"]
     for group in groups:
         group.update({name: tuple(value) for name, value in group.items() if name == "betas"})
@@ -158,8 +176,12 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, scheduler: An
 
 
 def load_random(folder: Path, rank: int) -> None:
-    """Restore every random generator of a rank."""
-    saved, tensors = read_state(folder)["random"][rank], load_file(folder / RANDOM.format(rank))
+    """Restore every random generator of a rank; one that was not there before draws numbers of its own."""
+    states = read_state(folder)["random"]
+    if rank >= len(states):
+        torch.manual_seed(torch.initial_seed() + rank)
+        return
+    saved, tensors = states[rank], load_file(folder / RANDOM.format(rank))
     version, numbers, gauss = saved["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind_of_generator, *place = saved["numpy"]
@@ -194,8 +216,11 @@ def random_state() -> dict[str, Any]:
     return {"words": words, "python": random.getstate(), "numpy": numbers}
 
 
-def save_weights(model: Any, folder: Path) -> None:
-    """Write the trained weights: the active adapter as a plain peft one, or a plain transformers model."""
+def save_weights(model: Any, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write the trained weights: the active adapter as a plain peft one, or a plain transformers model.
+
+    `state` is the whole model's where its weights lie in parts (`shared_out.whole_state`).
+    """
     base = base_of(model)
     base.config.use_cache = True  # the trainer turned it off for training
     try:
@@ -207,17 +232,20 @@ def save_weights(model: Any, folder: Path) -> None:
 
                 virtual_tokens.save(model, folder)
             if not has_words(model) or rope.is_scaled(base.config):
-                base.config.architectures = [type(base).__name__]
+                base.config.architectures = [shared_out.plain_class(base).__name__]
                 base.config.save_pretrained(folder)  # the values of its head with their names, and its positions
         else:
             with without_progress_bar():
-                model.save_pretrained(folder)
+                model.save_pretrained(folder, state_dict=state)
     finally:
         base.config.use_cache = False
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Put a checkpoint's weights into a model of the same shape."""
+    """Put a checkpoint's weights into a model of the same shape, which every rank calls where weights lie in parts."""
+    if shares.there(folder):
+        shares.load(model, folder)
+        return
     if num_virtual_tokens(model):
         from tunesmith.engine import virtual_tokens
 
@@ -234,5 +262,5 @@ def load_weights(model: Any, folder: Path) -> None:
         assert not result.unexpected_keys, result.unexpected_keys
         return
     with without_progress_bar():
-        stored = type(model).from_pretrained(folder, dtype=model.dtype)
-    model.load_state_dict(stored.state_dict())
+        stored = shared_out.plain_class(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(shares.parts_of(stored.state_dict(), model))

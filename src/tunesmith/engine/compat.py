@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode  # do
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["DispatchMode", "attention_of", "one_device", "peft_warnings", "routers_of"]
+__all__ = ["DispatchMode", "attention_of", "layer_kinds", "one_device", "peft_warnings", "routers_of"]
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -45,6 +45,11 @@ def peft_warnings() -> Iterator[None]:
 def attention_of(model: Any) -> str:
     """The name of the attention implementation that a model runs; transformers 5 has a setter and no getter."""
     return str(model.config._attn_implementation)
+
+
+def layer_kinds(model: Any) -> tuple[str, ...]:
+    """The names of the classes of a transformers model's layers, which are not to be split; it has no public name."""
+    return tuple(model._no_split_modules or ())
 
 
 def routers_of(model: torch.nn.Module) -> tuple[tuple[torch.nn.Module, ...], int]:

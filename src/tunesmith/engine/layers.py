@@ -22,6 +22,7 @@ from tunesmith.engine.frozen import FrozenLinear
 from tunesmith.engine.linear import Dense, Layer, gated_linear, linear
 from tunesmith.engine.model import base_of
 from tunesmith.engine.quantised import FourBit, is_four_bit
+from tunesmith.engine.shared_out import whole_copy
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that are given one input
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # of numbers around 1
@@ -259,6 +260,7 @@ def _norm_offset(module: Any, ops: Elementwise, known: dict[Any, Any]) -> float 
     """What a norm adds to its weight, found by trying; None where its formula is another one. Tried once a class."""
     kind = type(module), module.weight.dtype
     if kind not in known:
+        module = whole_copy(module)
         x = torch.linspace(-2, 2, 3 * len(module.weight), device=module.weight.device, dtype=module.weight.dtype)
         x = x.view(3, -1)
         with torch.no_grad():
@@ -324,6 +326,7 @@ def _activation(module: Any, states: torch.dtype, known: dict[Any, Any]) -> str 
 
 def _fitting(module: Any, states: torch.dtype) -> str | None:
     """The activation that gives the block's own result, for inputs of the dtype of hidden states."""
+    module = whole_copy(module)
     device, width = next(module.parameters()).device, module.gate_proj.in_features
     x = torch.linspace(-2, 2, 3 * width, device=device, dtype=states).view(3, -1)
     with torch.no_grad():

@@ -22,6 +22,14 @@ def own() -> int:
     return int(os.environ.get("RANK", "0")) if number() > 1 else 0
 
 
+def restarted() -> bool:
+    """Whether their starter started them again after a crash (torchrun --max-restarts).
+
+    It tells those of the machine where the crash was, and they tell the others.
+    """
+    return any(everyones(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
+
+
 def meet(device: str) -> None:
     """Join the others, and take the device of this process: from here on each waits where all must be."""
     if number() > 1:

@@ -18,7 +18,7 @@ from tunesmith.data.batch import PackedRows, WholeSet, join, lay, pack
 from tunesmith.data.kept import Kept, open_file
 from tunesmith.data.prepare import cache_folder
 from tunesmith.data.reference import FOLDER, NONE, Referenced, missing, places
-from tunesmith.engine import multi_adapter, ranks
+from tunesmith.engine import multi_adapter, ranks, shared_out
 from tunesmith.engine.model import is_adapted
 from tunesmith.engine.scores import Scorer, asked_of
 from tunesmith.engine.values import ValueScorer
@@ -97,7 +97,8 @@ def stored(
         def lacking() -> np.ndarray:
             return missing(samples, wanted, kept.values)
 
-        tokens = fill(recipe, places(samples), needed, kept, made, device, lacking)
+        together = shared_out.is_shared(trained)
+        tokens = fill(recipe, places(samples), needed, kept, made, device, lacking, together)
         said = f"{len(needed):,} samples, {tokens:,} tokens, in {monotonic() - started:,.1f} s"
         say(f"reference: its log-probabilities were made once: {said}")
     else:
@@ -119,20 +120,23 @@ def fill(
     made: Callable[[Batch], np.ndarray],
     device: torch.device,
     lacking: Callable[[], np.ndarray],
+    together: bool = False,
 ) -> int:
     """Write what is made of some samples to their places among the kept, a share by each rank; the tokens worked on.
 
     `made` gives a value for each asked token of a batch; in `placed`, their place is what they have for that value.
     What a rank then does not find (`lacking`: values that are not kept, or on another machine's disk) it makes itself.
+    `together`: a pass of one rank needs one of every other.
     """
 
     def make(some: np.ndarray) -> int:
-        if not len(some):
+        most = ranks.largest(len(some)) if together else len(some)
+        if not most:
             return 0
-        plan = pack(recipe, placed.lengths(), some, seed=None)
+        plan = pack(recipe, placed.lengths(), some if len(some) else needed[:1], seed=None)
         tokens, flushed = 0, monotonic()
-        for number in range(len(plan)):
-            row = lay(placed, plan.row(number))
+        for number in range(ranks.largest(len(plan)) if together else len(plan)):
+            row = lay(placed, plan.row(min(number, len(plan) - 1)))  # the last one again, while others have more
             place = row.pop("teacher") if "teacher" in row else row.pop("reference")[row["weight"].nonzero()[0]]  # [N]
             fields = join([row])
             batch = Batch(**{name: _on(value, device) for name, value in fields.items()})

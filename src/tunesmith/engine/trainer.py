@@ -4,6 +4,8 @@ transformers' Trainer has the loop, devices, mixed precision and distribution. W
 
 - `create_optimizer`: the recipe's optimizer component builds it.
 - `_get_grad_norm`: of gradients that are dropped in the backward pass.
+- `_defer_fsdp_gradient_reduction`: gradients of shared weights are shared out after every micro-batch, since whole ones
+  would be kept between two.
 - `_get_num_items_in_batch`: units (tokens, pairs) of the whole optimizer step, over micro-batches and ranks; and what
   each micro-batch has of a loss that compares samples.
 - `compute_loss`: the objective's sum over those units.
@@ -16,6 +18,7 @@ transformers' Trainer has the loop, devices, mixed precision and distribution. W
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -27,7 +30,7 @@ import transformers
 from tunesmith.data.batch import PackedRows, join
 from tunesmith.data.stream import StreamedRows, write_account
 from tunesmith.engine import checkpoint as checkpoints
-from tunesmith.engine import companions, joint, ranks
+from tunesmith.engine import companions, joint, ranks, shared_out, shares
 from tunesmith.engine.averaged import Averaged
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
@@ -98,11 +101,13 @@ class Trainer(transformers.Trainer):
             data_collator=join,
             callbacks=list(callbacks),
         )
+        self.is_distributed_loading_by_transformers = shared_out.is_shared(model)  # wrapped no more
         self.remove_callback(transformers.PrinterCallback)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The recipe's optimizer."""
         trained: Any = self.model if model is None else model
+        shared_out.rest(trained)
         adapter, num_steps = self.recipe.adapter, int(self.args.max_steps)
         self.optimizer = self.recipe.optimizer.build(trained, adapter.factors(trained))
         self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
@@ -119,6 +124,9 @@ class Trainer(transformers.Trainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return self.released.take_norm() if self.released else super()._get_grad_norm(model, grad_norm)
+
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        return nullcontext()
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         objective = self.recipe.objective
@@ -214,6 +222,7 @@ class Trainer(transformers.Trainer):
                 for name, one in summed.counts.items():
                     counts[name] = counts.get(name, 0) + one.cpu()
         model.train()
+        shared_out.rest(model)
         found: dict[str, Any] = _ratios(ranks.added(sums))
         found |= self.recipe.objective.measures(ranks.counted(counts))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
@@ -299,7 +308,8 @@ class Trainer(transformers.Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         sums, random = ranks.added(self.sums), ranks.everyones(checkpoints.random_state())
         self._refuse_infinite("loss", sums["loss"][0] if "loss" in sums else 0.0)
-        if not self.args.should_save:
+        shared = shared_out.is_shared(model)
+        if not self.args.should_save and not shared:
             return
         run = Path(str(self.args.output_dir))
         counters = {
@@ -312,13 +322,19 @@ class Trainer(transformers.Trainer):
         }
         assert self.optimizer is not None, "made before the first step"
         final = checkpoints.place(run, self.state.global_step)
-        with checkpoints.atomic_folder(final) as folder:
-            checkpoints.save_weights(self.accelerator.unwrap_model(model), folder)
-            self.tokenizer.save_pretrained(folder)
-            companions.save(self.companions, folder)
-            checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler, counters, random)
-            self.state.save_to_json(str(folder / "trainer_state.json"))
-        checkpoints.prune(run, self.recipe.train.save_total_limit, self.state.best_global_step)
+        with checkpoints.folder_of_all(final) if shared else checkpoints.atomic_folder(final) as folder:
+            if shared:
+                shares.save(model, self.optimizer, folder)
+            if self.args.should_save:
+                if not shares.there(folder):
+                    checkpoints.save_weights(self.accelerator.unwrap_model(model), folder)
+                self.tokenizer.save_pretrained(folder)
+                companions.save(self.companions, folder)
+                scaler = self.accelerator.scaler
+                checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, scaler, counters, random)
+                self.state.save_to_json(str(folder / "trainer_state.json"))
+        if self.args.should_save:
+            checkpoints.prune(run, self.recipe.train.save_total_limit, self.state.best_global_step)
 
     def _place_in_stream(self, run: Path) -> dict[str, Any] | None:
         """Where a stream stands after the rows that were trained on, those that wait for the next step not counted.

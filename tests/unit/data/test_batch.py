@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler
 
 import fixtures_models
 from fixtures_chats import recipe, write_rows
@@ -304,3 +306,28 @@ def test_the_steps_of_several_ranks_have_so_many_rows(tmp_path):
     said = recipe(train={"row_tokens": 20, "max_steps": 4, "gradient_accumulation_steps": 2})
     orders = mix.epochs(said.data, mix.parts(said.data.train, store, np.arange(9)), store.lengths())
     assert len(training_rows(said, store, orders, ranks=3)) == 4 * 2 * 3
+
+
+def steps_of(store, ranks, batch, per_step=8):
+    """The samples of each optimizer step, as accelerate deals micro-batches to so many ranks."""
+    accumulated = per_step // ranks // batch
+    options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
+    said = recipe(train={"row_tokens": 20, "num_train_epochs": 2, **options})
+    own = mix.parts(said.data.train, store, np.arange(len(store)))
+    rows = training_rows(said, store, mix.epochs(said.data, own, store.lengths()), ranks).shared_by(ranks, batch)
+    steps = {}
+    for rank in range(ranks):
+        dealt = BatchSamplerShard(BatchSampler(range(len(rows)), batch, False), ranks, rank)
+        for number, micro_batch in enumerate(dealt):
+            real = [rows[row]["input_ids"][0] for row in micro_batch if "blank" not in rows[row]]
+            steps.setdefault(number // accumulated, []).extend(map(int, real))
+    return [sorted(steps[number]) for number in sorted(steps)]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_two_and_four_ranks_see_the_same_samples_in_every_step(tmp_path, batch):
+    store = lengths_store(tmp_path, [15] * 27)
+    alone = steps_of(store, 1, batch)
+    assert [len(step) for step in alone] == [8] * 6 + [6]  # two epochs of 27 samples
+    assert len({tuple(step) for step in alone}) == 7
+    assert steps_of(store, 2, batch) == steps_of(store, 4, batch) == alone

@@ -1,0 +1,96 @@
+"""What lies in parts on several processes, as files: each writes its own parts, and any number of them reads all again.
+
+They are torch's distributed checkpoints in safetensors (https://docs.pytorch.org/docs/stable/distributed.checkpoint.html):
+a file's header says where in a whole tensor each part belongs. There is no pickle in them.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from tunesmith.engine import shared_out
+
+FOLDER = "shares"
+WEIGHTS, STATE = "weights", "optimizer"
+
+
+def there(folder: Path) -> bool:
+    """Whether a checkpoint's weights lie in parts."""
+    return (folder / FOLDER).is_dir()
+
+
+def save(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Write the trained weights that lie in parts, and the optimizer's state of them; nothing where all lie whole.
+
+    Every process calls it.
+    """
+    shared_out.rest(model)
+    weights = _trained(model)
+    if not any(isinstance(one, DTensor) for one in weights.values()):
+        return
+    state: dict[str, torch.Tensor] = {
+        f"{index}.{name}": value
+        for index, own in optimizer.state_dict()["state"].items()
+        for name, value in own.items()
+        if isinstance(value, DTensor)
+    }
+    _write(weights, folder / FOLDER / WEIGHTS)
+    _write(state, folder / FOLDER / STATE)
+
+
+def load(model: Any, folder: Path) -> None:
+    """Put the weights of a checkpoint into a model, shared out in any way or whole."""
+    shared_out.rest(model)
+    _read(_trained(model), folder / FOLDER / WEIGHTS)
+
+
+def load_state(parameters: Sequence[torch.Tensor], folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The state of the optimizer of some parameters that a checkpoint has in parts, each as its parameter lies."""
+    if there(folder):
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+        place = folder / FOLDER / STATE
+        names = HuggingFaceStorageReader(str(place)).read_metadata().state_dict_metadata
+        state = {name: torch.zeros_like(parameters[int(name.partition(".")[0])]).detach() for name in names}
+        _read(state, place)
+        yield from state.items()
+
+
+def part_of(value: Any, like: torch.Tensor) -> Any:
+    """A whole tensor as the one lies that it belongs to; anything else as it is."""
+    if isinstance(like, DTensor) and isinstance(value, torch.Tensor) and not isinstance(value, DTensor):
+        if value.shape == like.shape:
+            return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return value
+
+
+def parts_of(state: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """A whole state as a model of the same shape holds it."""
+    shared_out.rest(model)
+    own = model.state_dict()
+    return {name: part_of(one, own[name]) for name, one in state.items()}
+
+
+def _trained(model: Any) -> dict[str, torch.Tensor]:
+    return {name: one.detach() for name, one in model.named_parameters() if one.requires_grad}
+
+
+def _write(tensors: dict[str, torch.Tensor], place: Path) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_parts
+
+    place.mkdir(parents=True, exist_ok=True)
+    save_parts(tensors, storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True))
+
+
+def _read(tensors: dict[str, torch.Tensor], place: Path) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process", UserWarning)
+        load_parts(tensors, storage_reader=HuggingFaceStorageReader(str(place)))

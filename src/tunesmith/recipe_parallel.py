@@ -1,0 +1,93 @@
+"""The section `parallel` of a recipe: what several processes that train one model together share."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tunesmith.component import Section, name_of
+
+if TYPE_CHECKING:
+    from tunesmith.recipe import Recipe
+
+Size = Annotated[int, Field(gt=0)]
+
+ELEMENTWISE = ("adamw", "ademamix", "lion", "schedule_free", "sgd")  # a share of a weight is updated as the whole is
+MISSING = {  # what is asked for by these words of other tools, why it is not here, and what is
+    "context": "torch's and accelerate's context parallelism (https://huggingface.co/docs/accelerate/concept_guides/"
+    "context_parallelism) cuts one causal sequence into pieces, and packed rows are many: set "
+    "train.activation_checkpointing=true, or train.activation_offload=true, for longer rows",
+    "expert": "experts are shared out as all weights are: say strategy=fsdp",
+    "pipeline": "transformers has no pipeline with a backward pass for packed rows: say strategy=fsdp",
+    "tensor": "low-rank updates and the fused head read whole weights, and transformers' tensor parallelism holds "
+    "parts of them: say strategy=fsdp",
+    "offload": "weights and states in the memory of the host are not tried here: say strategy=fsdp with more "
+    "processes, or adapter=lora",
+    "zero_stage": "DeepSpeed is not an engine here: strategy=fsdp shares what ZeRO-3 shares",
+    "deepspeed_config": "DeepSpeed is not an engine here: strategy=fsdp shares what ZeRO-3 shares",
+}
+
+
+class Parallel(Section):
+    """Training by several processes, as torchrun starts them. One alone trains the same, and shares nothing."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """What the processes share. ddp: the rows of a step, each with a whole model. fsdp: the model's weights too, with
+    the gradients and the optimizer's state of those that are trained (torch's FSDP2). auto: ddp."""
+    fsdp: Size | None = None
+    """Processes that one copy of the model is shared out to, mostly those of one machine. None: all, or what
+    `replicate` leaves."""
+    replicate: Size | None = None
+    """Copies of the model (HSDP), whose processes share the rows. None: one, or what `fsdp` leaves."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_what_is_missing(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for word in value.keys() & MISSING.keys():
+                raise ValueError(f"{word}={value[word]} cannot be had: {MISSING[word]}")
+            if value.get("strategy") == "deepspeed":
+                raise ValueError(f"strategy=deepspeed cannot be had: {MISSING['zero_stage']}")
+        return value
+
+    @model_validator(mode="after")
+    def _sizes_are_of_a_model_that_is_shared(self) -> "Parallel":
+        for name in ("fsdp", "replicate"):
+            if getattr(self, name) is not None and self.strategy != "fsdp":
+                raise ValueError(f"{name}={getattr(self, name)} is for strategy=fsdp, and this is {self.strategy}")
+        return self
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether several processes would share the weights."""
+        return self.strategy == "fsdp"
+
+
+def problem(recipe: "Recipe") -> str | None:
+    """Why the weights of a recipe's model cannot be shared out, and what can be done; None where they can."""
+    if not recipe.parallel.shares_weights:
+        return None
+    model, train, own = recipe.model, recipe.train, not type(recipe.adapter).beside
+    refused = {
+        f"model.quantization={model.quantization and name_of(model.quantization)}": model.quantization is not None,
+        f"model.frozen_dtype={model.frozen_dtype}": model.frozen_dtype is not None,
+        "train.row_tokens=auto": train.row_tokens == "auto",
+        "eval.prompts": bool(recipe.eval.prompts),
+        f"train.fp16={str(train.fp16).lower()}": train.fp16,
+        "train.transformers.torch_compile": bool(train.transformers.get("torch_compile")),
+        f"train.ema_decay={train.ema_decay}": own and train.ema_decay is not None,
+    }
+    for said, wanted in refused.items():
+        if wanted:
+            return (
+                f"{said} does not go with parallel.strategy=fsdp, whose processes hold parts of weights: leave one out"
+            )
+    if type(recipe.objective).encodes:
+        return "parallel.strategy=fsdp: a model of an encoder and a decoder is not shared out: use ddp"
+    if own and name_of(recipe.optimizer) not in ELEMENTWISE:
+        return (
+            f"optimizer={name_of(recipe.optimizer)} reads whole weights, and parallel.strategy=fsdp gives it parts of "
+            f"those that adapter={name_of(recipe.adapter)} trains: use one of {', '.join(ELEMENTWISE)}, or adapter=lora"
+        )
+    if own and "reference" in type(recipe.objective).needs and recipe.reference.compute == "step":
+        return "reference.compute=step needs a whole second model, and parallel.strategy=fsdp shares one out: say once"
+    return None

@@ -1,0 +1,118 @@
+"""A model whose weights lie in parts on two or four processes (gloo, torchrun) equals a whole one on one process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from invariants.objective_runs import ACCUMULATED, SAMPLES, equal, killed, learned, new_runs
+from invariants.whole_runs import digests, metrics
+from tunesmith.cli.main import main
+
+SEVERAL = Path(__file__).with_name("several_commands.py")
+SHARED = "parallel.strategy=fsdp"
+FULL = ("adapter=full", "optimizer.learning_rate=1e-3")
+STEP = "reference.compute=step"
+CELLS = {
+    "sft-lora": ("sft",),
+    "sft-full": ("sft", *FULL),
+    "sft-freeze": ("sft", "adapter=freeze", "adapter.num_layers=1"),
+    "sft-checkpointed": ("sft", *FULL, "train.activation_checkpointing=true"),
+    "dpo-lora": ("dpo",),
+    "dpo-lora-step": ("dpo", STEP),
+    "dpo-full": ("dpo", *FULL),
+    "reward-lora": ("reward",),
+    "reward-full": ("reward", *FULL),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return new_runs(tmp_path_factory.mktemp("shared"))
+
+
+def together(number, folder, commands):
+    """Command lines of `number` processes, one after the other, once these are started."""
+    file = folder / "commands.json"
+    file.write_text(json.dumps(commands))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
+    done = subprocess.run([*torchrun, str(SEVERAL), str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def command(runs, number, name, objective, *words):
+    """The command line of a run of `number` processes, whose cache is its own."""
+    words = (f"{ACCUMULATED}={SAMPLES // number}", f"data.cache_dir={runs.folder / f'cache-{number}-{name}'}", *words)
+    return runs.command(objective, runs.folder / f"{number}-{name}", *words)
+
+
+@pytest.fixture(scope="module")
+def two(runs):
+    """What two processes made of every cell, and of a killed run of full weights; and what they said."""
+    folder = runs.folder
+    said = together(2, folder, [command(runs, 2, name, *words, SHARED) for name, words in CELLS.items()])
+    return folder, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CELLS)
+def test_parts_equal_a_whole(runs, two, name):
+    one = runs.of(CELLS[name][0], f"{ACCUMULATED}={SAMPLES}", *CELLS[name][1:])
+    assert learned(one)
+    equal(one, two[0] / f"2-{name}")
+
+
+@pytest.mark.slow
+def test_it_is_said_and_the_last_weights_are_a_plain_folder(two):
+    folder, said = two
+    assert said.count("parallel: the model's weights are shared out among processes (2), in 2 layers") == len(CELLS)
+    config = json.loads((folder / "2-sft-full" / "final" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert not list((folder / "2-sft-full" / "final").glob("**/*.distcp"))
+
+
+@pytest.fixture(scope="module")
+def others(runs, two):
+    """What two processes that were killed after their second step made of the rest, and one and four in their place."""
+    for number in (1, 2, 4):
+        names = [name for name in ("sft-lora", "sft-full") if number != 1 or name == "sft-full"]
+        again = {name: killed(two[0] / f"2-{name}", 2, runs.folder / f"again-{number}-{name}") for name in names}
+        commands = [["train", str(run)] for run in again.values()]
+        if number == 1:
+            assert main(commands[0]) == 0
+        if number == 2:
+            together(2, runs.folder, commands)
+        if number == 4:
+            hybrid = [command(runs, 4, name, *CELLS[name], SHARED, "parallel.replicate=2") for name in ("dpo-full",)]
+            together(4, runs.folder, [*commands, *hybrid])
+    return runs.folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft-lora", "sft-full"])
+def test_a_killed_run_goes_on_bit_for_bit_and_elsewhere_with_the_same_rows(two, others, name):
+    whole, again = two[0] / f"2-{name}", others / f"again-2-{name}"
+    assert metrics(again) == metrics(whole) and digests(again / "final") == digests(whole / "final")
+    equal(whole, others / f"again-4-{name}")
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_with_what_lay_in_parts(two, others):
+    equal(two[0] / "2-sft-full", others / "again-1-sft-full")
+
+
+@pytest.mark.slow
+def test_two_copies_on_two_processes_each_equal_one(runs, others):
+    equal(runs.of("dpo", f"{ACCUMULATED}={SAMPLES}", *FULL), others / "4-dpo-full")
+
+
+@pytest.mark.slow
+def test_a_number_that_cannot_share_a_step_is_refused(two, others, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    assert main(["train", str(others / "again-4-sft-full")]) == 0  # it is finished
+    run = killed(two[0] / "2-sft-full", 1, others / "five")
+    assert main(["train", str(run)]) == 1
+    assert "has 12 micro-batches, of which 5 processes cannot take as many each" in capsys.readouterr().err

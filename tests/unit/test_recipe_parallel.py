@@ -1,0 +1,84 @@
+"""What the section `parallel` may say, and the one line for each thing that it may not."""
+
+import pytest
+
+from tunesmith.engine import shared_out
+from tunesmith.errors import RecipeError, RunError
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_parallel import ELEMENTWISE, MISSING, Parallel
+from tunesmith.run import train
+
+LEAST = {"model": "builtin:tiny", "data": {"train": "builtin:identity"}}
+SHARED = {"strategy": "fsdp"}
+
+
+def problem(**options):
+    with pytest.raises(RecipeError) as caught:
+        Recipe(**(LEAST | options))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("word", MISSING)
+def test_what_is_not_there_is_refused_with_what_is(word):
+    said = problem(parallel={word: 2})
+    assert f"{word}=2 cannot be had" in said
+    assert "strategy=fsdp" in said or "train.activation" in said
+
+
+def test_deepspeed_is_no_strategy():
+    assert "strategy=deepspeed cannot be had" in problem(parallel={"strategy": "deepspeed"})
+
+
+@pytest.mark.parametrize("name", ["fsdp", "replicate"])
+def test_sizes_are_of_shared_weights(name):
+    assert f"{name}=2 is for strategy=fsdp, and this is auto" in problem(parallel={name: 2})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": {"path": "builtin:tiny", "quantization": "bnb_4bit"}}, "model.quantization=bnb_4bit"),
+        ({"model": {"path": "builtin:tiny", "frozen_dtype": "int8"}}, "model.frozen_dtype=int8"),
+        ({"train": {"row_tokens": "auto"}}, "train.row_tokens=auto"),
+        ({"train": {"fp16": True}}, "train.fp16=true"),
+        ({"train": {"transformers": {"torch_compile": True}}}, "train.transformers.torch_compile"),
+        ({"train": {"ema_decay": 0.9}, "adapter": "full"}, "train.ema_decay=0.9"),
+        ({"objective": "seq2seq"}, "an encoder and a decoder"),
+        ({"adapter": "full", "optimizer": "muon"}, "optimizer=muon reads whole weights"),
+        ({"adapter": "full", "objective": "dpo", "reference": {"compute": "step"}}, "reference.compute=step"),
+    ],
+)
+def test_what_does_not_go_with_parts_of_weights(options, said):
+    assert said in problem(**options, parallel=SHARED)
+    Recipe(**(LEAST | options))  # without it
+
+
+def test_what_an_adapter_adds_lies_whole():
+    Recipe(**LEAST, parallel=SHARED, adapter="lora", optimizer="muon", train={"ema_decay": 0.9})
+    for name in ELEMENTWISE:
+        Recipe(**LEAST, parallel=SHARED, adapter="full", optimizer=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "number", "found"),
+    [
+        ({}, 8, (1, 8)),
+        ({"fsdp": 4}, 8, (2, 4)),
+        ({"replicate": 4}, 8, (4, 2)),
+        ({"fsdp": 2, "replicate": 4}, 8, (4, 2)),
+    ],
+)
+def test_copies_and_the_processes_of_each(options, number, found):
+    assert shared_out.sizes(Parallel(**SHARED, **options), number) == found
+
+
+@pytest.mark.parametrize("options", [{"fsdp": 3}, {"replicate": 3}, {"fsdp": 2, "replicate": 2}, {"fsdp": 16}])
+def test_a_number_of_processes_that_does_not_fit(options):
+    with pytest.raises(RecipeError, match="and these are 8"):
+        shared_out.sizes(Parallel(**SHARED, **options), 8)
+
+
+def test_a_run_that_is_started_again_must_know_its_folder(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(RunError, match="nothing was started again after a crash, and does not say where its run lies"):
+        train(Recipe(**LEAST, name="nothing"))
