@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.prompt import prompt_ids
@@ -19,6 +20,7 @@ from tunesmith.errors import ModelError
 from tunesmith.generate.alone import Alone, answering, encodes
 from tunesmith.generate.batch import Batch, Finish, Request, Stream
 from tunesmith.generate.choose import decoder_for
+from tunesmith.generate.constraint import Forms
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.load import load
 from tunesmith.generate.sampling import Sampling
@@ -115,6 +117,11 @@ class Generator:
         listed = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*listed, self.tokenizer.eos_token_id) if end is not None)
 
+    @cached_property
+    def forms(self) -> Forms:
+        """What answers can be held to."""
+        return Forms(self.tokenizer, self.stops)
+
     @property
     def context_tokens(self) -> int | None:
         """The longest sequence the model was made for, without virtual tokens; None where its config does not say."""
@@ -150,10 +157,15 @@ class Generator:
         return Prompt(tuple(ids), len(messages) - len(kept))
 
     def request(self, prompt: Prompt, sampling: Sampling, **options: Any) -> Request:
-        """What is asked of a batch for a prompt: no more tokens than the context has room for."""
+        """What is asked of a batch for a prompt: no more tokens than the context has room for.
+
+        Raises:
+            RecipeError, ModelError, MissingExtra: answers cannot be held to what `sampling` says that they must be.
+        """
         limit = sampling.max_new_tokens
         if self.context_tokens is not None:
             limit = min(limit, self.context_tokens - (1 if encodes(self.model) else len(prompt.ids)))
+        options.setdefault("grammar", self.forms.of_sampling(sampling))
         return Request(prompt.ids, sampling.model_copy(update={"max_new_tokens": limit}), **options)
 
     def stream(
