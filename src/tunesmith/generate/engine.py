@@ -6,8 +6,8 @@ from random numbers of its own: an answer in the middle of a run leaves the run'
 """
 
 import logging
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,15 @@ class Prompt:
     dropped_turns: int  # the oldest ones, which the model's context had no room for
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer as text, what ended it (`stop`, or `length` where it was given no more tokens), and its tokens."""
+
+    text: str
+    finish: str
+    num_tokens: int = 0
+
+
 class Answer(Iterator[str]):
     """An answer that is made as it is read: iterating gives pieces of text, never a part of a character.
 
@@ -60,11 +69,6 @@ class Answer(Iterator[str]):
             if piece.text:
                 return piece.text
         raise StopIteration
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of it is made."""
-        return self._stream.finish is not None
 
     def close(self) -> None:
         """Make no more of it."""
@@ -199,23 +203,22 @@ class Generator:
         return Batch(self.decoder, self.tokenizer, self.stops)
 
     def answers(
-        self, conversations: Sequence[Sequence[Mapping[str, Any]]], sampling: Sampling
-    ) -> Iterator[tuple[int, Answer]]:
-        """Whole answers to many conversations as they end, each with the number of its conversation.
+        self, requests: Iterable[Request], within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> Iterator[Reply]:
+        """Whole answers to many requests, in their order; they are made together.
+
+        `within` is what the model must be in while they are; between two of them it is not.
 
         Raises:
-            TemplateError, ModelError: see `prompt`.
+            ModelError, RunError: as `Batch.add`.
         """
-        batch, open_ = self.batch(), deque[tuple[int, Answer]]()
-        for number, messages in enumerate(conversations):
-            prompt = self.prompt(messages, sampling.max_new_tokens)
-            open_.append((number, Answer(prompt, batch.add(self.request(prompt, sampling)))))
-        while open_:
-            with answering(self.model):
-                batch.step()
-            for one in [one for one in open_ if one[1].ended]:
-                open_.remove(one)
-                yield one
+        with within():
+            batch = self.batch()
+        streams = [batch.add(request) for request in requests]
+        for stream in streams:
+            with within():
+                text = "".join(piece.text for piece in stream)
+            yield Reply(text, str(stream.finish), stream.num_tokens)
 
     def complete(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The whole answer as text; the options are those of `stream`."""
@@ -231,13 +234,17 @@ class Generator:
 
     def _finished(self, messages: Sequence[Mapping[str, Any]], options: dict[str, Any]) -> Answer:
         answer = self.stream(messages, **options)
-        if answer.prompt.dropped_turns:
+        self.note_dropped(answer.prompt)
+        return answer
+
+    def note_dropped(self, prompt: Prompt) -> None:
+        """Log a warning where a prompt lacks turns that its context had no room for."""
+        if prompt.dropped_turns:
             log.warning(
                 "the conversation is longer than the model's %d tokens: its oldest %d turns were left out",
                 self.context_tokens,
-                answer.prompt.dropped_turns,
+                prompt.dropped_turns,
             )
-        return answer
 
 
 def _without_oldest(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
