@@ -28,6 +28,16 @@ EXTRAS = {  # what a person may want: its package, and the command that installs
     "report_to: tensorboard": ("tensorboard", "pip install tensorboard"),
     "report_to: wandb": ("wandb", "pip install wandb"),
     "report_to: mlflow": ("mlflow", "pip install mlflow"),
+    "tunesmith serve": ("fastapi", "pip install 'tunesmith[serve]'"),
+    "answers in JSON, required calls": ("llguidance", "pip install 'tunesmith[constrained]'"),
+    "BLEU of predictions": ("sacrebleu", "pip install 'tunesmith[metrics]'"),
+    "ROUGE of Chinese by words": ("jieba", "pip install 'tunesmith[metrics]'"),
+    "rows at http:// and https://": ("aiohttp", "pip install 'tunesmith[http]'"),
+    "rows at s3://": ("s3fs", "pip install 'tunesmith[s3]'"),
+    "rows at gs://": ("gcsfs", "pip install 'tunesmith[gcs]'"),
+    "datasets at ms://": ("modelscope", "pip install 'tunesmith[modelscope]'"),
+    "datasets at om://": ("openmind_hub", "pip install 'tunesmith[openmind]'"),
+    "benchmarks beside liger": ("liger-kernel", "pip install 'tunesmith[liger]'"),
     "the test suite": ("pytest", "pip install 'tunesmith[test]'"),
 }
 

@@ -18,7 +18,6 @@ from tunesmith.component import spell
 from tunesmith.data import digests
 from tunesmith.seams import Task
 
-OF_MODELS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.gguf")
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
 RESULT, ITEMS, PICTURE = "result.json", "items.jsonl", "picture.png"
 
@@ -40,7 +39,9 @@ def fingerprint(path: str, task: Task, loaded: Mapping[str, Any]) -> str | None:
     Raises:
         RunError, ModelError, DataError, RecipeError: there is no such model or data.
     """
-    model, data = of_model(path), task.digest()
+    from tunesmith.generate.files import files_of
+
+    model, data = files_of(path), task.digest()
     if model is None or data is None:
         return None
     own = Path(inspect.getfile(type(task)))
@@ -54,30 +55,6 @@ def fingerprint(path: str, task: Task, loaded: Mapping[str, Any]) -> str | None:
         "versions": {"tunesmith": __version__} | {name: metadata.version(name) for name in LIBRARIES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def of_model(path: str) -> list[Any] | None:
-    """The files of a model by what they hold, and those of the base that an adapter has; None where none are here."""
-    from tunesmith.generate.load import base_of, is_adapter, locate
-
-    place = locate(path)
-    folder = Path(place) if Path(place).exists() else _fetched(place)
-    if folder is None:
-        return None
-    files = [folder] if folder.is_file() else sorted({one for kind in OF_MODELS for one in folder.glob(kind)})
-    found: list[Any] = [(one.name, digests.digest_of(str(one))) for one in files]
-    if not is_adapter(str(folder)):
-        return found
-    base = of_model(base_of(str(folder)).path)
-    return None if base is None else [found, base]
-
-
-def _fetched(hub_id: str) -> Path | None:
-    """The folder of a hub's model that was fetched before."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub_id, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def place(cache: str | None, print_: str) -> Path:

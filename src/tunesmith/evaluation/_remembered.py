@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from tunesmith.generate.subject import Reply, Sequence_, Subject
+from tunesmith.generate.engine import Reply
+from tunesmith.generate.subject import Sequence_, Subject
 from tunesmith.journal import Journal
 
 SAID_EVERY = 20.0  # seconds

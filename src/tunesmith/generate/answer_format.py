@@ -25,6 +25,7 @@ NAMES = ("probe_alpha", "probe_beta")
 KEYS = ("first_key", "second_key")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 THINK = "<think>", "</think>"
+PARTS = ("name", "arguments", "id")  # what a call says
 TAG = re.compile(r"<[^<>\s]+>\s*$")
 LONG_ID, SHORT_ID = 24, 9  # characters of the id of a call: some templates write no other than 9
 
@@ -33,11 +34,16 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class AsJson:
-    """A call is a JSON object; the paths lead to what it says."""
+    """A call is a JSON object; the paths lead to what it says.
+
+    `pieces` is the object as the template writes it, cut around what a call says: text, and between texts one of
+    `PARTS`. Empty where it cannot be cut so, as arguments are JSON in a text.
+    """
 
     name: Path
     arguments: Path
     id: Path | None = None
+    pieces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +254,7 @@ def _body(text: str, calls: list[dict[str, Any]], number: int) -> Body | None:
     for start, end, value in _objects(text):
         paths = AsJson(_path(value, name) or (), _path(value, given) or (), _path(value, call["id"]))
         if paths.name and paths.arguments and not any(one in text[start:end] for one in other):
-            return start, end, paths
+            return start, end, replace(paths, pieces=_pieces(text[start:end], call))
     at = text.find(name)
     for start, end, value in _objects(text):
         if start > at and value == given:
@@ -278,6 +284,23 @@ def _path(value: Any, wanted: Any) -> Path | None:
         if deeper is not None:
             return (key, *deeper)
     return None
+
+
+def _pieces(text: str, call: Mapping[str, Any]) -> tuple[str, ...]:
+    """The JSON object of a call, cut around its name, its arguments and its id."""
+    name, given = json.dumps(call["function"]["name"]), call["function"]["arguments"]
+    own = next(((start, end) for start, end, value in _objects(text) if value == given), None)
+    if own is None:
+        return ()
+    spans = {"arguments": own}
+    for part, written in (("name", name), ("id", json.dumps(call["id"]))):
+        if (at := text.find(written)) >= 0:
+            spans[part] = at, at + len(written)
+    found, place = list[str](), 0
+    for part in sorted(spans, key=lambda one: spans[one]):
+        found += [text[place : spans[part][0]], part]
+        place = spans[part][1]
+    return (*found, text[place:])
 
 
 def _tagged(text: str, at: int, name: str, given: dict[str, Any]) -> Body | None:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunesmith.errors import ModelError, near
+from tunesmith.errors import ModelError, RunError, near
 from tunesmith.generate.decoder import Decoder
-from tunesmith.generate.sampling import Constraint, Drawing, Sampling, Token, draw
+from tunesmith.generate.sampling import Drawing, Grammar, Sampling, Token, draw
 from tunesmith.generate.text import Text
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Request:
     sampling: Sampling = Sampling()
     adapter: str | None = None  # one of `Decoder.adapters`; None: the model as it is
     special: bool = False  # whether special tokens are text too
-    constraint: Constraint | None = None
+    grammar: Grammar | None = None  # what the answer must be
 
 
 class Stream(Iterator[Piece]):
@@ -42,17 +42,20 @@ class Stream(Iterator[Piece]):
     def __init__(self, request: Request, text: Text, drive: Callable[[], None]) -> None:
         self.request = request
         self.finish: Finish | None = None
+        self.error: RunError | None = None  # why it has no end
         self.ids: list[int] = []  # without the token that ended it
         self._text, self._drive = text, drive
-        self._drawing = Drawing(request.sampling, request.prompt, request.constraint)
+        self._drawing = Drawing(request.sampling, request.prompt, request.grammar)
         self._pieces: deque[Piece] = deque()
 
     def __next__(self) -> Piece:
         while not self._pieces and self.finish is None:
             self._drive()
-        if not self._pieces:
-            raise StopIteration
-        return self._pieces.popleft()
+        if self._pieces:
+            return self._pieces.popleft()
+        if self.error is not None:
+            raise self.error
+        raise StopIteration
 
     @property
     def num_tokens(self) -> int:
@@ -82,8 +85,12 @@ class Stream(Iterator[Piece]):
             self.end("stop")
             return
         self.ids.append(token.id)
-        text = self._text.add(token.id)
-        if self._text.stopped:
+        text, form = self._text.add(token.id), self._drawing.constraint
+        if form is not None and form.problem is not None:
+            found = f"the answer cannot be held to its form behind {self.num_tokens} tokens: {form.problem}"
+            self.error, self.finish = RunError(found), "closed"
+            self._pieces.append(Piece(text, (token,)))
+        elif self._text.stopped or (form is not None and form.is_whole):
             self.end("stop", text, (token,))
         elif self.num_tokens == self.request.sampling.max_new_tokens:
             self.end("length", text, (token,))
@@ -114,6 +121,7 @@ class Batch:
 
         Raises:
             ModelError: there is no such adapter, or never room for the prompt.
+            RunError: the answer cannot be held to its form.
         """
         if request.adapter is not None and request.adapter not in self.decoder.adapters:
             raise ModelError(

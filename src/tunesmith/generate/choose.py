@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -27,6 +29,17 @@ TRIED_ANSWER = 2
 PART = 0.1  # of the spread of logits, which rounding in half precision may make of a model of many layers
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """A model that `Together` gave the numbers of."""
+
+    windows: dict[str, Window]
+    bytes_per_token: int  # of its caches
+
+
+_TRIED: WeakKeyDictionary[Any, dict[Any, _Fit | str]] = WeakKeyDictionary()
+
+
 def decoder_for(
     model: "PreTrainedModel", *, most: int = MOST, cache_tokens: int | None = None, chunk_tokens: int | None = None
 ) -> Decoder:
@@ -36,22 +49,33 @@ def decoder_for(
     those of a pass that reads prompts. Its `note` says why a model answers alone.
     """
     with answering(model):
-        problem = _unfit(model)
-        windows: dict[str, Window] | str = problem or _windows(model)
-        if isinstance(windows, dict):
-            trial = Together(model, windows, chunk_tokens=max(TRIED))
-            problem = _differs(model, trial)
-            if problem is None:
-                decoder = Together(model, windows, most=most, cache_tokens=cache_tokens, chunk_tokens=chunk_tokens)
-                if cache_tokens is None:
-                    decoder.bound_by_memory(trial.pool.bytes_per_token)
-                return decoder
-        else:
-            problem = windows
+        found = _unfit(model) or _tried(model)
+        if isinstance(found, _Fit):
+            decoder = Together(model, found.windows, most=most, cache_tokens=cache_tokens, chunk_tokens=chunk_tokens)
+            if cache_tokens is None:
+                decoder.bound_by_memory(found.bytes_per_token)
+            return decoder
     alone = Alone(model)
-    alone.note = f"answers are made one after the other: {problem}"
+    alone.note = f"answers are made one after the other: {found}"
     log.info(alone.note)
     return alone
+
+
+def _tried(model: Any) -> _Fit | str:
+    """How a model answers many at once, or why it does not; tried once for a model as it is held."""
+    held = type(model), model.dtype, model.device, attention_of(base_of(model))
+    of_model = _TRIED.setdefault(model, {})
+    if held not in of_model:
+        of_model[held] = _try(model)
+    return of_model[held]
+
+
+def _try(model: Any) -> _Fit | str:
+    windows = _windows(model)
+    if isinstance(windows, str):
+        return windows
+    trial = Together(model, windows, chunk_tokens=max(TRIED))
+    return _differs(model, trial) or _Fit(windows, trial.pool.bytes_per_token)
 
 
 def _unfit(model: Any) -> str | None:

@@ -6,9 +6,10 @@ from random numbers of its own: an answer in the middle of a run leaves the run'
 """
 
 import logging
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.prompt import prompt_ids
@@ -19,6 +20,7 @@ from tunesmith.errors import ModelError
 from tunesmith.generate.alone import Alone, answering, encodes
 from tunesmith.generate.batch import Batch, Finish, Request, Stream
 from tunesmith.generate.choose import decoder_for
+from tunesmith.generate.constraint import Forms
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.load import load
 from tunesmith.generate.sampling import Sampling
@@ -36,6 +38,15 @@ class Prompt:
 
     ids: tuple[int, ...]
     dropped_turns: int  # the oldest ones, which the model's context had no room for
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer as text, what ended it (`stop`, or `length` where it was given no more tokens), and its tokens."""
+
+    text: str
+    finish: str
+    num_tokens: int = 0
 
 
 class Answer(Iterator[str]):
@@ -58,11 +69,6 @@ class Answer(Iterator[str]):
             if piece.text:
                 return piece.text
         raise StopIteration
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of it is made."""
-        return self._stream.finish is not None
 
     def close(self) -> None:
         """Make no more of it."""
@@ -115,6 +121,11 @@ class Generator:
         listed = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*listed, self.tokenizer.eos_token_id) if end is not None)
 
+    @cached_property
+    def forms(self) -> Forms:
+        """What answers can be held to."""
+        return Forms(self.tokenizer, self.stops)
+
     @property
     def context_tokens(self) -> int | None:
         """The longest sequence the model was made for, without virtual tokens; None where its config does not say."""
@@ -150,10 +161,15 @@ class Generator:
         return Prompt(tuple(ids), len(messages) - len(kept))
 
     def request(self, prompt: Prompt, sampling: Sampling, **options: Any) -> Request:
-        """What is asked of a batch for a prompt: no more tokens than the context has room for."""
+        """What is asked of a batch for a prompt: no more tokens than the context has room for.
+
+        Raises:
+            RecipeError, ModelError, MissingExtra: answers cannot be held to what `sampling` says that they must be.
+        """
         limit = sampling.max_new_tokens
         if self.context_tokens is not None:
             limit = min(limit, self.context_tokens - (1 if encodes(self.model) else len(prompt.ids)))
+        options.setdefault("grammar", self.forms.of_sampling(sampling))
         return Request(prompt.ids, sampling.model_copy(update={"max_new_tokens": limit}), **options)
 
     def stream(
@@ -187,23 +203,22 @@ class Generator:
         return Batch(self.decoder, self.tokenizer, self.stops)
 
     def answers(
-        self, conversations: Sequence[Sequence[Mapping[str, Any]]], sampling: Sampling
-    ) -> Iterator[tuple[int, Answer]]:
-        """Whole answers to many conversations as they end, each with the number of its conversation.
+        self, requests: Iterable[Request], within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> Iterator[Reply]:
+        """Whole answers to many requests, in their order; they are made together.
+
+        `within` is what the model must be in while they are; between two of them it is not.
 
         Raises:
-            TemplateError, ModelError: see `prompt`.
+            ModelError, RunError: as `Batch.add`.
         """
-        batch, open_ = self.batch(), deque[tuple[int, Answer]]()
-        for number, messages in enumerate(conversations):
-            prompt = self.prompt(messages, sampling.max_new_tokens)
-            open_.append((number, Answer(prompt, batch.add(self.request(prompt, sampling)))))
-        while open_:
-            with answering(self.model):
-                batch.step()
-            for one in [one for one in open_ if one[1].ended]:
-                open_.remove(one)
-                yield one
+        with within():
+            batch = self.batch()
+        streams = [batch.add(request) for request in requests]
+        for stream in streams:
+            with within():
+                text = "".join(piece.text for piece in stream)
+            yield Reply(text, str(stream.finish), stream.num_tokens)
 
     def complete(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The whole answer as text; the options are those of `stream`."""
@@ -219,13 +234,17 @@ class Generator:
 
     def _finished(self, messages: Sequence[Mapping[str, Any]], options: dict[str, Any]) -> Answer:
         answer = self.stream(messages, **options)
-        if answer.prompt.dropped_turns:
+        self.note_dropped(answer.prompt)
+        return answer
+
+    def note_dropped(self, prompt: Prompt) -> None:
+        """Log a warning where a prompt lacks turns that its context had no room for."""
+        if prompt.dropped_turns:
             log.warning(
                 "the conversation is longer than the model's %d tokens: its oldest %d turns were left out",
                 self.context_tokens,
-                answer.prompt.dropped_turns,
+                prompt.dropped_turns,
             )
-        return answer
 
 
 def _without_oldest(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

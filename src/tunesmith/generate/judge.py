@@ -24,6 +24,7 @@ from tunesmith.formats.auto import choose
 from tunesmith.formats.classes import Classes
 from tunesmith.formats.tagged import Tagged
 from tunesmith.generate.load import RECIPE, load
+from tunesmith.generate.sampling import Sampling
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.reward import Reward
 from tunesmith.objectives.token_classify import TokenClassify
@@ -259,9 +260,13 @@ def best_of(
     Raises:
         RunError: every answer is empty or too long for the reward model.
     """
-    options: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens}
-    answers = [generator.complete(messages, seed=seed + place, **options) for place in range(number)]
-    answers = [one for one in dict.fromkeys(answers) if one.strip()]
+    prompt = generator.prompt(messages, max_new_tokens)
+    generator.note_dropped(prompt)
+    each = (
+        Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed + place) for place in range(number)
+    )
+    found = generator.answers(generator.request(prompt, sampling) for sampling in each)
+    answers = [one for one in dict.fromkeys(reply.text for reply in found) if one.strip()]
     rewards = judge.rewards(messages, answers) if answers else []
     if not any(map(isfinite, rewards)):
         raise RunError(f"none of {number} answers can be judged: they are empty, or longer than data.max_tokens")

@@ -133,14 +133,8 @@ class Parser:
             self._text = self._text.removeprefix(lead)
         elif lead.strip() and lead.startswith(self._text) and not self._last:
             return False
-        if self._calls is not None and self._calls.is_bare:
-            try:
-                self._took(*self._call(self._calls, 0))
-            except _More:
-                if not self._last:
-                    return False
-            except _Other:
-                pass
+        if self._calls is not None and self._calls.is_bare and self._tried(self._calls, "") is None:
+            return False
         self._read = self._speak
         return True
 
@@ -172,19 +166,27 @@ class Parser:
         """Another call behind one, or the end of the calls."""
         calls = self._calls
         assert calls is not None
-        for literal in (calls.between, calls.section_close):
-            try:
-                end = _literal(self._text, 0, literal)
-                if literal is calls.between:
-                    self._took(*self._call(calls, end))
-                    return True
-                self._text = self._text[end:]
-            except _More:
-                if not self._last:
-                    return False
-            except _Other:
-                pass
+        taken = self._tried(calls, calls.between)
+        if taken is not False:
+            return bool(taken)
+        try:
+            self._text = self._text[_literal(self._text, 0, calls.section_close) :]
+        except _More:
+            if not self._last:
+                return False
+        except _Other:
+            pass
         self._read = self._speak
+        return True
+
+    def _tried(self, calls: Calls, literal: str) -> bool | None:
+        """Give the call behind a literal at the beginning of the text: whether there is one; None: more must come."""
+        try:
+            self._took(*self._call(calls, _literal(self._text, 0, literal)))
+        except _More:
+            return False if self._last else None
+        except _Other:
+            return False
         return True
 
     def _took(self, call: Call, end: int) -> None:

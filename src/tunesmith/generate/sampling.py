@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from tunesmith.component import Section
 from tunesmith.errors import RecipeError
@@ -46,6 +46,16 @@ class Sampling(Section):
     """What decides the draws. None: another each time."""
     logprobs: Annotated[int, Field(ge=0, le=100)] | None = None
     """Likeliest tokens whose log-probabilities are told with each token's own. None: no log-probabilities."""
+    json_schema: dict[str, Any] | None = None
+    """What an answer must be, behind its reasoning: JSON of this JSON Schema; `{type: object}`: any object."""
+    regex: Annotated[str, Field(min_length=1)] | None = None
+    """What an answer must be, behind its reasoning: as a whole what this regular expression says."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Sampling":
+        if self.json_schema is not None and self.regex is not None:
+            raise ValueError("json_schema and regex both say what an answer must be: say one")
+        return self
 
     def __init__(self, **options: Any) -> None:
         from tunesmith.explain import explain
@@ -66,7 +76,10 @@ class Token:
 
 
 class Constraint(Protocol):
-    """What an answer must be: allows the tokens with which it can still become that."""
+    """What one answer must be: allows the tokens with which it can still become that."""
+
+    is_whole: bool  # nothing may follow what is said
+    problem: str | None  # why it cannot be kept to any further
 
     def allow(self, logits: torch.Tensor) -> None:
         """Set the logits [V] of all other tokens to -inf, in place."""
@@ -75,18 +88,25 @@ class Constraint(Protocol):
         """Go on from a token of the answer."""
 
 
+class Grammar(Protocol):
+    """What answers must be."""
+
+    def begin(self) -> Constraint:
+        """What one of them must be, from its first token on."""
+
+
 class Drawing:
     """What the drawing of one answer keeps from token to token."""
 
-    def __init__(self, sampling: Sampling, prompt: Iterable[int], constraint: Constraint | None = None) -> None:
+    def __init__(self, sampling: Sampling, prompt: Iterable[int], grammar: Grammar | None = None) -> None:
         self.sampling = sampling
-        self.constraint = constraint
+        self.constraint = None if grammar is None else grammar.begin()
         self.random = random.Random(sampling.seed)
         self._prompt = frozenset(prompt) if sampling.repetition_penalty != 1 else frozenset()
         self._said: Counter[int] = Counter()
         penalties = sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty - 1
         self._penalised = any(penalties)
-        self.changes = self._penalised or bool(sampling.logit_bias) or constraint is not None
+        self.changes = self._penalised or bool(sampling.logit_bias) or grammar is not None
 
     def change(self, logits: torch.Tensor) -> None:
         """Put the penalties, the bias and the constraint on logits [V], in place."""

@@ -6,6 +6,7 @@ once, and only asked positions meet the head.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from tunesmith.engine.model import base_of
 from tunesmith.engine.scores import Scorer
 from tunesmith.errors import ModelError
 from tunesmith.generate.batch import Request
-from tunesmith.generate.engine import Generator
+from tunesmith.generate.engine import Generator, Reply
 from tunesmith.generate.load import load
 from tunesmith.generate.sampling import Sampling
 from tunesmith.recipe import Dtype
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
 ROW_TOKENS = 4096  # of sequences that are read in one pass, unless one alone is longer
 SHARED_FROM = 16  # tokens of a common beginning, from which it is quicker to have it once
 Sequence_ = tuple[Sequence[int], int]  # tokens, and how many of the last ones are asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer as text, and what ended it: `stop`, or `length` where it was given no more tokens."""
-
-    text: str
-    finish: str
 
 
 @dataclass(frozen=True)
@@ -148,13 +141,8 @@ class Subject:
         An answer ends with a token that ends the model's turns, or before a `stop` text.
         """
         sampling = Sampling(max_new_tokens=max_new_tokens, stop=tuple(stop))
-        with self.kernels.generating(self.model):
-            batch = Generator(self.model, self.tokenizer).batch()
-        streams = [batch.add(Request(tuple(prompt), sampling)) for prompt in prompts]
-        for stream in streams:
-            with self.kernels.generating(self.model):  # whoever reads may ask for log-probabilities in between
-                text = "".join(piece.text for piece in stream)
-            yield Reply(text, str(stream.finish))
+        requests = [Request(tuple(prompt), sampling) for prompt in prompts]
+        return Generator(self.model, self.tokenizer).answers(requests, partial(self.kernels.generating, self.model))
 
     def ids(self, text: str) -> list[int]:
         """A text's tokens, without any that the tokenizer puts around it."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MOST = 64  # answers, unless more are asked for: beyond it a CPU gains nothing
 CHUNK_TOKENS = {"cpu": 256}  # of a pass that reads prompts: what an answer waits for between two of its tokens
 CHUNK_TOKENS_ELSEWHERE = 2048
+ROUND = 16  # tokens of a row, so that passes have few shapes: oneDNN makes and keeps code for each
 SHARE = 0.5  # of the free memory that pages may take
 UNEVEN = 4  # times as many pages as another row that goes through the same pass, where they are more than these:
 FEW_PAGES = 32
@@ -176,6 +177,7 @@ class Together(Decoder):
     @torch.no_grad()
     def _run(self, places: Sequence[_Place], sizes: Sequence[int]) -> torch.Tensor:
         width, longest = max(sizes), max(len(place.pages) for place in places)
+        width = width if width == 1 else -(-width // ROUND) * ROUND
         laid = torch.from_numpy(_step(places, longest) if width == 1 else _part(places, sizes, width, longest))
         for place, size in zip(places, sizes, strict=True):
             place.read += size

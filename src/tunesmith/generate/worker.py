@@ -232,7 +232,7 @@ class Worker:
             if stream.finish is not None:
                 del self._open[reader]
             if pieces or stream.finish is not None:
-                reader._put(pieces, whole=stream.finish is not None)
+                reader._put(pieces, whole=stream.finish is not None, error=stream.error)
 
     def _fail(self, error: Exception) -> None:
         """End the answers whose step failed: those that have a place, or else the one that was to get it."""

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from tunesmith import atomic
 from tunesmith.component import default, spell
-from tunesmith.engine import checkpoint
 from tunesmith.errors import RunError
 from tunesmith.generate.alone import logits_of
+from tunesmith.generate.files import files_of
 from tunesmith.generate.load import locate, other_of
 from tunesmith.generate.sampling import Sampling
 from tunesmith.journal import Journal
@@ -81,13 +81,9 @@ def _spelled(how: Prediction) -> dict[str, Any]:
 
 
 def _identity(path: str) -> dict[str, Any]:
-    """A model by its place and what lies there."""
-    place = locate(path)
-    manifest = Path(place) / checkpoint.MANIFEST
-    files = sorted(one for one in Path(place).glob("*.safetensors")) if Path(place).is_dir() else []
-    lies = [manifest.read_text(encoding="utf-8")] if manifest.is_file() else []
-    lies += [f"{one.name} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in files]
-    return {"place": place, "digest": hashlib.sha256("\n".join(lies).encode()).hexdigest()[:16]}
+    """A model by its place and what its files hold."""
+    holds = json.dumps(files_of(path)).encode()
+    return {"place": locate(path), "digest": hashlib.sha256(holds).hexdigest()[:16]}
 
 
 def _begin(out: Path, settings: Mapping[str, Any]) -> None:
@@ -141,17 +137,11 @@ def _rows(path: str, file: str | None, generator: "Generator", how: Prediction, 
 
 def _some(generator: "Generator", asked: Sequence[Asked], how: Prediction) -> list[dict[str, Any]]:
     """Some rows answered together. A row's draws are by its own seed, so that they do not depend on the others."""
-    batch, streams = generator.batch(), []
-    for one in asked:
-        prompt = generator.prompt(one.messages, how.max_new_tokens, one.tools)
-        sampling = how.sampling()
-        if how.seed is not None:
-            place = int.from_bytes(hashlib.sha256(one.where.encode()).digest()[:4])
-            sampling = sampling.model_copy(update={"seed": how.seed + place})
-        streams.append((one, prompt, batch.add(generator.request(prompt, sampling))))
+    prompts = [generator.prompt(one.messages, how.max_new_tokens, one.tools) for one in asked]
+    requests = [generator.request(prompt, _sampling(how, one)) for one, prompt in zip(asked, prompts, strict=True)]
     found = []
-    for one, prompt, stream in streams:
-        prediction = "".join(piece.text for piece in stream).strip()
+    for one, prompt, reply in zip(asked, prompts, generator.answers(requests), strict=True):
+        prediction = reply.text.strip()
         of_row = measures.of_row(prediction, one.label)
         if how.token_accuracy and one.label_ids:
             likeliest = logits_of(generator.model, prompt.ids, one.label_ids).argmax(-1).tolist()
@@ -163,10 +153,18 @@ def _some(generator: "Generator", asked: Sequence[Asked], how: Prediction) -> li
                 "prompt": str(generator.tokenizer.decode(list(prompt.ids))),
                 "prediction": prediction,
                 "label": one.label,
-                "finish": stream.finish,
-                "tokens": stream.num_tokens,
+                "finish": reply.finish,
+                "tokens": reply.num_tokens,
                 "dropped_turns": prompt.dropped_turns,
                 "measures": of_row,
             }
         )
     return found
+
+
+def _sampling(how: Prediction, one: Asked) -> Sampling:
+    sampling = how.sampling()
+    if how.seed is None:
+        return sampling
+    place = int.from_bytes(hashlib.sha256(one.where.encode()).digest()[:4])
+    return sampling.model_copy(update={"seed": how.seed + place})

@@ -15,6 +15,7 @@ from tunesmith.generate.batch import Piece, Request
 from tunesmith.generate.parse import Call, Parser, Said
 from tunesmith.generate.sampling import Token
 from tunesmith.serve.answering import Account, Answers, Events, account_of, while_there
+from tunesmith.serve.held import form_of
 from tunesmith.serve.problem import Problem, of
 from tunesmith.serve.requests import Chat
 from tunesmith.serve.served import Served, Speaker
@@ -40,7 +41,6 @@ class Plan:
 def plan(served: Served, body: Chat) -> Plan:
     """What a request asks for. Raises Problem, and what reading and writing the conversation raises."""
     speaker = served.speaker(body.model)
-    refuse_constraints(body)
     shown = [] if body.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools]
     ids = served.conversation(speaker, body.messages, shown)
     tools = tuple(shown) if speaker.written.calls is not None else ()
@@ -48,25 +48,9 @@ def plan(served: Served, body: Chat) -> Plan:
     most = served.room(len(ids), wanted, "messages")
     refuse_bias(served, body.logit_bias)
     sampling = body.sampling(served.drawn, most, (body.top_logprobs or 0) if body.logprobs else None)
-    request = Request(tuple(ids), sampling, speaker.adapter, speaker.needs_special(bool(tools)))
+    form = form_of(served.forms(speaker), body, shown)
+    request = Request(tuple(ids), sampling, speaker.adapter, speaker.needs_special(bool(tools)), form)
     return Plan(body, speaker, tools, several(request, body.n))
-
-
-def refuse_constraints(body: Chat) -> None:
-    """Raise Problem for what an answer must be, which nothing here makes sure of yet."""
-    if body.response_format.type != "text":
-        raise Problem(
-            f"response_format: answers are not held to {body.response_format.type} yet: ask for text",
-            param="response_format",
-            code="unsupported",
-        )
-    if body.tool_choice not in ("none", "auto"):
-        asked = body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.function.name
-        raise Problem(
-            f"tool_choice: a call of {asked} cannot be made sure of yet: say auto or none",
-            param="tool_choice",
-            code="unsupported",
-        )
 
 
 def several(request: Request, number: int) -> tuple[Request, ...]:

@@ -17,6 +17,7 @@ from tunesmith.generate.sampling import Token
 from tunesmith.generate.text import HALF_CHARACTER
 from tunesmith.serve.answering import Account, Answers, Events, account_of, while_there
 from tunesmith.serve.chat import DONE, event, refuse_bias, several, usage
+from tunesmith.serve.held import form_of
 from tunesmith.serve.problem import Problem, of
 from tunesmith.serve.requests import Completion
 from tunesmith.serve.served import Served, Speaker
@@ -45,11 +46,11 @@ def plan(served: Served, body: Completion) -> Plan:
     if len(prompts) * body.n > served.options.max_running + served.options.max_waiting:
         raise Problem(f"{len(prompts)} prompts with n={body.n} are more answers than this server takes", param="n")
     refuse_bias(served, body.logit_bias)
-    requests: list[Request] = []
+    form, requests = form_of(served.forms(speaker), body), list[Request]()
     for ids in prompts:
         most = served.room(len(ids), max(1, body.max_tokens), "prompt")
         sampling = body.sampling(served.drawn, most, body.logprobs)
-        requests += several(Request(tuple(ids), sampling, speaker.adapter), body.n)
+        requests += several(Request(tuple(ids), sampling, speaker.adapter, grammar=form), body.n)
     texts = tuple(str(speaker.tokenizer.decode(ids, skip_special_tokens=True)) for ids in prompts) if body.echo else ()
     if body.echo and isinstance(body.prompt, str):
         texts = (body.prompt,)

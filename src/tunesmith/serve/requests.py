@@ -42,6 +42,30 @@ class StreamOptions(Section):
     """Changes nothing."""
 
 
+class ResponseFormat(Section):
+    """What an answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    """Text, any JSON object, or JSON of a schema."""
+    json_schema: dict[str, Any] | None = None
+    """`schema` is the JSON Schema; `name`, `description` and `strict` change nothing: it is always kept to."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to the type json_schema, which needs it")
+        if self.json_schema is not None and not isinstance(self.json_schema.get("schema"), dict):
+            raise ValueError("json_schema must have a mapping under schema")
+        return self
+
+
+class StructuredOutputs(Section):
+    """What an answer must be that is no JSON, as vLLM has it."""
+
+    regex: Annotated[str, Field(min_length=1)]
+    """A regular expression of the whole answer, behind its reasoning."""
+
+
 class Drawn(Asked):
     """How answers are drawn."""
 
@@ -71,6 +95,16 @@ class Drawn(Asked):
     """Text, or texts, before which an answer ends."""
     seed: int | None = None
     """Decides what is drawn; the second answer of `n` has the next one."""
+    response_format: ResponseFormat = ResponseFormat(type="text")
+    """What an answer must be, behind its reasoning: JSON. Where tools may be called, it may be calls instead."""
+    structured_outputs: StructuredOutputs | None = None
+    """The same for a regular expression."""
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> "Drawn":
+        if self.structured_outputs is not None and self.response_format.type != "text":
+            raise ValueError("response_format and structured_outputs both say what an answer must be: say one")
+        return self
 
     def sampling(self, defaults: dict[str, Any], max_new_tokens: int, logprobs: int | None) -> Sampling:
         """How answers are drawn, with what the model's generation config says of what the request leaves open."""
@@ -87,23 +121,6 @@ class Drawn(Asked):
             seed=None if self.seed is None else self.seed % 2**63,
             logprobs=logprobs,
         )
-
-
-class ResponseFormat(Section):
-    """What an answer must be."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    """Text, any JSON object, or JSON of a schema."""
-    json_schema: dict[str, Any] | None = None
-    """`schema` is the JSON Schema; `name`, `description` and `strict` change nothing: it is always kept to."""
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> "ResponseFormat":
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema belongs to the type json_schema, which needs it")
-        if self.json_schema is not None and not isinstance(self.json_schema.get("schema"), dict):
-            raise ValueError("json_schema must have a mapping under schema")
-        return self
 
 
 class Function(Section):
@@ -160,12 +177,10 @@ class Chat(Drawn):
     tools: list[Tool] = []
     """What an answer may use."""
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
-    """Whether an answer calls tools: never (they are not shown to it), or as the model likes. That it surely does is
-    refused, as nothing makes sure of it yet."""
+    """Whether an answer calls tools: never (they are not shown to it), as the model likes, always, or the one that is
+    named. A call that must be is held to the parameters of its tool."""
     parallel_tool_calls: bool = True
-    """Changes nothing: a template and its model decide how many calls an answer has."""
-    response_format: ResponseFormat = ResponseFormat(type="text")
-    """What an answer must be: text. What nothing makes sure of yet is refused."""
+    """Whether an answer that must call tools may have more than one call; else its model decides."""
     store: bool = False
     """Changes nothing."""
     service_tier: str | None = None

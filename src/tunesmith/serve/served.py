@@ -20,6 +20,7 @@ from tunesmith.formats.messages import Messages
 from tunesmith.generate.alone import encodes
 from tunesmith.generate.answer_format import AnswerFormat, find
 from tunesmith.generate.choose import decoder_for
+from tunesmith.generate.constraint import Forms
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.judge import Judge
 from tunesmith.generate.load import locate, stored_head
@@ -88,6 +89,7 @@ class Served:
         self.asking = ThreadPoolExecutor(1, "tunesmith-asking")
         self.speakers: dict[str, Speaker] = {}
         self._generator = generator
+        self._forms: dict[str, Forms] = {}
         self._worker: Worker | None = None
         if generator is not None:
             self._worker = Worker(generator.batch(), options.max_waiting)
@@ -143,6 +145,12 @@ class Served:
         self.check(name)
         assert self.generator is not None
         return self.speakers[name or self.name]
+
+    def forms(self, speaker: Speaker) -> Forms:
+        """What answers of a speaker can be held to. It belongs to the thread of `asking`."""
+        if speaker.name not in self._forms:
+            self._forms[speaker.name] = Forms(speaker.tokenizer, self.generator.stops)
+        return self._forms[speaker.name]
 
     @cached_property
     def context(self) -> int | None:

@@ -10,7 +10,8 @@ import torch
 import fixtures_models
 from tunesmith.errors import DataError, ModelError
 from tunesmith.evaluation.gsm8k import Gsm8k, answered
-from tunesmith.generate.subject import Reply, Subject
+from tunesmith.generate.engine import Reply
+from tunesmith.generate.subject import Subject
 
 ROWS = [
     {"question": f"What is {at} and 3?", "answer": f"{at} and 3 is <<{at}+3={at + 3}>>{at + 3}.\n#### {at + 3}"}

@@ -1,10 +1,13 @@
 """Many answers in one pass: each as it is alone, whoever joins and leaves; memory by need and within its bound."""
 
+import contextlib
+
 import pytest
 import torch
 
 import fixtures_models
 from tunesmith.errors import ModelError
+from tunesmith.generate import choose
 from tunesmith.generate.alone import Alone
 from tunesmith.generate.batch import Batch, Request
 from tunesmith.generate.choose import decoder_for
@@ -273,13 +276,40 @@ def test_a_model_whose_numbers_differ_answers_alone(model, monkeypatch):
     assert isinstance(decoder, Alone) and "says something else" in decoder.note
 
 
-def test_answers_end_in_the_order_they_end(model):
+def test_a_model_is_tried_once(model, monkeypatch):
+    tried = []
+    monkeypatch.setattr(choose, "_try", lambda one: tried.append(one) or "it may not")
+    one, other = fixtures_models.tiny_model(), fixtures_models.tiny_model()
+    assert decoder_for(one).note == decoder_for(one).note == "answers are made one after the other: it may not"
+    decoder_for(other)
+    assert tried == [one, other]
+
+
+def test_whole_answers_come_in_order_and_by_their_own_seeds(model):
     generator = Generator(model, fixtures_models.tiny_tokenizer())
-    conversations = [[{"role": "user", "content": f"Number {number}"}] for number in range(9)]
-    found = dict(generator.answers(conversations, Sampling(max_new_tokens=12)))
-    assert sorted(found) == list(range(9))
-    for number, answer in found.items():
-        assert "".join(answer) == generator.complete(conversations[number], max_new_tokens=12)
+    turns = [[{"role": "user", "content": f"Number {number}"}] for number in range(9)]
+    options = [{"max_new_tokens": 3 + number, "temperature": 1.0, "seed": number} for number in range(9)]
+    requests = [
+        generator.request(generator.prompt(one, 12), Sampling(**how)) for one, how in zip(turns, options, strict=True)
+    ]
+    found = list(generator.answers(requests))
+    assert [one.text for one in found] == [
+        generator.complete(one, **how) for one, how in zip(turns, options, strict=True)
+    ]
+    assert [one.num_tokens for one in found if one.finish == "length"] == [
+        3 + number for number, one in enumerate(found) if one.finish == "length"
+    ]
+    entered = []
+
+    @contextlib.contextmanager
+    def within():
+        entered.append(True)
+        yield
+        entered.append(False)
+
+    for _ in generator.answers(requests[:2], within):
+        assert not entered[-1]
+    assert entered == [True, False] * 3
 
 
 def test_pages_are_counted_by_their_users():

@@ -169,10 +169,6 @@ def test_answers_that_nobody_seeded_differ(server):
         ({"messages": [{"role": "tool", "content": "x"}]}, None, "no turn before it calls one"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages",
          "holds image"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not held to json_object yet"),
-        ({"tools": [WARMTH], "tool_choice": "required"}, "tool_choice", "cannot be made sure of yet"),
-        ({"tools": [WARMTH], "tool_choice": {"type": "function", "function": {"name": "warmth"}}}, "tool_choice",
-         "a call of warmth"),
         ({"n": 0}, "n", "greater than or equal to 1"),
     ],
 )  # fmt: skip
