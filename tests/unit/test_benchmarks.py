@@ -231,3 +231,38 @@ def test_activations(lines):
     assert share["true"] < share["2"] < share["4"] < share["false"] == 1 and share["true"] < share["selective"] < 0.8
     again = {row["activation_checkpointing"]: row["operations"] for row in found}
     assert 1 == again["false"] < again["selective"] < again["4"] < again["2"] < again["true"] < 1.6
+
+
+@pytest.fixture
+def choices(measure):
+    import choices
+
+    yield choices
+    sys.modules.pop("choices", None)
+
+
+def test_choices(lines, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = ["--model", save_model(tmp_path / "model"), "--only", "adapters", "--names", "ia3", "--steps", 5]
+    words += ["--every", 2, "--row-tokens", 64, "--held-out", 4, "--found", tmp_path / "found.json"]
+    found = lines("choices", *words)
+    assert [row["adapter"] for row in found] == ["lora", "ia3"]
+    kept = json.loads((tmp_path / "found.json").read_text())
+    lora, ia3 = kept.values()
+    assert lora["loss after"] < lora["loss before"] == ia3["loss before"]
+    # rank 16, two layers: q and o 32 + 32, k and v 32 + 16, three of the MLP 32 + 64
+    assert lora["trained"] == 16 * 2 * (2 * 64 + 2 * 48 + 3 * 96)
+    assert lora["learning rate"] == 2e-4 and ia3["learning rate"] == 3e-3
+    assert 0.1 < lora["step"] < 10
+    # of what is trained weights, gradients and two means, in float32
+    more = 4 * 4 * (lora["trained"] - ia3["trained"]) / 1e6
+    assert more < lora["memory, MB"] - ia3["memory, MB"] < 4 * more
+    monkeypatch.setattr("subprocess.run", None)
+    assert lines("choices", *words) == found  # from the file
+
+
+def test_a_line_of_the_choices_is_the_mean_of_its_runs(choices):
+    run = {"trained": 7, "learning rate": 2e-4, "loss before": 2.0, "loss after": 1.5, "step": 1.2, "memory, MB": 9.0}
+    assert choices.row("a", [run]) == ["a", 7, "2.0e-04", "2.000", "1.500", "1.20", 9.0]
+    other = run | {"loss after": 1.0, "step": 1.4}
+    assert choices.row("a", [run, other])[4:6] == ["1.250 (1.000 to 1.500)", "1.30"]
