@@ -4,10 +4,11 @@
     python benchmarks/choices.py --only optimizers --steps 300 --seeds 0 1 2
 
 Each candidate is trained in a process of its own, for the same steps on the same rows in the same order, with the
-learning rate that a recipe takes where it says none. Seconds of a step are a ratio: every few steps the first
-candidate of the list makes the step on the same rows too, right after the candidate, and the ratio is the median of
-these pairs. Memory is what torch gave out and took back in the last step, weights included: bytes are counted, and the
-machine and what else it does change nothing. --found keeps what was measured, so that a run that was stopped goes on.
+learning rate that a recipe takes where it says none. The time of a step is a ratio of processor time: every few steps
+the first candidate of the list makes the step on the same rows too, right after the candidate, and the two sums are
+compared, so that other work on the machine meets both. Memory is what torch gave out and took back in the last step,
+weights included: bytes are counted, and the machine and what else it does change nothing. --found keeps what was
+measured, so that a run that was stopped goes on.
 """
 
 import argparse
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of each")
     parser.add_argument("--row-tokens", type=int, default=256, help="tokens of a step, and of the longest sample")
     parser.add_argument("--held-out", type=int, default=20, help="samples that are held out")
+    parser.add_argument("--dtype", default="auto", help="of the weights, as model.dtype")
     parser.add_argument("--every", type=int, default=5, help="steps from one that is timed to the next")
     parser.add_argument("--seeds", type=int, nargs="*", default=[42], help="runs of each candidate")
     parser.add_argument("--trains", default=IN_PLACE, type=json.loads, help="adapter of the optimizers, as JSON")
@@ -113,7 +115,7 @@ def title(kind: str, options: argparse.Namespace) -> str:
     trains = f" of {json.dumps(options.trains)}" if kind == "optimizers" else ""
     return (
         f"The {kind}{trains} on {options.model}: {options.steps} steps of {options.row_tokens} tokens, "
-        f"{options.held_out} samples held out, {len(options.seeds)} run(s) each"
+        f"{options.held_out} samples held out, dtype {options.dtype}, {len(options.seeds)} run(s) each"
     )
 
 
@@ -164,7 +166,7 @@ def recipe_of(options: argparse.Namespace, kind: str, name: str, seed: int, fold
     train = {"max_steps": options.steps, "row_tokens": options.row_tokens, "seed": seed, "device": "cpu"}
     train |= {"bf16": False, "compile": False, "logging_steps": options.steps, **said.pop("train", {})}
     chosen: Any = {"type": name.partition(",")[0]} | said
-    model = {"path": options.model, "dtype": "float32"}
+    model = {"path": options.model, "dtype": options.dtype}
     if kind == "quantizations" and name != FIRST[kind]:
         model["quantization"] = chosen
     data = {"train": options.data or "builtin:identity", "eval": options.held_out, "max_tokens": options.row_tokens}
@@ -200,15 +202,12 @@ def measured(options: argparse.Namespace, kind: str, name: str, seed: int) -> di
         trainer = make_trainer(job, folder / "run", loaded, (), WatchedTrainer)
         assert isinstance(trainer, WatchedTrainer)
         turns = Turns(trainer, beside, options.every)
-        trainer.add_callback(turns)  # behind the stopwatch, which has closed the step
+        trainer.add_callback(turns)
         before = trainer.evaluate()["eval_loss"]
         trainer.train()
         after = trainer.evaluate()["eval_loss"]
-    steps = [
-        sum(value for part, value in step.seconds.items() if part != "logging") for step in trainer.stopwatch.steps()
-    ]
     found = {"learning rate": resolved.recipe.optimizer.learning_rate, "loss before": before, "loss after": after}
-    found["step"] = statistics.median(steps[at] / seconds for at, seconds in turns.seconds.items())
+    found["step"] = turns.own_seconds / turns.seconds
     if kind == "adapters":
         found = {"trained": parameters(loaded.model)["trained"], **found}
     elif kind == "optimizers":
@@ -224,16 +223,18 @@ class Turns(TrainerCallback):
 
     def __init__(self, trainer: "WatchedTrainer", beside: Callable[["Batch"], object], every: int) -> None:
         self.trainer, self.beside, self.every = trainer, beside, every
-        self.seconds: dict[int, float] = {}  # of the other model, by the number of the step
+        self.own_seconds = self.seconds = 0.0  # processor time of the run's steps, and of the other model's
         self.peak_bytes = 0
         self._held: LiveTensors | None = None
+        self._began = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        """Begin to count in the last step."""
+        """Begin to count bytes in the last step, and time in the others."""
         if state.global_step == args.max_steps - 1:
             self.peak_bytes = size([*weights(self.trainer.model), *states(self.trainer.optimizer)])
             self._held = LiveTensors()
             self._held.__enter__()
+        self._began = time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
         """End the count; or make the step that was just made with the other model."""
@@ -241,9 +242,10 @@ class Turns(TrainerCallback):
             self._held.__exit__(None, None, None)
             self.peak_bytes += self._held.peak
         elif state.global_step % self.every == 0:
-            start = time.perf_counter()
+            middle = time.process_time()
             self.beside(self.trainer.stopwatch.batches[-1][1])
-            self.seconds[state.global_step - 1] = time.perf_counter() - start
+            self.own_seconds += middle - self._began
+            self.seconds += time.process_time() - middle
 
 
 def stepper(adapted: "Adapted", recipe: "Recipe") -> Callable[["Batch"], object]:
