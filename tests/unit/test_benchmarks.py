@@ -10,6 +10,7 @@ import pytest
 from fixtures_models import save_model, tiny_tokenizer
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+CMMLU = FOLDER.parents[1] / "shared" / "data" / "cmmlu"
 DATA = "{train: builtin:identity, max_tokens: 64, cache_dir: %s}"
 
 
@@ -231,3 +232,59 @@ def test_activations(lines):
     assert share["true"] < share["2"] < share["4"] < share["false"] == 1 and share["true"] < share["selective"] < 0.8
     again = {row["activation_checkpointing"]: row["operations"] for row in found}
     assert 1 == again["false"] < again["selective"] < again["4"] < again["2"] < again["true"] < 1.6
+
+
+@pytest.fixture
+def choices(measure):
+    import choices
+
+    yield choices
+    sys.modules.pop("choices", None)
+
+
+@pytest.mark.slow
+def test_choices(lines, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = ["--model", save_model(tmp_path / "model"), "--only", "adapters", "--names", "ia3", "--steps", 5]
+    words += ["--every", 2, "--row-tokens", 64, "--held-out", 4, "--found", tmp_path / "found.json"]
+    found = lines("choices", *words)
+    assert [row["adapter"] for row in found] == ["lora", "ia3"]
+    kept = json.loads((tmp_path / "found.json").read_text())
+    lora, ia3 = kept.values()
+    assert lora["loss after"] < lora["loss before"] == ia3["loss before"]
+    # rank 16, two layers: q and o 32 + 32, k and v 32 + 16, three of the MLP 32 + 64
+    assert lora["trained"] == 16 * 2 * (2 * 64 + 2 * 48 + 3 * 96)
+    assert lora["learning rate"] == 2e-4 and ia3["learning rate"] == 3e-3
+    assert 0.1 < lora["step"] < 10
+    frozen = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # numbers of the layers; words come on top
+    held = 4 * (frozen + 4 * lora["trained"]) / 1e6  # of what is trained weights, gradients and two means too
+    assert held < lora["memory, MB"] < 3 * held
+    monkeypatch.setattr("subprocess.run", None)
+    assert lines("choices", *words) == found  # from the file
+
+
+def test_a_line_of_the_choices_is_the_mean_of_its_runs(choices):
+    run = {"trained": 7, "learning rate": 2e-4, "loss before": 2.0, "loss after": 1.5, "step": 1.2, "memory, MB": 9.0}
+    assert choices.row("a", [run]) == ["a", 7, "2.0e-04", "2.000", "1.500", "1.20", 9.0]
+    other = run | {"loss after": 1.0, "step": 1.4}
+    assert choices.row("a", [run, other])[4:6] == ["1.250 (1.000 to 1.500)", "1.30"]
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+@pytest.mark.skipif(not CMMLU.is_dir(), reason="the published questions are not in shared/ beside the checkout")
+def test_same_choice(lines, shots):
+    found = {row["what"]: row for row in lines("same_choice", "--data", CMMLU, "--questions", 40, "--shots", shots)}
+    assert found["questions"]["tunesmith"] == 40 and found["other answers"]["tunesmith"] == 0
+    assert found["right"]["tunesmith"] == found["right"]["transformers"] > 0
+
+
+def test_another_likelihood_is_seen(lines, tmp_path, monkeypatch):
+    from tunesmith.evaluation.cmmlu import Cmmlu
+
+    for split in ("dev", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "logical.csv").write_text(",Question,A,B,C,D,Answer\n0,Who?,I,you,we,they,B\n")
+    lines("same_choice", "--data", tmp_path)
+    monkeypatch.setattr(Cmmlu, "answers", "\nAnswer:")
+    with pytest.raises(SystemExit, match=r"differs by more than 0\.001"):
+        lines("same_choice", "--data", tmp_path)

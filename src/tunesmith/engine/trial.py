@@ -20,6 +20,7 @@ from tunesmith.types import Batch, Scores
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # of log-probabilities around -10
 OF_VALUES = 0.5  # the part of that tolerance, times the largest of them, that values may differ by
+NOISE = 2.0  # times the rounding that is seen once: that of another order is as likely above it as below
 OTHER = {"sdpa": "eager", "eager": "sdpa"}  # the same attention, rounded in other places
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)  # of a model in a trial
 
@@ -46,7 +47,8 @@ class Trial:
             base.set_attn_implementation(OTHER[own])
             noise = (alone(model, batch) - reference).abs() if attention_of(base) != own else torch.zeros(1)
             base.set_attn_implementation(own)
-            allowed = [max(pair) for pair in zip(allowed, (noise.mean().item(), noise.max().item()), strict=True)]
+            seen = (NOISE * noise.mean().item(), NOISE * noise.max().item())
+            allowed = [max(pair) for pair in zip(allowed, seen, strict=True)]
         return cls(model, batch, reference, (allowed[0], allowed[1]))
 
     def scores(self, scorer: Scorer | ValueScorer) -> str | None:

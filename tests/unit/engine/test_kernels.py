@@ -6,6 +6,7 @@ import torch
 from fixtures_models import tiny_lora, tiny_model
 from tunesmith.engine import attention, kernels
 from tunesmith.engine.compat import attention_of
+from tunesmith.engine.trial import Trial
 
 
 @pytest.fixture(params=["plain", "adapted"])
@@ -70,3 +71,16 @@ def test_whole_logits_are_said(monkeypatch):
     monkeypatch.setattr(type(model), "forward", without_choice)
     notes = kernels.choose(model).notes
     assert notes[-1].startswith("LlamaForCausalLM makes the logits of every token")
+
+
+def test_in_half_precision_twice_the_rounding_of_the_models_own_two_attentions_is_allowed():
+    model, reference = tiny_model().bfloat16(), torch.tensor([[-10.0, -11.0]])
+
+    def alone(model, batch):
+        return reference + torch.tensor([[0.2, 0.6]]) * (attention_of(model) == "eager")
+
+    trial = Trial.of(model, None, alone)
+    assert trial.allowed == pytest.approx((2 * 0.4, 2 * 0.6)) and attention_of(model) == "sdpa"
+    assert trial.agree(reference + torch.tensor([[0.4, 1.1]]), reference)
+    assert not trial.agree(reference + torch.tensor([[0.1, 1.3]]), reference)
+    assert not trial.agree(reference + torch.tensor([[0.9, 0.9]]), reference)
