@@ -12,11 +12,11 @@ from pathlib import Path
 
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(["fixtures_warm"])
-SECONDS = 300  # after which a command hangs
+SECONDS = 900  # after which something hangs, also on a busy machine
 
 
-def _become(words, said, environment, own_group):
-    """In the new process: take the place of a shell's command. `said` is the file of stdout and stderr."""
+def _become(commands, said, environment, own_group):
+    """In the new process: take the place of a shell's commands. `said` is the file of stdout and stderr."""
     os.environ |= environment
     if own_group:
         os.setsid()
@@ -25,17 +25,19 @@ def _become(words, said, environment, own_group):
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # multiprocessing's is of its parent's
     from tunesmith.cli.main import main
 
-    sys.exit(main(words))
+    for words in commands:
+        code = main([str(word) for word in words])
+        if code:
+            sys.exit(code)
 
 
-class Command:
-    """`tunesmith WORDS`, begun. What it says is in one file, whichever stream it went to."""
+class Process:
+    """Command lines, one after the other, begun. What they say is in one file, whichever stream it went to."""
 
-    def __init__(self, *words, own_group=False, environment=None):
+    def __init__(self, commands, environment=None, own_group=False):
         number, self._said = tempfile.mkstemp(prefix="tunesmith-command-")
         os.close(number)
-        words = [str(word) for word in words]
-        self._process = FORKS.Process(target=_become, args=(words, self._said, environment or {}, own_group))
+        self._process = FORKS.Process(target=_become, args=(commands, self._said, environment or {}, own_group))
         self._process.start()
         self.pid = self._process.pid
 
@@ -64,6 +66,13 @@ class Command:
             time.sleep(0.001)
 
 
+class Command(Process):
+    """`tunesmith WORDS`, begun."""
+
+    def __init__(self, *words, own_group=False):
+        super().__init__([words], own_group=own_group)
+
+
 def succeed(*words):
     """Run a command line to its end, which is a good one: what it said."""
     code, said = Command(*words).end()
@@ -72,16 +81,14 @@ def succeed(*words):
 
 
 def together(number, *commands):
-    """Some command lines, one after the other, by as many processes as torchrun would start: what all of them said."""
-    said = ""
-    for words in commands:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        every = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(number)]
-        ranks = [Command(*words, environment={name: str(one) for name, one in each.items()}) for each in every]
-        ended = [rank.end() for rank in ranks]
-        said += "".join(text for _, text in ended)
-        assert [code for code, _ in ended] == [0] * number, said
+    """Run command lines, one after the other, in as many processes as torchrun would start: what all of them said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    places = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(number)]
+    ranks = [Process(commands, {name: str(one) for name, one in place.items()}) for place in places]
+    ended = [rank.end() for rank in ranks]
+    said = "".join(text for _, text in ended)
+    assert [code for code, _ in ended] == [0] * number, said
     return said
