@@ -23,6 +23,8 @@ from tunesmith.exports._stream import Plan
 from tunesmith.recipe import Model
 from tunesmith.seams import Report
 
+HEAD = "lm_head.weight"
+ROWS = 4096  # of a tensor that are compared at once
 READ = (  # what transformers' reader takes from a file
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "rms_norm_eps", "vocab_size", "tie_word_embeddings",
@@ -52,7 +54,7 @@ def facts_of(plan: Plan, tokenizer: Any, manners: Manners, outtype: str, run: Pa
             f"{run} has a {config.model_type} model, and .gguf files are written of {', '.join(families.FAMILIES)}: "
             "export type=merged, and use llama.cpp's own convert_hf_to_gguf.py"
         )
-    families.refuse(config, bool(config.tie_word_embeddings))
+    families.refuse(config, all(spec.name != HEAD for spec in plan.laid()[0]))
     general = {
         "general.type": "model",
         "general.name": run.resolve().name,
@@ -94,7 +96,8 @@ def _tried(run: Reference, written: Written, file: Path, out: Path, share: float
         goes_on = sorted(at for at, ends in other.ends(sorted(run.manners.ends)).items() if not ends)
         if goes_on:
             raise Unlike(f"llama.cpp goes on after the tokens {goes_on}, at which the run's answers end")
-        odd = [text for text in _gguf_vocab.CUTS if other.ids(text) != _ids(written.tokenizer, text)]
+        begun = _gguf_vocab.before(written.tokenizer)
+        odd = [text for text in _gguf_vocab.CUTS if other.ids(begun + text) != _ids(written.tokenizer, begun + text)]
     for text in odd:
         if text in TEXTS:
             raise Unlike(f"llama.cpp reads {text[:40]!r} as other tokens than the run does")
@@ -159,8 +162,9 @@ def _far(model: Any, written: Written) -> str | None:
         kind = _gguf_file.kind(named, spec.shape, written.outtype)
         own = families.kept(config, spec.name, value.float())
         other = families.kept(config, spec.name, found[spec.name].cpu().float())
-        slack = own.abs() * torch.finfo(found[spec.name].dtype).eps
-        off = (other - own).abs() - _gguf_file.half_step(own, kind) - slack
-        if not bool((off <= 0).all()):  # NaN is not
-            return f"its tensor {named} is other than the run's by more than {kind} rounds"
+        for wanted, got in zip(own.split(ROWS), other.split(ROWS), strict=True):
+            slack = wanted.abs() * torch.finfo(found[spec.name].dtype).eps
+            off = (got - wanted).abs() - _gguf_file.half_step(wanted, kind) - slack
+            if not bool((off <= 0).all()):  # NaN is not
+                return f"its tensor {named} is other than the run's by more than {kind} rounds"
     return None

@@ -70,14 +70,19 @@ def vocabulary(tokenizer: Any, rows: int, manners: Manners) -> dict[str, Any]:
             ranks.get(token, 0.0) if kind == NORMAL else -1000.0 for token, kind in zip(tokens, types, strict=True)
         ]
         found |= {"pre": "default", "tokens": tokens, "scores": scores, "token_type": types}
-        first = tokenizer.backend_tokenizer.encode("x", add_special_tokens=False).tokens[0]
-        found["add_space_prefix"] = first.startswith(SPACE)
+        begun = tokenizer.backend_tokenizer.encode(f"{before(tokenizer)}x", add_special_tokens=False).tokens
+        found["add_space_prefix"] = begun[1].startswith(SPACE)  # llama.cpp puts one behind each special token, or none
     else:
         found |= {"pre": cut_as(tokenizer), "tokens": tokens, "token_type": types}
         found["merges"] = [f"{left} {right}" for left, right in merges]
     found |= _special(tokenizer, manners)
     template = {} if manners.template is None else {"tokenizer.chat_template": manners.template}
     return {f"tokenizer.ggml.{name}": value for name, value in found.items()} | template
+
+
+def before(tokenizer: Any) -> str:
+    """A special token that text stands behind, as in a conversation."""
+    return str(tokenizer.bos_token or tokenizer.eos_token)
 
 
 def _tokens(said: Mapping[str, Any], rows: int, sentences: bool) -> tuple[list[str], list[int]]:

@@ -27,12 +27,13 @@ def need() -> None:
 
 def write(merged: Path, folder: Path) -> None:
     """Write the graph of a merged model into a folder, in float32."""
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
 
     model: Any = load_model(Model(path=str(merged), dtype="float32"), "cpu").eval()
     model.config.use_cache = False
     ids = torch.arange(LENGTH).expand(ROWS, LENGTH).contiguous()
-    asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    asked: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     made: Any = OnnxExporter().export(model, asked, config=OnnxConfig(dynamic=True))
     OnnxExporter.save_program(made.program, folder / FILE)
     model.config.use_cache = True

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import fixtures_models
 from tunesmith.component import pick
@@ -110,7 +111,6 @@ FACTS = {
     "tokenizer.ggml.eos_token_id": (1, "its tokenizer.ggml.eos_token_id is '1', and the run's is '2'"),
     "tokenizer.ggml.pre": ("llama-bpe", "its tokenizer.ggml.pre is 'llama-bpe', and the run's is 'gpt-2'"),
     "llama.rope.freq_base": (5e5, "its llama.rope.freq_base is 500000.0, and the run's is 10000.0"),
-    "llama.attention.head_count_kv": (4, "its llama.attention.head_count_kv is 4, and the run's is 2"),
 }
 
 
@@ -126,7 +126,7 @@ def test_facts_that_are_not_the_runs_are_caught(name, short, tmp_path, monkeypat
     assert unchanged(tmp_path)
 
 
-@pytest.mark.parametrize("place", [-1, 0, 30, 4000])
+@pytest.mark.parametrize("place", [-1, 30])
 def test_a_flipped_bit_is_caught_later(place, short, tmp_path):
     out = tmp_path / "out"
     export = Gguf(outtype="q8_0")
@@ -222,6 +222,18 @@ def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
         Gguf().write(run, tmp_path / "out")
 
 
+def test_a_head_that_llama_cpp_does_not_read_is_refused(tmp_path):
+    """One that was trained beside embeddings that it was one with before."""
+    with pytest.warns(UserWarning, match="tie_word_embeddings=True"):
+        run = make_run(tmp_path, "gemma2", prompts=[QUESTION], modules_to_save=["lm_head"])
+    weights = run / "final" / "adapter_model.safetensors"
+    stored = load_file(weights)
+    head = next(name for name in stored if "lm_head" in name)
+    save_file(stored | {head: stored[head] + 1.0}, weights, metadata={"format": "pt"})
+    with pytest.warns(UserWarning), pytest.raises(RunError, match="it reads no head that is not the embeddings"):
+        Gguf().write(run, tmp_path / "out")
+
+
 def told(tokenizer):
     return Manners(tokenizer.chat_template, frozenset([tokenizer.eos_token_id]), {}, {}, {})
 
@@ -279,10 +291,15 @@ def sentences():
 
 def test_a_tokenizer_of_sentencepiece():
     """Scores say what is merged first; the whole text is joined as the run's tokenizer does, by them alone."""
+    from tokenizers import normalizers
+
     tokenizer = sentences()
     found = _gguf_vocab.vocabulary(tokenizer, len(tokenizer), told(tokenizer))
     assert found["tokenizer.ggml.model"] == "llama" and found["tokenizer.ggml.add_space_prefix"] is True
     assert found["tokenizer.ggml.token_type"][:4] == [2, 3, 3, 6]
+    alone = sentences()
+    alone.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    assert _gguf_vocab.vocabulary(alone, len(alone), told(alone))["tokenizer.ggml.add_space_prefix"] is False
     scores = dict(zip(found["tokenizer.ggml.tokens"], found["tokenizer.ggml.scores"], strict=True))
     text = "the cat to the moon sat"
     symbols = list("▁" + text.replace(" ", "▁"))
