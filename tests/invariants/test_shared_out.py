@@ -18,8 +18,8 @@ STEP = "reference.compute=step"
 CELLS = {
     "sft-lora": ("sft",),
     "sft-full": ("sft", *FULL),
-    "sft-freeze": ("sft", "adapter=freeze", "adapter.num_layers=1"),
-    "sft-checkpointed": ("sft", *FULL, "train.activation_checkpointing=true"),
+    "sft-freeze": ("sft", "adapter=freeze", "adapter.num_layers=1", "optimizer=schedule_free"),
+    "sft-best": ("sft", *FULL, "train.activation_checkpointing=true", "eval.load_best_model_at_end=true"),
     "dpo-lora": ("dpo",),
     "dpo-lora-step": ("dpo", STEP),
     "dpo-full": ("dpo", *FULL),
