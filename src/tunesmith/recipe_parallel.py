@@ -22,7 +22,7 @@ MISSING = {  # what is asked for by these words of other tools, why it is not he
     "context_parallelism) cuts one causal sequence into pieces, and packed rows are many: set "
     "train.activation_checkpointing=true, or train.activation_offload=true, for longer rows",
     "expert": "experts are shared out as all weights are: say strategy=fsdp",
-    "pipeline": "transformers has no pipeline with a backward pass for packed rows: say strategy=fsdp",
+    "pipeline": "transformers' pipeline parallelism has no backward pass: say strategy=fsdp",
     "tensor": "low-rank updates and the fused head read whole weights, and transformers' tensor parallelism holds "
     "parts of them: say strategy=fsdp",
     "offload": "weights and states in the memory of the host are not tried here: say strategy=fsdp with more "
