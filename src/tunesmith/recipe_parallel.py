@@ -11,13 +11,18 @@ if TYPE_CHECKING:
 
 Size = Annotated[int, Field(gt=0)]
 
-ELEMENTWISE = ("adamw", "ademamix", "lion", "schedule_free", "sgd")  # a share of a weight is updated as the whole is
+ELEMENTWISE = (
+    "adamw",
+    "ademamix",
+    "lion",
+    "schedule_free",
+)  # a part of a weight is updated as the whole is, and torch does it
 MISSING = {  # what is asked for by these words of other tools, why it is not here, and what is
     "context": "torch's and accelerate's context parallelism (https://huggingface.co/docs/accelerate/concept_guides/"
     "context_parallelism) cuts one causal sequence into pieces, and packed rows are many: set "
     "train.activation_checkpointing=true, or train.activation_offload=true, for longer rows",
     "expert": "experts are shared out as all weights are: say strategy=fsdp",
-    "pipeline": "transformers has no pipeline with a backward pass for packed rows: say strategy=fsdp",
+    "pipeline": "transformers' pipeline parallelism has no backward pass: say strategy=fsdp",
     "tensor": "low-rank updates and the fused head read whole weights, and transformers' tensor parallelism holds "
     "parts of them: say strategy=fsdp",
     "offload": "weights and states in the memory of the host are not tried here: say strategy=fsdp with more "
@@ -85,8 +90,8 @@ def problem(recipe: "Recipe") -> str | None:
         return "parallel.strategy=fsdp: a model of an encoder and a decoder is not shared out: use ddp"
     if own and name_of(recipe.optimizer) not in ELEMENTWISE:
         return (
-            f"optimizer={name_of(recipe.optimizer)} reads whole weights, and parallel.strategy=fsdp gives it parts of "
-            f"those that adapter={name_of(recipe.adapter)} trains: use one of {', '.join(ELEMENTWISE)}, or adapter=lora"
+            f"optimizer={name_of(recipe.optimizer)} updates whole weights, and parallel.strategy=fsdp gives it parts "
+            f"of those that adapter={name_of(recipe.adapter)} trains: use {', '.join(ELEMENTWISE)}, or adapter=lora"
         )
     if own and "reference" in type(recipe.objective).needs and recipe.reference.compute == "step":
         return "reference.compute=step needs a whole second model, and parallel.strategy=fsdp shares one out: say once"

@@ -289,7 +289,7 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
 
 def _last_weights(trainer: "Trainer", folder: Path) -> "Mapping[str, torch.Tensor] | None":
     """Put the best weights into the model, if they were asked for; the whole state of one whose own lie in parts."""
-    from tunesmith.engine import checkpoint, shared_out
+    from tunesmith.engine import checkpoint, companions, shared_out
     from tunesmith.engine.model import is_adapted
 
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -304,7 +304,8 @@ def _last_weights(trainer: "Trainer", folder: Path) -> "Mapping[str, torch.Tenso
     if not shared_out.is_shared(model):
         return None
     shared_out.rest(model)
-    return None if is_adapted(model) else shared_out.whole_state(model)
+    with companions.settled(trainer.companions):
+        return None if is_adapted(model) else shared_out.whole_state(model)
 
 
 def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path, state: "Mapping[str, torch.Tensor] | None") -> None:

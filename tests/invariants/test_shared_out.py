@@ -15,11 +15,12 @@ SEVERAL = Path(__file__).with_name("several_commands.py")
 SHARED = "parallel.strategy=fsdp"
 FULL = ("adapter=full", "optimizer.learning_rate=1e-3")
 STEP = "reference.compute=step"
+ALONE = (f"{ACCUMULATED}={SAMPLES}",)
 CELLS = {
     "sft-lora": ("sft",),
     "sft-full": ("sft", *FULL),
-    "sft-freeze": ("sft", "adapter=freeze", "adapter.num_layers=1"),
-    "sft-checkpointed": ("sft", *FULL, "train.activation_checkpointing=true"),
+    "sft-freeze": ("sft", "adapter=freeze", "adapter.num_layers=1", "optimizer=schedule_free"),
+    "sft-best": ("sft", *FULL, "train.activation_checkpointing=true", "eval.load_best_model_at_end=true"),
     "dpo-lora": ("dpo",),
     "dpo-lora-step": ("dpo", STEP),
     "dpo-full": ("dpo", *FULL),
@@ -60,7 +61,7 @@ def two(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
 def test_parts_equal_a_whole(runs, two, name):
-    one = runs.of(CELLS[name][0], f"{ACCUMULATED}={SAMPLES}", *CELLS[name][1:])
+    one = runs.of(CELLS[name][0], *ALONE, *CELLS[name][1:])
     assert learned(one)
     equal(one, two[0] / f"2-{name}")
 
@@ -84,7 +85,8 @@ def others(runs, two):
         if number == 1:
             assert main(commands[0]) == 0
         if number == 2:
-            together(2, runs.folder, commands)
+            whole = killed(runs.of("sft", *ALONE, *FULL, SHARED), 2, runs.folder / "again-of-one")
+            together(2, runs.folder, [*commands, ["train", str(whole)]])
         if number == 4:
             hybrid = [command(runs, 4, name, *CELLS[name], SHARED, "parallel.replicate=2") for name in ("dpo-full",)]
             together(4, runs.folder, [*commands, *hybrid])
@@ -105,8 +107,13 @@ def test_one_process_goes_on_with_what_lay_in_parts(two, others):
 
 
 @pytest.mark.slow
+def test_two_processes_go_on_in_parts_with_what_lay_whole(runs, others):
+    equal(runs.of("sft", *ALONE, *FULL, SHARED), others / "again-of-one")
+
+
+@pytest.mark.slow
 def test_two_copies_on_two_processes_each_equal_one(runs, others):
-    equal(runs.of("dpo", f"{ACCUMULATED}={SAMPLES}", *FULL), others / "4-dpo-full")
+    equal(runs.of("dpo", *ALONE, *FULL), others / "4-dpo-full")
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_sizes_are_of_shared_weights(name):
         ({"train": {"transformers": {"torch_compile": True}}}, "train.transformers.torch_compile"),
         ({"train": {"ema_decay": 0.9}, "adapter": "full"}, "train.ema_decay=0.9"),
         ({"objective": "seq2seq"}, "an encoder and a decoder"),
-        ({"adapter": "full", "optimizer": "muon"}, "optimizer=muon reads whole weights"),
+        ({"adapter": "full", "optimizer": "muon"}, "optimizer=muon updates whole weights"),
         ({"adapter": "full", "objective": "dpo", "reference": {"compute": "step"}}, "reference.compute=step"),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_way_that_is_not_to_be_had_is_said(folder, monkeypatch, capsys):
     only(monkeypatch, "two processes (fsdp)")
     words = ["adapter=full", "optimizer=muon"]
     assert main(["verify", str(folder / "recipe.yaml"), *words]) == 0
-    assert "optimizer=muon reads whole weights" in capsys.readouterr().out
+    assert "optimizer=muon updates whole weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("word", ["objective=pretrain", "objective=seq2seq"])

@@ -164,8 +164,8 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, scheduler: An
     saved = read_state(folder)
     state: dict[int, dict[str, Any]] = {}
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    whole = load_file(folder / OPTIMIZER) if (folder / OPTIMIZER).is_file() else {}
-    for key, value in [*whole.items(), *shares.load_state(parameters, folder), *saved["optimizer"]["values"].items()]:
+    whole = [*load_file(folder / OPTIMIZER).items(), *saved["optimizer"]["values"].items()]
+    for key, value in [*whole, *shares.load_state(parameters, folder)]:
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = shares.part_of(value, parameters[int(index)])
     groups = saved["optimizer"]["param_groups"]
