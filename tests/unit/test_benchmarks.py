@@ -231,3 +231,11 @@ def test_activations(lines):
     assert share["true"] < share["2"] < share["4"] < share["false"] == 1 and share["true"] < share["selective"] < 0.8
     again = {row["activation_checkpointing"]: row["operations"] for row in found}
     assert 1 == again["false"] < again["selective"] < again["4"] < again["2"] < again["true"] < 1.6
+
+
+def test_serve(lines):
+    words = ("--clients", 3, "--seconds", 1, "--new-tokens", 16, "--most-growth", 9)
+    found = {row["measured"]: row["is"] for row in lines("serve", *words)}
+    assert (found["clients"], found["errors"], found["answers finished behind SIGTERM"]) == (3, 0, "1 of 1")
+    assert found["requests"] >= 3 and found["tokens a second, all"] > 0
+    assert found["seconds until all who were cut off were given up"] < 30

@@ -58,7 +58,7 @@ class Held:
     def _look(self) -> None:
         self.is_whole = self._matcher.is_stopped()
         self._mask: bytes = b"" if self.is_whole else self._matcher.compute_bitmask()
-        self.problem = self._matcher.get_error() or None
+        self.problem = self._matcher.get_error().partition("\n")[0] or None
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,12 @@ class Forms:
         if wrong or matcher.is_error():
             reason = " ".join(IN_GRAMMAR.sub("", said[0] if wrong else matcher.get_error()).split())
             raise RecipeError(f"{name}: no answer can be held to it: {reason}")
-        return Form(text, matcher, self.stops)
+        form = Form(text, matcher, self.stops)
+        try:
+            form.begin()
+        except RunError as error:  # it says nothing that ends, or too much
+            raise RecipeError(f"{name}: {error}") from None
+        return form
 
     def _beginning(self) -> Iterator[str]:
         """What stands before an answer: its reasoning, and what the format leads with; and what rules name."""
