@@ -120,12 +120,11 @@ class Forms:
             ModelError: the tokenizer's answers cannot be held to anything.
             MissingExtra: llguidance is not installed.
         """
-        text = "\n".join(
-            [
-                *(("start: answer",) if bare else self._beginning()),
-                f"answer: {' | '.join(f'({rule})' for rule in rules)}",
-            ]
-        )
+        if not bare:  # what no answer can be is seen although there may be reasoning before it
+            self.form(name, *rules, bare=True)
+        beginning = ["start: answer"] if bare else self._beginning()
+        answer = f"answer: {' | '.join(f'({rule})' for rule in rules)}"
+        text = "\n".join([*beginning, *self._named(), answer])
         if text not in self._made:
             if len(self._made) == MOST_KEPT:
                 self._made.clear()
@@ -150,7 +149,7 @@ class Forms:
         return form
 
     def _beginning(self) -> Iterator[str]:
-        """What stands before an answer: its reasoning, and what the format leads with; and what rules name."""
+        """What stands before an answer: its reasoning, and what the format leads with."""
         how, lead = self.written.reasoning, self._optional(self.written.lead)
         if how is None:
             yield f"start: {lead} answer"
@@ -159,6 +158,9 @@ class Forms:
             thought = f"{opened} thought {self._optional(how.close_behind)} {lead}"
             yield f"start: {thought} answer" if how.begun else f"start: ({thought} | {lead}) answer"
             yield f"thought{self._up_to(how.close)}"
+
+    def _named(self) -> Iterator[str]:
+        """The rules that others name."""
         calls = self.written.calls
         if calls is not None and isinstance(calls.body, Tagged):
             yield f"text_argument{self._up_to(calls.body.close)}"
