@@ -288,3 +288,12 @@ def test_another_likelihood_is_seen(lines, tmp_path, monkeypatch):
     monkeypatch.setattr(Cmmlu, "answers", "\nAnswer:")
     with pytest.raises(SystemExit, match=r"differs by more than 0\.001"):
         lines("same_choice", "--data", tmp_path)
+
+
+@pytest.mark.slow
+def test_serve(lines):
+    words = ("--clients", 3, "--seconds", 1, "--new-tokens", 16, "--most-growth", 9)
+    found = {row["measured"]: row["is"] for row in lines("serve", *words)}
+    assert (found["clients"], found["errors"], found["answers finished behind SIGTERM"]) == (3, 0, "1 of 1")
+    assert found["requests"] >= 3 and found["tokens a second, all"] > 0
+    assert found["seconds until all who were cut off were given up"] < 30

@@ -58,7 +58,7 @@ class Held:
     def _look(self) -> None:
         self.is_whole = self._matcher.is_stopped()
         self._mask: bytes = b"" if self.is_whole else self._matcher.compute_bitmask()
-        self.problem = self._matcher.get_error() or None
+        self.problem = self._matcher.get_error().partition("\n")[0] or None
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,11 @@ class Forms:
             ModelError: the tokenizer's answers cannot be held to anything.
             MissingExtra: llguidance is not installed.
         """
-        text = "\n".join(
-            [
-                *(("start: answer",) if bare else self._beginning()),
-                f"answer: {' | '.join(f'({rule})' for rule in rules)}",
-            ]
-        )
+        if not bare:  # what no answer can be is seen although there may be reasoning before it
+            self.form(name, *rules, bare=True)
+        beginning = ["start: answer"] if bare else self._beginning()
+        answer = f"answer: {' | '.join(f'({rule})' for rule in rules)}"
+        text = "\n".join([*beginning, *self._named(), answer])
         if text not in self._made:
             if len(self._made) == MOST_KEPT:
                 self._made.clear()
@@ -142,10 +141,15 @@ class Forms:
         if wrong or matcher.is_error():
             reason = " ".join(IN_GRAMMAR.sub("", said[0] if wrong else matcher.get_error()).split())
             raise RecipeError(f"{name}: no answer can be held to it: {reason}")
-        return Form(text, matcher, self.stops)
+        form = Form(text, matcher, self.stops)
+        try:
+            form.begin()
+        except RunError as error:  # it says nothing that ends, or too much
+            raise RecipeError(f"{name}: {error}") from None
+        return form
 
     def _beginning(self) -> Iterator[str]:
-        """What stands before an answer: its reasoning, and what the format leads with; and what rules name."""
+        """What stands before an answer: its reasoning, and what the format leads with."""
         how, lead = self.written.reasoning, self._optional(self.written.lead)
         if how is None:
             yield f"start: {lead} answer"
@@ -154,6 +158,9 @@ class Forms:
             thought = f"{opened} thought {self._optional(how.close_behind)} {lead}"
             yield f"start: {thought} answer" if how.begun else f"start: ({thought} | {lead}) answer"
             yield f"thought{self._up_to(how.close)}"
+
+    def _named(self) -> Iterator[str]:
+        """The rules that others name."""
         calls = self.written.calls
         if calls is not None and isinstance(calls.body, Tagged):
             yield f"text_argument{self._up_to(calls.body.close)}"

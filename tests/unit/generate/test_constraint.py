@@ -187,6 +187,7 @@ def test_what_no_answer_can_be_held_to_is_said(forms):
         (json_rule({"type": "objekt"}), "x: no answer can be held to it: Invalid type: objekt"),
         (json_rule({"not": {}}), 'Unimplemented keys: ["not"]'),
         (json_rule({"$ref": "https://example.org/a.json"}), "example.org"),
+        (json_rule({"$ref": "#"}), "x: the answer cannot be held to its form: "),
         (json_rule({"type": "string", "pattern": "("}), "unclosed group"),
         (regex_rule("a(?=b)"), "look-around"),
     ):
