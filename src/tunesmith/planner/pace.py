@@ -56,7 +56,7 @@ def pace(recipe: Recipe, shape: Shape, layout: Layout, cluster: Cluster, again: 
     assert isinstance(train.row_tokens, int), "resolved before"
     row = train.row_tokens * train.per_device_train_batch_size
     longest = min(recipe.data.max_tokens, train.row_tokens)
-    repeated = recomputed(recipe, shape) if again is None else again
+    repeated = recomputed(recipe) if again is None else again
     micro = train.gradient_accumulation_steps
     width = layout.tensor * layout.context  # devices that share a row
     work = row * operations(shape, longest, repeated) / width
@@ -74,7 +74,7 @@ def pace(recipe: Recipe, shape: Shape, layout: Layout, cluster: Cluster, again: 
     return Pace(micro * products, micro * elementwise, links, update, tokens)
 
 
-def recomputed(recipe: Recipe, shape: Shape) -> float:
+def recomputed(recipe: Recipe) -> float:
     """The share of the layers' products that are computed twice."""
     how = recipe.train.activation_checkpointing
     if how is True:
