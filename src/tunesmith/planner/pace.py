@@ -85,14 +85,14 @@ def recomputed(recipe: Recipe) -> float:
 def operations(shape: Shape, longest: int, again: float = 0.0) -> float:
     """The operations of a token, forward and backward, in sequences of so many tokens, of which half are seen."""
     found = 0.0
-    seen = min(longest / 2, shape.window or longest)
+    seen = min((longest + 1) / 2, shape.window or longest)
     for layer in shape.layers:
         plain = sum(one.inputs * one.outputs for one in layer.linears.values())
         own = sum(one.inputs * one.outputs * one.trained for one in layer.linears.values())
         ranks = sum(one.rank * (one.inputs + one.outputs) for one in layer.linears.values())
         attention = 2 * shape.queries * seen  # multiply-accumulates of scores and sums
         forward = 2 * (plain + ranks + attention)
-        found += forward * (1 + layer.learns * (1 + again)) + 2 * (own + ranks) + 2 * attention * layer.learns / 2
+        found += forward * (1 + layer.learns * (1 + again)) + 2 * (own + ranks) + 2 * attention * layer.learns
     head = 2 * shape.hidden * shape.vocabulary
     return found + head * (2 + shape.head.trained)
 

@@ -108,9 +108,8 @@ def test_what_is_sent_lies_somewhere(told):
     assert peak[FSDP]["gathered"] == 2 * 2 * products + 2 * 400 * 32
     assert peak[FSDP]["communication"] == (2 + 4) * layer.trained
     recipe, shape = told({"type": "lora", "r": 4})
-    few = sum(one.numel for one in shape.weights if one.trained)
     parts = spread.share(recipe, shape, CUDA, DDP).moments[0].parts
-    assert parts["communication"] == sum(one.nbytes for one in shape.weights if one.trained) and few < numel / 10
+    assert parts["communication"] == sum(one.nbytes for one in shape.weights if one.trained)
 
 
 def test_a_layer_divided_by_tensor_parallelism(told):
@@ -219,21 +218,22 @@ def test_train_warns_of_what_will_not_fit(told, monkeypatch):
     assert plan.warning(recipe) is None
 
 
-@pytest.fixture
-def scaling(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import scaling
+@pytest.fixture(scope="module")
+def scaling():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import scaling
 
-    yield scaling
-    sys.modules.pop("scaling", None)
+        yield scaling
+        sys.modules.pop("scaling", None)
 
 
 def test_published_figures_are_as_near_as_the_guide_says(scaling):
-    """Rates within a tenth but for 8B over eight machines; memory within a quarter: what others reserve, not need."""
+    """Rates within a twentieth but for 8B over eight machines; memory within a quarter: what others reserve, not need."""
     for row in scaling.rows()["published"]:
         rate, peak = scaling.compared(row)
         if row["rate"]:
-            assert rate == pytest.approx(row["rate"], rel=0.25 if row["devices"] == 64 else 0.1), row
+            assert rate == pytest.approx(row["rate"], rel=0.25 if row["devices"] == 64 else 0.05), row
         if row["memory"]:
             assert peak == pytest.approx(row["memory"], rel=0.25), row
 
