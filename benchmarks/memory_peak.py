@@ -7,6 +7,7 @@ The models have Qwen2's layers, random weights, and rows in sequences of --longe
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,16 @@ COMPILED = [
     ("full", False, "adamw8bit", "bfloat16", True),
 ]
 
+OBJECTIVES = [  # twelve of other objectives, each with another choice of the rest
+    (adapter, *rest, False, objective)
+    for adapter, rests in {
+        "full": ((True, "adamw", "float32"), (False, "adamw8bit", "bfloat16"), (2, "lion", "float32")),
+        "lora": (("selective", "adamw", "bfloat16"), (False, "adamw", "float32"), (True, "adamw8bit", "bfloat16")),
+        "freeze": ((2, "lion", "bfloat16"), ("selective", "adamw8bit", "float32"), (False, "adamw", "bfloat16")),
+    }.items()
+    for objective, rest in zip(("dpo", "orpo", "simpo", "dft"), (*rests, rests[0]), strict=True)
+]
+
 
 def main() -> None:
     """Print the table; exit with 1 when a prediction is off by more than a tenth."""
@@ -53,17 +64,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512, help="tokens of the row")
     parser.add_argument("--longest", type=int, default=256, help="tokens of its sequences")
     parser.add_argument("--words", type=int, default=8192, help="the vocabulary; with few, the peak is not the head's")
+    parser.add_argument("--objectives", action="store_true", help="twelve combinations with other objectives than sft")
     parser.add_argument("--compiled", action="store_true", help="compiled norms and gates too: takes minutes")
     arguments = parser.parse_args()
     shape, rows = SHAPE | {"vocab_size": arguments.words}, []
-    for case in [*CASES, *(COMPILED if arguments.compiled else [])]:
+    chosen = OBJECTIVES if arguments.objectives else [*CASES, *(COMPILED if arguments.compiled else [])]
+    for case in chosen:
         predicted, found, where = compared(case, shape, arguments.tokens, arguments.longest)
         rows.append((*case, predicted / 1e6, found / 1e6, 100 * (predicted / found - 1), where))
         print(*rows[-1], file=sys.stderr)
     title = f"Peak memory of a step of {arguments.tokens:,} tokens, sequences of {arguments.longest:,}, {shape}"
-    shown = [(*row[:5], f"{row[5]:.1f}", f"{row[6]:.1f}", f"{row[7]:+.1f}", row[8]) for row in rows]
-    measure.report(title, COLUMNS, [tuple(str(cell).lower() for cell in row) for row in shown], arguments.json)
-    if any(abs(row[7]) > 10 for row in rows):
+    shown = [(*row[:-4], f"{row[-4]:.1f}", f"{row[-3]:.1f}", f"{row[-2]:+.1f}", row[-1]) for row in rows]
+    columns = (*COLUMNS[:5], "objective", *COLUMNS[5:]) if arguments.objectives else COLUMNS
+    measure.report(title, columns, [tuple(str(cell).lower() for cell in row) for row in shown], arguments.json)
+    if any(abs(row[-2]) > 10 for row in rows):
         sys.exit(1)
 
 
@@ -75,10 +89,11 @@ def compared(case: tuple[Any, ...], shape: dict[str, Any], tokens: int, longest:
     from tunesmith.planner import memory, shapes
     from tunesmith.recipe import Recipe
 
-    adapter, checkpointing, optimizer, dtype, compiles = case
+    adapter, checkpointing, optimizer, dtype, compiles, *objective = case
     recipe = Recipe(
         model={"path": "builtin:tiny", "dtype": dtype},  # whose config is replaced
         data={"train": "builtin:identity", "max_tokens": longest},
+        objective=objective[0] if objective else "sft",
         adapter=ADAPTERS[adapter],
         optimizer=optimizer,
         train={"row_tokens": tokens, "activation_checkpointing": checkpointing, "compile": compiles},
@@ -108,7 +123,7 @@ def measured(recipe: Any, config: Any) -> int:
     scorer = kernels.choose(model, ops).scorer
     model.train()
     optimizer = recipe.optimizer.build(model)
-    batch = memory.random_batch(model, recipe.data.max_tokens, recipe.train.row_tokens)
+    batch = in_pairs(memory.random_batch(model, recipe.data.max_tokens, recipe.train.row_tokens))
     likelihood = recipe.objective.is_likelihood()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -133,6 +148,14 @@ def measured(recipe: Any, config: Any) -> int:
         held += change.nbytes()
         most = max(most, held)
     return most
+
+
+def in_pairs(batch: Any) -> Any:
+    """A batch whose sequences are chosen and rejected answers in turn, with a reference's numbers for them."""
+    import torch
+
+    sides = torch.arange(len(batch.branch)) % 2
+    return replace(batch, branch=sides.to(batch.branch), reference=torch.zeros_like(batch.weight))
 
 
 def vars_of(batch: Any) -> list[Any]:

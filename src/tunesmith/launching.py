@@ -61,14 +61,14 @@ def split(words: Sequence[str]) -> tuple[Launcher | None, list[str]]:
     return launcher, [word for word in words if word not in said]
 
 
-def start(launcher: Launcher, arguments: Sequence[str], output_dir: str | None, verbose: bool = False) -> int:
+def start(launcher: Launcher, arguments: Sequence[str], output_dir: str, verbose: bool = False) -> int:
     """Run `tunesmith ARGUMENTS` by a launcher to its end. Returns the command's exit code, 128 + a signal's number.
 
     Raises:
         RecipeError: runs that are begun again need a folder that is known.
         RunError: the command is not there.
     """
-    if launcher.begins_again() and output_dir is None:
+    if launcher.begins_again() and not output_dir:
         raise RecipeError(
             f"train.output_dir: a run that {name_of(launcher)} begins again goes on in its folder, which must be known "
             "beforehand: say train.output_dir=FOLDER"

@@ -19,21 +19,21 @@ def run(arguments: argparse.Namespace) -> int:
     from tunesmith.recipe import Recipe
 
     launcher, words = launching.split(arguments.words)
-    is_run = (Path(arguments.recipe) / "recipe.yaml").is_file()
-    folder = Path(arguments.recipe) if is_run else None
-    if is_run and words:
+    folder = Path(arguments.recipe) if (Path(arguments.recipe) / "recipe.yaml").is_file() else None
+    if folder is not None and words:
         again = f"tunesmith train {folder}/recipe.yaml {' '.join(words)}"
         raise RunError(f"{folder} is a run, and keeps its recipe when it goes on. For a new run: {again}")
     recipe = Recipe.load(arguments.recipe, words)
     if launcher is not None:
         flags = [f"--{name}" for name in ("json", "verbose") if getattr(arguments, name)]
-        known = arguments.recipe if is_run else recipe.train.output_dir
-        return launching.start(launcher, ["train", arguments.recipe, *words, *flags], known, arguments.verbose)
+        out = str(folder or recipe.train.output_dir or "")
+        return launching.start(launcher, ["train", arguments.recipe, *words, *flags], out, arguments.verbose)
     folder = folder or launching.begun(recipe)
     from tunesmith import run
     from tunesmith.engine import ranks
+    from tunesmith.planner import plan
 
-    done = run.train(recipe) if folder is None else run.resume(folder)
+    done = run.resume(folder) if folder is not None else run.train(plan.warned(recipe))
     if arguments.json and ranks.own() == 0:
         print(json.dumps(done.summary))
     return done.exit_code

@@ -14,6 +14,9 @@ from tunesmith.planner.spread import Share, share
 from tunesmith.recipe import Recipe
 
 DAY = 86_400  # seconds
+ROOM = 0.9  # of a device's memory that is planned to be filled: allocators leave gaps, and predictions are off
+NEAR = 0.97  # of the quickest pace: among layouts that reach it, the simplest is taken
+SIMPLEST = ("one", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ class Fleet:
 
     @property
     def best(self) -> Choice | None:
-        """The quickest that fits and that this package trains."""
-        return next((one for one in self.choices if one.fits and one.here), None)
+        """The quickest that fits and that this package trains, or a simpler one that is as good as that."""
+        found = [one for one in self.choices if one.fits and one.here]
+        near = [one for one in found if one.pace.tokens_per_second >= NEAR * found[0].pace.tokens_per_second]
+        return min(near, key=lambda one: SIMPLEST.index(one.layout.strategy), default=None)
 
 
 def make(recipe: Recipe, cluster: Cluster, price: float | None = None, config: Any | None = None) -> Fleet:
@@ -72,7 +77,7 @@ def choices(recipe: Recipe, shape: Shape, cluster: Cluster) -> list[Choice]:
     found = []
     for layout in layouts(cluster, shape, recipe.train.row_tokens, type(recipe.adapter).beside):
         needs, quick = share(recipe, shape, device, layout), pace(recipe, shape, layout, cluster)
-        fits = needs.peak.total <= cluster.device.memory and needs.host * cluster.each <= HOST_MEMORY
+        fits = needs.peak.total <= ROOM * cluster.device.memory and needs.host * cluster.each <= HOST_MEMORY
         here = layout.here and not (layout.strategy == "fsdp" and few_bits)
         found.append(Choice(layout, needs, quick, fits, here, share_of_peak(quick, shape, longest, cluster)))
     return sorted(found, key=lambda one: (not one.fits, -one.pace.tokens_per_second))
@@ -103,6 +108,7 @@ def lines(fleet: Fleet) -> Iterator[str]:
     yield ""
     if not all(one.here for one in fleet.choices):
         yield "* of other trainers, to compare: this package does not train so"
+    yield f"fits: in {ROOM:.0%} of {cluster.device.memory / 1e9:,.0f} GB"
     yield f"rates: {cluster.device.source}; of its peak products are taken to reach {REACHED:.0%}"
     yield from _verdict(fleet)
 
@@ -110,7 +116,7 @@ def lines(fleet: Fleet) -> Iterator[str]:
 def _verdict(fleet: Fleet) -> Iterator[str]:
     best = fleet.best
     if best is None:
-        limit = fleet.cluster.device.memory
+        limit = ROOM * fleet.cluster.device.memory
         nearest = min((one for one in fleet.choices if one.here), key=lambda one: one.share.peak.total)
         missing = nearest.share.peak.total - limit
         yield f"nothing fits in {limit / 1e9:,.0f} GB: {nearest.layout} lacks least, {missing / 1e9:,.1f} GB, for"

@@ -56,7 +56,7 @@ def pace(recipe: Recipe, shape: Shape, layout: Layout, cluster: Cluster, again: 
     assert isinstance(train.row_tokens, int), "resolved before"
     row = train.row_tokens * train.per_device_train_batch_size
     longest = min(recipe.data.max_tokens, train.row_tokens)
-    repeated = recomputed(recipe, shape) if again is None else again
+    repeated = recomputed(recipe) if again is None else again
     micro = train.gradient_accumulation_steps
     width = layout.tensor * layout.context  # devices that share a row
     work = row * operations(shape, longest, repeated) / width
@@ -74,7 +74,7 @@ def pace(recipe: Recipe, shape: Shape, layout: Layout, cluster: Cluster, again: 
     return Pace(micro * products, micro * elementwise, links, update, tokens)
 
 
-def recomputed(recipe: Recipe, shape: Shape) -> float:
+def recomputed(recipe: Recipe) -> float:
     """The share of the layers' products that are computed twice."""
     how = recipe.train.activation_checkpointing
     if how is True:
@@ -85,14 +85,14 @@ def recomputed(recipe: Recipe, shape: Shape) -> float:
 def operations(shape: Shape, longest: int, again: float = 0.0) -> float:
     """The operations of a token, forward and backward, in sequences of so many tokens, of which half are seen."""
     found = 0.0
-    seen = min(longest / 2, shape.window or longest)
+    seen = min((longest + 1) / 2, shape.window or longest)
     for layer in shape.layers:
         plain = sum(one.inputs * one.outputs for one in layer.linears.values())
         own = sum(one.inputs * one.outputs * one.trained for one in layer.linears.values())
         ranks = sum(one.rank * (one.inputs + one.outputs) for one in layer.linears.values())
         attention = 2 * shape.queries * seen  # multiply-accumulates of scores and sums
         forward = 2 * (plain + ranks + attention)
-        found += forward * (1 + layer.learns * (1 + again)) + 2 * (own + ranks) + 2 * attention * layer.learns / 2
+        found += forward * (1 + layer.learns * (1 + again)) + 2 * (own + ranks) + 2 * attention * layer.learns
     head = 2 * shape.hidden * shape.vocabulary
     return found + head * (2 + shape.head.trained)
 

@@ -1,16 +1,21 @@
 """What a recipe will need on one device, whether it fits, and the nearest recipe that does."""
 
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tunesmith.component import name_of, refusal
 from tunesmith.defaults import Device, resolve, with_values
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.planner.memory import Estimate, estimate
 from tunesmith.planner.shapes import Shape, shape_of
 from tunesmith.recipe import Recipe
 
 AUTO_TOKENS, AUTO_STEP = 16_384, 256  # of train.row_tokens=auto, as engine/memory.py has them
+SMALL = 100  # times the bytes of a model's files that whatever is trained of it needs less than
 SHORTER = (1024, 512, 256)  # tokens of the longest sample that are tried
 
 
@@ -61,6 +66,43 @@ def make(recipe: Recipe, target: Target, config: Any | None = None) -> Plan:
     planner = _Planner(target, config)
     found = planner.plan(recipe)
     return found if found.fits is not False else replace(found, words=tuple(planner.fitting(recipe)))
+
+
+def warned(recipe: Recipe) -> Recipe:
+    """The same recipe, after a warning on stderr where it will not fit."""
+    said = warning(recipe)
+    if said is not None:
+        sys.stderr.write(f"{said}\n")
+    return recipe
+
+
+def warning(recipe: Recipe) -> str | None:
+    """What is said before a run of one process that will not fit in this machine's device; None: nothing.
+
+    Small models fit, and of others that `make` does not know the run itself says what is wrong.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return None
+    try:
+        target = target_of(recipe, None)
+        if target.memory_bytes is None or _is_small(recipe.model.path, target.memory_bytes):
+            return None
+        found = make(recipe, target)
+    except (ModelError, RecipeError):
+        return None
+    if found.fits is not False:
+        return None
+    needed, limit = found.memory.peak.total, target.memory_bytes
+    instead = f": try {' '.join(found.words[0])}" if found.words else ""
+    return f"warning: the plan says that this needs {_gb(needed)}, and {_gb(limit)} are free{instead}"
+
+
+def _is_small(path: str, memory_bytes: int) -> bool:
+    """Whether a model's files are so small beside the memory that whatever is trained of it fits."""
+    if path.startswith("builtin:"):
+        return True
+    files = list(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    return bool(files) and SMALL * sum(one.stat().st_size for one in files) < memory_bytes
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(recipe, whole, tmp_path):
 
 def test_runs_that_begin_again_have_a_folder():
     with pytest.raises(launching.RecipeError, match="train.output_dir: a run that torchrun begins again goes on"):
-        launching.start(Torchrun(max_restarts=1), ["train", "quickstart"], None)
+        launching.start(Torchrun(max_restarts=1), ["train", "quickstart"], "")
 
 
 class Script(Local):
@@ -103,7 +103,7 @@ class Script(Local):
 
 @pytest.mark.parametrize(("text", "code"), [("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)])
 def test_the_code_is_the_childs(text, code, capfd):
-    assert launching.start(Script(text=text), [], None) == code
+    assert launching.start(Script(text=text), [], "") == code
     said = capfd.readouterr().err.splitlines()[-1]
     assert said == f"error: the command ended with {'exit code 7' if code == 7 else 'signal SIGKILL'}"
 
@@ -127,7 +127,7 @@ from tunesmith.launchers.local import Local
 class Script(Local):
     def command(self, arguments):
         return [sys.executable, "-c", {WAITS!r}]
-sys.exit(launching.start(Script(), [], None))
+sys.exit(launching.start(Script(), [], ""))
 """
     with subprocess.Popen([sys.executable, "-c", text], stderr=subprocess.PIPE, text=True) as parent:
         assert parent.stderr is not None
@@ -145,7 +145,7 @@ def test_a_program_that_is_not_there(tmp_path):
             return ["no-such-program"]
 
     with pytest.raises(launching.RunError, match="no program 'no-such-program' on this machine: run the line above"):
-        launching.start(Missing(), [], None)
+        launching.start(Missing(), [], "")
 
 
 def test_the_first_error_of_the_newest_attempt_is_kept(tmp_path, monkeypatch):
