@@ -21,12 +21,10 @@ from typing import Any, ClassVar
 from tunesmith.component import Component, name_of
 from tunesmith.errors import FOLDER_OF_ERRORS, RecipeError, RunError, first_error
 from tunesmith.explain import choose
-from tunesmith.recipe import Recipe
 from tunesmith.recipe_text import read_words
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TUNESMITH = ("-m", "tunesmith")
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often torchrun and Slurm began a run again
 
 
 class Launcher(Component):
@@ -191,18 +189,3 @@ def _tell(text: str) -> None:
 def _ending(code: int) -> str:
     """An exit code, or the name of the signal that it stands for."""
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-
-
-def begun(recipe: Recipe) -> Path | None:
-    """The folder in which a run goes on that the program which started this process begins again; None: it is new.
-
-    All ranks meet, and do as the first finds: it may have failed before it had a folder.
-    """
-    if all(os.environ.get(name, "0") == "0" for name in RESTARTS) or recipe.train.output_dir is None:
-        return None
-    from tunesmith.engine import ranks
-    from tunesmith.engine.device import choose as device_of
-
-    ranks.meet(device_of(recipe.train.device).type)
-    folder = Path(recipe.train.output_dir).expanduser()
-    return folder if ranks.once(lambda: (folder / "recipe.yaml").is_file()) else None

@@ -1,10 +1,14 @@
 """The text of a recipe: a YAML file, a shipped recipe's name, and `section.option=value` words, as one tree."""
 
+import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RecipeError, near
+
+BASE_60 = re.compile(r"^[-+]?[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?$")
 
 
 def recipe_folder() -> Path:
@@ -30,13 +34,27 @@ def recipe_file(path: str) -> Path:
     raise RecipeError(f"there is no file or shipped recipe {path!r}. {near(path, recipe_names())}")
 
 
+@functools.cache
+def _loader() -> Any:
+    """YAML's safe loader, to which 12:30 is a text, as in YAML 1.2, and no number of base 60."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {
+            first: [("tag:yaml.org,2002:str", BASE_60), *known] if first in "-+0123456789" else known
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    return Loader
+
+
 def parse(text: str, where: str) -> dict[str, Any]:
     """The mapping that YAML text says. Raises RecipeError when it says none, or a name twice."""
     import yaml
 
     try:
-        tree = yaml.safe_load(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.load(text, _loader())  # noqa: S506  # a safe one
+        node = yaml.compose(text, Loader=_loader())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
@@ -79,7 +97,7 @@ def parse_value(text: str) -> Any:
     import yaml
 
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _loader())  # noqa: S506  # a safe one
     except yaml.YAMLError:
         return text
     cut_off = "#" in text and (value is None or isinstance(value, str)) and text[0] not in "\"'"

@@ -55,10 +55,10 @@ def train(
     """
     use_large_pages()
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    look_for_files(recipe, with_train=rows is None)
     from tunesmith.engine import ranks
     from tunesmith.engine.device import choose
 
-    look_for_files(recipe, with_train=rows is None)
     device = choose(recipe.train.device)
     ranks.meet(device.type)
     begun = _begun(recipe) if ranks.restarted() else None
@@ -82,7 +82,7 @@ def _begun(recipe: Recipe) -> Path | None:
         )
     from tunesmith.engine import ranks
 
-    folder = Path(recipe.train.output_dir)
+    folder = Path(recipe.train.output_dir).expanduser()
     return folder if ranks.once(lambda: (folder / "recipe.yaml").is_file()) else None
 
 

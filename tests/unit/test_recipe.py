@@ -333,3 +333,11 @@ def test_every_shipped_recipe_loads(name):
 )
 def test_a_hash_in_a_word_is_no_comment(text, value):
     assert parse_value(text) == value
+
+
+@pytest.mark.parametrize(("said", "is_"), [("12:00:00", "12:00:00"), ("1:30", "1:30"), ("90", 90), ("1.5", 1.5)])
+def test_a_time_of_day_is_a_text_and_no_number_of_base_60(said, is_):
+    from tunesmith.recipe_text import parse, read_words
+
+    assert read_words({}, [f"launcher.time={said}"]) == {"launcher": {"time": is_}}
+    assert parse(f"time: {said}", "here") == {"time": is_}

@@ -16,6 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train. Returns 0, 128 + the number of the signal that stopped the run, or what a launcher's command returns."""
     from tunesmith import launching
     from tunesmith.errors import RunError
+    from tunesmith.folder import look_for_files
     from tunesmith.recipe import Recipe
 
     launcher, words = launching.split(arguments.words)
@@ -26,9 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = Recipe.load(arguments.recipe, words)
     if launcher is not None:
         flags = [f"--{name}" for name in ("json", "verbose") if getattr(arguments, name)]
-        out = str(folder or recipe.train.output_dir or "")
-        return launching.start(launcher, ["train", arguments.recipe, *words, *flags], out, arguments.verbose)
-    folder = folder or launching.begun(recipe)
+        again, out = ["train", arguments.recipe, *words, *flags], str(folder or recipe.train.output_dir or "")
+        return launching.start(launcher, again, out, arguments.verbose)
+    look_for_files(recipe)
     from tunesmith import run
     from tunesmith.engine import ranks
     from tunesmith.planner import plan

@@ -152,18 +152,10 @@ def load_model(
     reads a part. Raises ModelError, RecipeError, MissingExtra.
     """
     import torch
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForSeq2SeqLM,
-        AutoModelForSequenceClassification,
-        AutoModelForTokenClassification,
-    )
 
     place, config = resolve_path(model.path), said or load_config(model, positions)
-    words: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
-    valued: Any = AutoModelForTokenClassification if head and head.tokens else AutoModelForSequenceClassification
-    kind: Any = words if head is None else valued
+    kind = _kind(config, head)
     options: dict[str, Any] = {"attn_implementation": attention}
     scaled = model.rope_scaling.rope_type is not None or positions is not None
     quantisation = _quantisation(model, config, device, held)
@@ -195,6 +187,20 @@ def load_model(
         return loaded.to(device)
     quantised.keep_numbers(loaded)
     return loaded
+
+
+def _kind(config: Any, head: Head | None) -> Any:
+    """The class of a model with a head, or of one that says words."""
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
+
+    if head is not None:
+        return AutoModelForTokenClassification if head.tokens else AutoModelForSequenceClassification
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _complete(loaded: Any, file: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 Found = TypeVar("Found")
 
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often torchrun and Slurm began a run again
+
 
 def number() -> int:
     """How many there are, which their starter tells each of them."""
@@ -23,11 +25,11 @@ def own() -> int:
 
 
 def restarted() -> bool:
-    """Whether their starter started them again after a crash (torchrun --max-restarts).
+    """Whether their starter started them again after a crash (torchrun --max-restarts), or Slurm queued them again.
 
     It tells those of the machine where the crash was, and they tell the others.
     """
-    return any(everyones(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
+    return any(everyones(any(int(os.environ.get(name, "0")) > 0 for name in RESTARTS)))
 
 
 def meet(device: str) -> None:

@@ -229,7 +229,7 @@ def scaling():
 
 
 def test_published_figures_are_as_near_as_the_guide_says(scaling):
-    """Rates within a twentieth but for 8B over eight machines; memory within a quarter: what others reserve, not need."""
+    """Rates within a twentieth but for 8B over eight machines; memory within a quarter: others reserve what they do."""
     for row in scaling.rows()["published"]:
         rate, peak = scaling.compared(row)
         if row["rate"]:
