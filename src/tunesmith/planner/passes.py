@@ -262,6 +262,6 @@ class HeadPass:
             found += sum(words * size for size in own) + words * WIDE * (run.autocast and shape.head.item_bytes == WIDE)
         if self.trained and not self.together:
             tokens, block, others = self.block()
-            numbers = run.computed * (1 + bool(others)) + self.shaped()
-            found += words * WIDE + tokens * block * numbers
+            each, before = run.computed + self.shaped(), block * run.computed * bool(others)  # logits of the one before
+            found += words * WIDE + tokens * max(block * each, others * each + before)
         return found

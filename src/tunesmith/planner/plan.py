@@ -69,7 +69,15 @@ def make(recipe: Recipe, target: Target, config: Any | None = None) -> Plan:
 
 
 def warned(recipe: Recipe) -> Recipe:
-    """The same recipe, after a warning on stderr where it will not fit."""
+    """The same recipe, after a warning on stderr where it will not fit.
+
+    Raises:
+        DataError, RunError: the run cannot begin: its files are not there, or its folder is not free.
+    """
+    from tunesmith.folder import look_for_files, refuse_full
+
+    look_for_files(recipe)
+    refuse_full(recipe.train.output_dir)
     said = warning(recipe)
     if said is not None:
         sys.stderr.write(f"{said}\n")

@@ -133,6 +133,8 @@ def test_a_base_in_fewer_bits(recipe):
         ("lora", True, "adamw", "float32"),
         ("freeze", False, "adamw", "float32"),
         ("lora", False, "adamw", "bfloat16"),
+        ("full", 2, "lion", "float32", "dpo"),
+        ("lora", "selective", "adamw8bit", "bfloat16", "simpo"),
     ],
     ids=lambda case: "-".join(map(str, case)),
 )
@@ -142,7 +144,7 @@ def test_a_peak_is_what_the_allocator_gives(case, words, monkeypatch):
     import memory_peak
 
     sizes = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3, "vocab_size": words}
-    predicted, measured, _ = memory_peak.compared((*case, False), memory_peak.SHAPE | sizes, 256, 200)
+    predicted, measured, _ = memory_peak.compared((*case[:4], False, *case[4:]), memory_peak.SHAPE | sizes, 256, 200)
     for name in ("memory_peak", "measure"):
         sys.modules.pop(name, None)
     assert predicted == pytest.approx(measured, rel=0.06)
