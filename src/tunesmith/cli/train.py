@@ -16,7 +16,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Train. Returns 0, 128 + the number of the signal that stopped the run, or what a launcher's command returns."""
     from tunesmith import launching
     from tunesmith.errors import RunError
-    from tunesmith.folder import look_for_files
     from tunesmith.recipe import Recipe
 
     launcher, words = launching.split(arguments.words)
@@ -27,9 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = Recipe.load(arguments.recipe, words)
     if launcher is not None:
         flags = [f"--{name}" for name in ("json", "verbose") if getattr(arguments, name)]
-        again, out = ["train", arguments.recipe, *words, *flags], str(folder or recipe.train.output_dir or "")
-        return launching.start(launcher, again, out, arguments.verbose)
-    look_for_files(recipe)
+        out = str(folder or recipe.train.output_dir or "")
+        return launching.start(launcher, ["train", arguments.recipe, *words, *flags], out, arguments.verbose)
     from tunesmith import run
     from tunesmith.engine import ranks
     from tunesmith.planner import plan

@@ -72,12 +72,11 @@ def warned(recipe: Recipe) -> Recipe:
     """The same recipe, after a warning on stderr where it will not fit.
 
     Raises:
-        DataError, RunError: the run cannot begin: its files are not there, or its folder is not free.
+        DataError: its files are not there, which is said before anything is planned.
     """
-    from tunesmith.folder import look_for_files, refuse_full
+    from tunesmith.folder import look_for_files
 
     look_for_files(recipe)
-    refuse_full(recipe.train.output_dir)
     said = warning(recipe)
     if said is not None:
         sys.stderr.write(f"{said}\n")
