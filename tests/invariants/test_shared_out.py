@@ -1,17 +1,14 @@
-"""A model whose weights lie in parts on two or four processes (gloo, torchrun) equals a whole one on one process."""
+"""A model whose weights lie in parts on two or four processes (gloo) equals a whole one on one process."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from fixtures_commands import together
 from invariants.objective_runs import ACCUMULATED, SAMPLES, equal, killed, learned, new_runs
 from invariants.whole_runs import digests, metrics
 from tunesmith.cli.main import main
 
-SEVERAL = Path(__file__).with_name("several_commands.py")
 SHARED = "parallel.strategy=fsdp"
 FULL = ("adapter=full", "optimizer.learning_rate=1e-3")
 STEP = "reference.compute=step"
@@ -34,16 +31,6 @@ def runs(tmp_path_factory):
     return new_runs(tmp_path_factory.mktemp("shared"))
 
 
-def together(number, folder, commands):
-    """Command lines of `number` processes, one after the other, once these are started."""
-    file = folder / "commands.json"
-    file.write_text(json.dumps(commands))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
-    done = subprocess.run([*torchrun, str(SEVERAL), str(file)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
 def command(runs, number, name, objective, *words):
     """The command line of a run of `number` processes, whose cache is its own."""
     words = (f"{ACCUMULATED}={SAMPLES // number}", f"data.cache_dir={runs.folder / f'cache-{number}-{name}'}", *words)
@@ -54,7 +41,7 @@ def command(runs, number, name, objective, *words):
 def two(runs):
     """What two processes made of every cell, and of a killed run of full weights; and what they said."""
     folder = runs.folder
-    said = together(2, folder, [command(runs, 2, name, *words, SHARED) for name, words in CELLS.items()])
+    said = together(2, *(command(runs, 2, name, *words, SHARED) for name, words in CELLS.items()))
     return folder, said
 
 
@@ -86,10 +73,10 @@ def others(runs, two):
             assert main(commands[0]) == 0
         if number == 2:
             whole = killed(runs.of("sft", *ALONE, *FULL, SHARED), 2, runs.folder / "again-of-one")
-            together(2, runs.folder, [*commands, ["train", str(whole)]])
+            together(2, *commands, ["train", str(whole)])
         if number == 4:
             hybrid = [command(runs, 4, name, *CELLS[name], SHARED, "parallel.replicate=2") for name in ("dpo-full",)]
-            together(4, runs.folder, [*commands, *hybrid])
+            together(4, *commands, *hybrid)
     return runs.folder
 
 
