@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tunesmith.component import pick
 from tunesmith.data.prompt import prompt_ids
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import load_model, without_progress_bar
@@ -79,8 +80,12 @@ def _prompt(tokenizer: Any, one: Asked) -> list[int]:
     return prompt_ids(tokenizer, one.messages, one.tools)
 
 
-def write(export: Export, held: Quantization, device: DeviceName, share: float, run: Path, out: Path) -> Report:
-    """Merge a run, hold it in few bits, and write that; `share` of the largest logit is what it may cost.
+def write(
+    export: Export, words: str | dict[str, str], device: DeviceName, share: float, run: Path, out: Path
+) -> Report:
+    """Merge a run, hold it in few bits as a quantization's `words` say, and write that.
+
+    `share` of the largest logit is what it may cost.
 
     Raises:
         MissingExtra: a package is not installed.
@@ -90,6 +95,8 @@ def write(export: Export, held: Quantization, device: DeviceName, share: float, 
     place = weights_of(run)
     refuse(run, place)
     kind = choose(device).type
+    held = pick(Quantization, words)
+    assert isinstance(held, Quantization)
     held.config(torch.float32, kind)  # which says what is missing before anything is loaded
     merged = Merged(device=device)
     with new_folder(out) as folder:

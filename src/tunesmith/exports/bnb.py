@@ -1,14 +1,11 @@
 """A merged model in 4 or 8 bits by bitsandbytes, as transformers and vLLM load it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tunesmith.exports._costs import BNB as COSTS
 from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Export, Report
-
-if TYPE_CHECKING:
-    from tunesmith.seams import Quantization
 
 
 class Bnb(Export):
@@ -23,18 +20,10 @@ class Bnb(Export):
         """Write the model. Raises MissingExtra, RunError: see `_quantised.write`."""
         from tunesmith.exports import _quantised
 
-        return _quantised.write(self, self._held(), self.device, COSTS[self.bits], run, out)
+        return _quantised.write(self, f"bnb_{self.bits}bit", self.device, COSTS[self.bits], run, out)
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare the model with the run that it is of again. Raises RunError where they differ."""
         from tunesmith.exports import _quantised
 
         return _quantised.check(self.device, COSTS[self.bits], run, out)
-
-    def _held(self) -> "Quantization":
-        from tunesmith.component import pick
-        from tunesmith.seams import Quantization
-
-        found = pick(Quantization, {4: "bnb_4bit", 8: "bnb_8bit"}[self.bits])
-        assert isinstance(found, Quantization)
-        return found

@@ -1,14 +1,11 @@
 """A merged model in int8 or float8 by torchao, as transformers and vLLM load it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tunesmith.exports._costs import TORCHAO as COSTS
 from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Export, Report
-
-if TYPE_CHECKING:
-    from tunesmith.seams import Quantization
 
 
 class TorchAO(Export):
@@ -23,18 +20,12 @@ class TorchAO(Export):
         """Write the model. Raises MissingExtra, RunError: see `_quantised.write`."""
         from tunesmith.exports import _quantised
 
-        return _quantised.write(self, self._held(), self.device, COSTS[self.scheme], run, out)
+        return _quantised.write(
+            self, {"type": "torchao", "scheme": self.scheme}, self.device, COSTS[self.scheme], run, out
+        )
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare the model with the run that it is of again. Raises RunError where they differ."""
         from tunesmith.exports import _quantised
 
         return _quantised.check(self.device, COSTS[self.scheme], run, out)
-
-    def _held(self) -> "Quantization":
-        from tunesmith.component import pick
-        from tunesmith.seams import Quantization
-
-        found = pick(Quantization, {"type": "torchao", "scheme": self.scheme})
-        assert isinstance(found, Quantization)
-        return found
