@@ -210,6 +210,10 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
             ranks.once(lambda: _save_final(trainer, loaded, folder, state))
             for line in ranks.once(lambda: companions.written(trainer.companions, folder)):
                 job.say(line)
+        except RecipeError:  # what only the number of steps shows
+            if job.folder is None and trainer.state.global_step == 0 and ranks.own() == 0:
+                shutil.rmtree(folder)
+            raise
         except KeyboardInterrupt:
             job.say(f"stopped at once. Go on with: {go_on}")
             raise

@@ -271,6 +271,7 @@ class Optimizer(Component):
     in_backward: ClassVar[bool] = True  # a parameter is updated by its own gradient alone, whenever that is known
     learning_rate_factor: ClassVar[float] = 1.0  # to the adapter's own learning rate, where the recipe does not say it
     schedulers: ClassVar[tuple[str, ...]] = ()  # courses of the learning rate that go with it, the usual first; (): all
+    averages: ClassVar[bool] = False  # evaluations and the end of a run take a mean of its own
 
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate. None: the adapter's own (lora 2e-4, full and freeze 2e-5), or what suits this optimizer."""

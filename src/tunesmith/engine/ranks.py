@@ -7,10 +7,13 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 Found = TypeVar("Found")
 
+PATIENCE = timedelta(days=1)  # rendering and writing take rank 0 longer than the minutes that NCCL waits
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often torchrun and Slurm began a run again
 
 
@@ -38,7 +41,16 @@ def meet(device: str) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu")
+        _patient()  # all make it at once
         atexit.register(_part)
+
+
+@cache
+def _patient() -> Any:
+    """The group of all, for what one does while the others wait, and for objects."""
+    import torch
+
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def _part() -> None:
@@ -54,7 +66,7 @@ def wait() -> None:
     if number() > 1:
         import torch
 
-        torch.distributed.barrier()
+        torch.distributed.barrier(group=_patient())
 
 
 @contextmanager
@@ -74,7 +86,7 @@ def once(work: Callable[[], Found]) -> Found:
     import torch
 
     found: list[Any] = [work() if own() == 0 else None]
-    torch.distributed.broadcast_object_list(found)
+    torch.distributed.broadcast_object_list(found, group=_patient())
     return found[0]
 
 
@@ -85,7 +97,7 @@ def everyones(value: Found) -> list[Found]:
     import torch
 
     found: list[Any] = [None] * number()
-    torch.distributed.all_gather_object(found, value)
+    torch.distributed.all_gather_object(found, value, group=_patient())
     return found
 
 

@@ -111,13 +111,14 @@ class Trainer(transformers.Trainer):
         adapter, num_steps = self.recipe.adapter, int(self.args.max_steps)
         self.optimizer = self.recipe.optimizer.build(trained, adapter.factors(trained))
         self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
+        decay = self.recipe.train.ema_decay
+        average = None if decay is None else Averaged(trained, decay)  # of all that is trained, whoever's turn it is
         found = (
             adapter.companion(trained, num_steps),
             self.recipe.optimizer.companion(self.optimizer, trained, num_steps),
+            average,
         )
-        decay = self.recipe.train.ema_decay
-        average = () if decay is None else (Averaged(trained, decay),)
-        self.companions = (*(one for one in found if one is not None), *average)
+        self.companions = tuple(one for one in found if one is not None)
         if self.companions:
             self.add_callback(companions.Accompanied(self.companions))
         return self.optimizer
@@ -268,7 +269,7 @@ class Trainer(transformers.Trainer):
 
     def log_the_rest(self) -> None:
         """Write the line of the steps since the last one, where training ended between two."""
-        if "loss" in self.sums:
+        if any(ranks.everyones("loss" in self.sums)):  # behind a checkpoint rank 0 has those of all
             self.log({"loss": 0.0})  # the sums have the number
 
     def was_over(self, checkpoint: Path) -> bool:
