@@ -61,7 +61,7 @@ def test_two_processes_by_torchrun(whole):
     assert done.returncode == 0, done.stderr
     first, *told = done.stderr.splitlines()
     words = shlex.split(first)
-    assert words[1:3] == ["-m", "torch.distributed.run"] and f"train.output_dir={out}" in words
+    assert words[3:5] == ["-m", "torch.distributed.run"] and f"train.output_dir={out}" in words
     assert len(done.stdout.splitlines()) == 1  # of all ranks, one prints the summary
     assert len(metrics(out)) == 5 and not any("torch/distributed" in line for line in told)
 
