@@ -133,7 +133,7 @@ def load(
 
         if is_adapter(place):
             raise ModelError(f"{path} is an adapter: name its base model, {base.path!r}, and it among the adapters")
-        model = put(model, adapters)
+        model = put(model, tokenizer, adapters)
     return model.eval(), tokenizer
 
 
