@@ -17,11 +17,13 @@ from tunesmith.data.sides import source_ids
 from tunesmith.engine import rope
 from tunesmith.engine.model import num_virtual_tokens
 from tunesmith.errors import ModelError
+from tunesmith.generate import adapters
 from tunesmith.generate.alone import Alone, answering, encodes
 from tunesmith.generate.batch import Batch, Finish, Request, Stream
 from tunesmith.generate.choose import decoder_for
 from tunesmith.generate.constraint import Forms
 from tunesmith.generate.decoder import Decoder
+from tunesmith.generate.ends import Written, ends_of
 from tunesmith.generate.load import load
 from tunesmith.generate.sampling import Sampling
 from tunesmith.recipe import Dtype
@@ -117,9 +119,12 @@ class Generator:
     @property
     def stops(self) -> frozenset[int]:
         """The tokens that end an answer: those of the generation config, and the tokenizer's own end."""
-        ends = self.model.generation_config.eos_token_id if self.model.generation_config is not None else None
-        listed = ends if isinstance(ends, list) else [ends]
-        return frozenset(end for end in (*listed, self.tokenizer.eos_token_id) if end is not None)
+        return ends_of(self.model.generation_config, self.tokenizer.eos_token_id)
+
+    def written(self, adapter: str | None = None) -> Written:
+        """How the model writes its answers, or one of the adapters that it was opened with."""
+        found = adapters.of_model(self.model)
+        return Written(self.tokenizer, self.stops) if adapter is None or found is None else found.written[adapter]
 
     @cached_property
     def forms(self) -> Forms:
@@ -200,7 +205,7 @@ class Generator:
 
     def batch(self) -> Batch:
         """A batch of no answers yet."""
-        return Batch(self.decoder, self.tokenizer, self.stops)
+        return Batch(self.decoder, {name: self.written(name) for name in (None, *self.decoder.adapters)})
 
     def answers(
         self, requests: Iterable[Request], within: Callable[[], AbstractContextManager[Any]] = nullcontext

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.engine import checkpoint, new_tokens, quantised, rope, stacked
+from tunesmith.engine import checkpoint, new_tokens, quantised, rope, shares, stacked
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path, widened_model
 from tunesmith.errors import ModelError, RunError, near
@@ -40,6 +40,11 @@ def locate(path: str) -> str:
         if has_weights(folder / "final"):
             return str(folder / "final")
         raise RunError(f"{path} has no final/ yet: its run has not ended. {_way_on(folder)}")
+    if shares.there(folder):
+        raise ModelError(
+            f"the weights of {path} lie in parts, as several processes wrote them: make a model of it first, with "
+            f"tunesmith export {path} OUT type=merged, or go on with: tunesmith train {folder.parent.parent}"
+        )
     raise ModelError(
         f"{path} is no run, checkpoint, adapter or model: it has neither {RECIPE} nor {ADAPTER} nor {MODEL}"
     )
@@ -64,8 +69,9 @@ def _has_runs(folder: Path) -> bool:
 
 
 def _way_on(run: Path) -> str:
-    steps = checkpoint.steps(run)
-    newest = f", or take its newest checkpoint: {checkpoint.place(run, steps[-1])}" if steps else ""
+    found = [checkpoint.place(run, step) for step in checkpoint.steps(run)]
+    whole = [one for one in found if has_weights(one)]  # and not in parts, as several processes write them
+    newest = f", or take its newest checkpoint: {whole[-1]}" if whole else ""
     return f"Go on with: tunesmith train {run}{newest}"
 
 
@@ -133,7 +139,7 @@ def load(
 
         if is_adapter(place):
             raise ModelError(f"{path} is an adapter: name its base model, {base.path!r}, and it among the adapters")
-        model = put(model, adapters)
+        model = put(model, tokenizer, adapters)
     return model.eval(), tokenizer
 
 

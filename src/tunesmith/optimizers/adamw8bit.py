@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tunesmith.errors import MissingExtra, RecipeError
+from tunesmith import extras
+from tunesmith.errors import RecipeError
 from tunesmith.optimizers.adamw import AdamW
 
 if TYPE_CHECKING:
@@ -26,11 +27,8 @@ class AdamW8bit(AdamW):
             MissingExtra: bitsandbytes is not installed.
             RecipeError: the state is to be paged, and the weights are not on CUDA.
         """
-        try:
-            from tunesmith.optimizers._bitsandbytes import PlainAdamW8bit
-        except ImportError:
-            command = "pip install 'tunesmith[bitsandbytes]'"
-            raise MissingExtra(f"optimizer=adamw8bit needs bitsandbytes, which is not installed: {command}") from None
+        extras.need("optimizer=adamw8bit", "bitsandbytes")
+        from tunesmith.optimizers._bitsandbytes import PlainAdamW8bit
         from tunesmith.optimizers._groups import parameter_groups
 
         device = next(model.parameters()).device.type

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tunesmith.generate.engine import Generator
 
 SETTINGS, OURS, THEIRS = "settings.json", "predictions.jsonl", "against.jsonl"
+CONTENT = "content of the rows"
 TOGETHER = 64  # rows that are in work at a time; more of them wait in the file
 GO_ON = "Make room, then run the same command again: it goes on"
 
@@ -67,7 +68,8 @@ def predict(
     """
     others = None if against is None else other_of(path, against)
     with atomic.room(out, RunError, GO_ON):
-        _begin(out, {"model": _identity(path), "against": others and _identity(others), "file": file} | _spelled(how))
+        models = {"model": _identity(path), "against": others and _identity(others)}
+        _begin(out, models | {"file": file} | _spelled(how) | {CONTENT: _content(path, file, how)})
         ours = _answered(path, file, out / OURS, how, say, of_run=path)
         theirs = None if others is None else _answered(others, file, out / THEIRS, how, say, of_run=path)
         results = report.results(path, ours, others, theirs, say)
@@ -78,6 +80,15 @@ def predict(
 
 def _spelled(how: Prediction) -> dict[str, Any]:
     return how.model_dump(mode="json") | {"format": spell(how.format)}
+
+
+def _content(path: str, file: str | None, how: Prediction) -> str:
+    """What tells the rows that are answered from others of the same name."""
+    return read.content_held_out(Path(path)) if file is None else read.content(_source(file, how))
+
+
+def _source(file: str, how: Prediction) -> Source:
+    return Source(path=file, format=how.format, num_samples=how.num_samples)
 
 
 def _identity(path: str) -> dict[str, Any]:
@@ -130,8 +141,8 @@ def _answered(
 
 def _rows(path: str, file: str | None, generator: "Generator", how: Prediction, say: Callable[[str], None]) -> Rows:
     if file is not None:
-        return read.of_file(Source(path=file, format=how.format, num_samples=how.num_samples), generator.tokenizer)
-    found = read.held_out(Path(path).expanduser().absolute(), generator.tokenizer, say)
+        return read.of_file(_source(file, how), generator.tokenizer)
+    found = read.held_out(Path(path), generator.tokenizer, say)
     return Rows(found.asked[: how.num_samples], found.dropped)
 
 

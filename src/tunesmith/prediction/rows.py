@@ -59,6 +59,18 @@ def of_file(one: Source, tokenizer: "PreTrainedTokenizerBase") -> Rows:
     return _read(((where, row, one.format) for where, row in source.read(one)), tokenizer, one.path)
 
 
+def content(one: Source) -> str:
+    """What tells the rows of a file, dataset or glob from others. Raises DataError."""
+    return source.fingerprint(one)[:16]
+
+
+def content_held_out(run: Path) -> str:
+    """What tells the rows that a run held out, or held them out of, from others. Raises as `held_out`."""
+    with _begun(run) as recipe:
+        sources = recipe.data.eval if isinstance(recipe.data.eval, tuple) else recipe.data.train
+        return " ".join(map(content, sources))
+
+
 def held_out(run: Path, tokenizer: "PreTrainedTokenizerBase", say: Callable[[str], None]) -> Rows:
     """The rows that a run held out: of its `data.eval`, or those of `data.train` that it did not train on.
 
@@ -66,13 +78,7 @@ def held_out(run: Path, tokenizer: "PreTrainedTokenizerBase", say: Callable[[str
         RunError: it held nothing out, or was given its rows by a script.
         DataError: the rows are no longer there.
     """
-    past = record.read(run)
-    if "rows" in past["given"]:
-        raise RunError(f"{run} was given its rows by a script: say FILE, the rows to be answered")
-    with contextlib.chdir(past["working_folder"] if Path(past["working_folder"]).is_dir() else "."):
-        recipe = registry.applied(with_values(Recipe.load(str(run / "recipe.yaml")), past["derived"]))
-        if not recipe.data.eval:
-            raise RunError(f"{run} held no rows out (data.eval is {recipe.data.eval!r}): say FILE, rows to be answered")
+    with _begun(run) as recipe:
         if isinstance(recipe.data.eval, tuple):
             kept, sources = None, recipe.data.eval
         else:
@@ -82,6 +88,20 @@ def held_out(run: Path, tokenizer: "PreTrainedTokenizerBase", say: Callable[[str
             kept, sources = {store.place(int(at)) for at in choose(recipe, store, None).held}, recipe.data.train
         rows = ((where, row, one.format) for one in sources for where, row in source.read(one))
         return _read(((*read,) for read in rows if kept is None or read[0] in kept), tokenizer, str(run))
+
+
+@contextlib.contextmanager
+def _begun(run: Path) -> Iterator[Recipe]:
+    """The recipe of a run that held rows out, and a block in the folder that its paths are from. Raises RunError."""
+    run = run.expanduser().absolute()
+    past = record.read(run)
+    if "rows" in past["given"]:
+        raise RunError(f"{run} was given its rows by a script: say FILE, the rows to be answered")
+    with contextlib.chdir(past["working_folder"] if Path(past["working_folder"]).is_dir() else "."):
+        recipe = registry.applied(with_values(Recipe.load(str(run / "recipe.yaml")), past["derived"]))
+        if not recipe.data.eval:
+            raise RunError(f"{run} held no rows out (data.eval is {recipe.data.eval!r}): say FILE, rows to be answered")
+        yield recipe
 
 
 def _read(

@@ -20,7 +20,7 @@ class FourBit(Quantization):
 
     def config(self, dtype: "torch.dtype", device: str) -> Any:
         """What transformers takes. Raises MissingExtra."""
-        from tunesmith.engine.quantised import need
+        from tunesmith.extras import need
 
         need("model.quantization=bnb_4bit", "bitsandbytes")
         from transformers import BitsAndBytesConfig

@@ -19,7 +19,7 @@ class EightBit(Quantization):
 
     def config(self, dtype: "torch.dtype", device: str) -> Any:
         """What transformers takes. Raises MissingExtra."""
-        from tunesmith.engine.quantised import need
+        from tunesmith.extras import need
 
         need("model.quantization=bnb_8bit", "bitsandbytes")
         from transformers import BitsAndBytesConfig

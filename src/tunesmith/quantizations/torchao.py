@@ -25,7 +25,7 @@ class TorchAO(Quantization):
 
     def config(self, dtype: "torch.dtype", device: str) -> Any:
         """What transformers takes. Raises MissingExtra."""
-        from tunesmith.engine.quantised import need
+        from tunesmith.extras import need
 
         need("model.quantization=torchao", "torchao")
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
