@@ -11,10 +11,12 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
+from tunesmith.errors import RESTART_COUNT
+
 Found = TypeVar("Found")
 
 PATIENCE = timedelta(days=1)  # rendering and writing take rank 0 longer than the minutes that NCCL waits
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often torchrun and Slurm began a run again
+RESTARTS = (RESTART_COUNT, "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often a run was begun again
 
 
 def number() -> int:
@@ -28,7 +30,7 @@ def own() -> int:
 
 
 def restarted() -> bool:
-    """Whether their starter started them again after a crash (torchrun --max-restarts), or Slurm queued them again.
+    """Whether their starter started them again after a crash (`launcher.max_restarts`), or Slurm queued them again.
 
     It tells those of the machine where the crash was, and they tell the others.
     """
