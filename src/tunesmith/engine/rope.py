@@ -7,6 +7,7 @@ that a run, an export or another program needs.
 from typing import Any
 
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.recipe_parallel import BY_LONGEST
 from tunesmith.recipe_rope import RopeScaling
 
 SCALED = ("linear", "dynamic", "yarn", "llama3", "longrope")
@@ -66,6 +67,11 @@ def take(config: Any, stored: Any) -> None:
 def is_scaled(config: Any) -> bool:
     """Whether a model's rotary positions are stretched, by this run or before."""
     return (_parameters(config.get_text_config()) or {}).get("rope_type") in SCALED
+
+
+def by_longest(config: Any) -> bool:
+    """Whether the longest sequence of a row decides how far all of its positions turn."""
+    return (_parameters(config.get_text_config()) or {}).get("rope_type") in BY_LONGEST
 
 
 def context_of(config: Any) -> int | None:
