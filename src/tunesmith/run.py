@@ -135,18 +135,19 @@ def _shared_anew(folder: Path, recipe: Recipe, past: Mapping[str, Any]) -> dict[
     Raises:
         RunError: they cannot take equal shares.
     """
-    from tunesmith.engine import ranks
+    from tunesmith.engine import context, ranks
 
     began = past.get("num_processes", 1)  # before it was recorded, every run had one
     if began == ranks.number():
         return {}
-    batches = recipe.train.gradient_accumulation_steps * began
-    if batches % ranks.number():
+    takers = context.groups(recipe)
+    batches = recipe.train.gradient_accumulation_steps * context.groups(recipe, began)
+    if batches % takers:
         raise RunError(
             f"a step of {folder} has {batches} micro-batches, of which {ranks.number()} processes cannot take as many "
             f"each: start {began}, as it was, or another number that divides {batches}"
         )
-    return {"train.gradient_accumulation_steps": batches // ranks.number()}
+    return {"train.gradient_accumulation_steps": batches // takers}
 
 
 @contextlib.contextmanager
@@ -227,9 +228,12 @@ def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
     """The tokens of a row that would have fitted where memory ran out."""
     from tunesmith.engine import memory, shared_out
 
-    if shared_out.is_shared(loaded.model):
-        strategy = trainer.recipe.parallel.strategy
-        raise RecipeError(f"parallel.strategy={strategy}: one process cannot measure what all of them compute")
+    if shared_out.is_shared(loaded.model) or loaded.group is not None:
+        said = trainer.recipe.parallel
+        raise RecipeError(
+            f"parallel.strategy={said.strategy}, parallel.context={said.context}: one process cannot measure what all "
+            "of them compute"
+        )
     stepped = trainer.optimizer is not None and trainer.optimizer.state
     reserved = 0 if stepped else memory.state_bytes(loaded.model, trainer.recipe)
     with precision(trainer.recipe, job.device.type):

@@ -115,19 +115,22 @@ def largest(value: int) -> int:
     return int(found)
 
 
-def counted(counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors of counts by name, added over all of them; a rank may lack a name that another one has."""
+def counted(counts: Mapping[str, Any], each: int = 1) -> dict[str, Any]:
+    """Tensors of counts by name, added over all of them; a rank may lack a name that another one has.
+
+    Of every `each`, one after the other, that have the same counts, the first one's are added.
+    """
     total: dict[str, Any] = {}
-    for part in everyones(dict(counts)):
+    for part in everyones(dict(counts))[::each]:
         for name, one in part.items():
             total[name] = total.get(name, 0) + one
     return total
 
 
-def added(sums: Mapping[str, Sequence[Any]]) -> dict[str, tuple[float, float]]:
-    """Sums and counts by name, over all of them; a rank may lack a name that another one has."""
+def added(sums: Mapping[str, Sequence[Any]], each: int = 1) -> dict[str, tuple[float, float]]:
+    """Sums and counts by name, over all of them, or the first of every `each`; a rank may lack a name."""
     total: dict[str, tuple[float, float]] = {}
-    for part in everyones({name: (float(pair[0]), float(pair[1])) for name, pair in sums.items()}):
+    for part in everyones({name: (float(pair[0]), float(pair[1])) for name, pair in sums.items()})[::each]:
         for name, pair in part.items():
             before = total.get(name, (0.0, 0.0))
             total[name] = (before[0] + pair[0], before[1] + pair[1])
