@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tunesmith.component import Component, name_of
-from tunesmith.errors import FOLDER_OF_ERRORS, RESTART_COUNT, RecipeError, RunError, first_error
+from tunesmith.errors import FOLDER_OF_ERRORS, JOB, RESTART_COUNT, RecipeError, RunError, first_error
 from tunesmith.explain import choose
 from tunesmith.recipe_text import read_words
 
@@ -81,18 +82,19 @@ def start(launcher: Launcher, arguments: Sequence[str], output_dir: str, verbose
         _tell(f"wrote {path}\n")
     command = launcher.command(arguments)
     _tell(f"{shlex.join(command)}\n")
+    job = uuid.uuid4().hex
     for number in range(launcher.restarts() + 1):
         if number:
             _tell(f"begun again, {number} of {launcher.restarts()} times\n")
-        code, stopped = _attempt(launcher, command, number, verbose)
+        code, stopped = _attempt(launcher, command, {JOB: job, RESTART_COUNT: str(number)}, verbose)
         if not code or stopped or not (Path(output_dir).expanduser() / "recipe.yaml").is_file():
             break  # what fails before there is a run fails again
     return code
 
 
-def _attempt(launcher: Launcher, command: Sequence[str], number: int, verbose: bool) -> tuple[int, bool]:
+def _attempt(launcher: Launcher, command: Sequence[str], said: dict[str, str], verbose: bool) -> tuple[int, bool]:
     """Run a command to its end: its exit code, and whether a signal that was passed on stopped it."""
-    again = {RESTART_COUNT: str(number)} if number else {}
+    told = said if launcher.restarts() else {}  # others have a name of their own for it
     with tempfile.TemporaryDirectory(prefix="tunesmith-errors-") as errors:
         try:
             child = subprocess.Popen(
@@ -102,7 +104,7 @@ def _attempt(launcher: Launcher, command: Sequence[str], number: int, verbose: b
                 start_new_session=True,  # a terminal's Ctrl-C is then passed on by us alone, once
                 text=True,
                 errors="replace",
-                env={**os.environ, **again, FOLDER_OF_ERRORS: errors},
+                env={**os.environ, **told, FOLDER_OF_ERRORS: errors},
             )
         except FileNotFoundError:
             raise RunError(

@@ -61,7 +61,7 @@ def train(
 
     device = choose(recipe.train.device)
     ranks.meet(device.type)
-    begun = _begun(recipe) if ranks.restarted() else None
+    begun = _begun(recipe)
     if begun is not None:
         return resume(begun, model=model, tokenizer=tokenizer, rows=rows, callbacks=callbacks, metrics=metrics)
     refuse_full(recipe.train.output_dir)
@@ -70,20 +70,45 @@ def train(
 
 
 def _begun(recipe: Recipe) -> Path | None:
-    """The run that processes began before they were started again; None when they had not come so far.
+    """The run that these processes began before their starter began them again; None when there is none.
+
+    Whose run a folder holds is told by the name of its job, and where that has none by the recipe.
 
     Raises:
         RunError: the recipe does not say where it lies.
     """
-    if recipe.train.output_dir is None:
+    from tunesmith import record
+    from tunesmith.engine import ranks
+
+    again, job = ranks.restarted(), ranks.job()
+    if recipe.train.output_dir is None and again:
         raise RunError(
             f"{recipe.name} was started again after a crash, and does not say where its run lies: set "
             "train.output_dir to go on by itself"
         )
-    from tunesmith.engine import ranks
-
+    if recipe.train.output_dir is None or not (again or job):
+        return None
     folder = Path(recipe.train.output_dir).expanduser()
-    return folder if ranks.once(lambda: (folder / "recipe.yaml").is_file()) else None
+
+    def theirs() -> bool:
+        if not (folder / record.FILE).is_file():
+            return False
+        past = record.read(folder)
+        return past.get("job") == job and (job is not None or _said(recipe) == _said_in(folder))
+
+    return folder if ranks.once(theirs) else None
+
+
+def _said(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says, and not what it leaves open."""
+    return recipe.model_dump(mode="json", exclude_unset=True)
+
+
+def _said_in(folder: Path) -> Any:
+    """What the recipe of a run said."""
+    import yaml
+
+    return yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
 
 
 def resume(
@@ -247,14 +272,13 @@ def _begin(job: Job, loaded: Loaded) -> Path:
     from tunesmith import record
     from tunesmith.data.picture import data_picture
 
-    said = job.recipe.model_dump(mode="json", exclude_unset=True)
     data = {"fingerprint": loaded.rows.fingerprint, "ledger": loaded.rows.ledger}
     begun = record.begin(job.resolved, job.device, data, loaded.fingerprint, job.given.names())
     begun |= {"teacher": loaded.teacher, "reference": loaded.referred, "parameters": parameters(loaded.model)}
     folder = new_folder(
         job.resolved.recipe,
         {
-            "recipe.yaml": yaml.safe_dump(said, sort_keys=False, allow_unicode=True).encode(),
+            "recipe.yaml": yaml.safe_dump(_said(job.recipe), sort_keys=False, allow_unicode=True).encode(),
             "ledger.json": json.dumps(loaded.rows.ledger, indent=2).encode(),
             "data.png": data_picture(loaded.rows.ledger["train"]),
             record.FILE: record.text(begun),

@@ -11,11 +11,12 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
-from tunesmith.errors import RESTART_COUNT
+from tunesmith.errors import JOB, RESTART_COUNT
 
 Found = TypeVar("Found")
 
 PATIENCE = timedelta(days=1)  # rendering and writing take rank 0 longer than the minutes that NCCL waits
+JOBS = (JOB, "TORCHELASTIC_RUN_ID")  # torchrun says none where nobody has named it
 RESTARTS = (RESTART_COUNT, "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often a run was begun again
 
 
@@ -35,6 +36,11 @@ def restarted() -> bool:
     It tells those of the machine where the crash was, and they tell the others.
     """
     return any(everyones(any(int(os.environ.get(name, "0")) > 0 for name in RESTARTS)))
+
+
+def job() -> str | None:
+    """What their starter calls them, the same name when it begins them again, or more of them; None: it has none."""
+    return next((said for name in JOBS if (said := os.environ.get(name, "none")) != "none"), None)
 
 
 def meet(device: str) -> None:

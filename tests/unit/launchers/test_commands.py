@@ -28,9 +28,9 @@ GOLDEN = {
         f"--rdzv-endpoint=node-0:29500 --rdzv-id=first --max-restarts=3 -m tunesmith {SAID}",
     ),
     "torchrun elastic": (
-        {"nnodes": "2:4", "nproc_per_node": 8, "rdzv_endpoint": "node-0:29500"},
+        {"nnodes": "2:4", "nproc_per_node": 8, "rdzv_endpoint": "node-0:29500", "rdzv_id": "long"},
         f"env {STOP} {APART} python -m torch.distributed.run --nnodes=2:4 --nproc-per-node=8 --rdzv-backend=c10d "
-        f"--rdzv-endpoint=node-0:29500 -m tunesmith {SAID}",
+        f"--rdzv-endpoint=node-0:29500 --rdzv-id=long -m tunesmith {SAID}",
     ),
     "deepspeed": (
         {"num_gpus": 2},
