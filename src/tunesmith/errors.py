@@ -11,6 +11,7 @@ FOLDER_OF_ERRORS = "TUNESMITH_ERRORS"  # of the environment: where a launcher's 
 JOB = "TUNESMITH_JOB"  # of the environment: what our own launcher calls processes that it may begin again
 RESTART_COUNT = "TUNESMITH_RESTART_COUNT"  # of the environment: how often our own launcher began the run again
 REASON_CHARACTERS = 80
+LONGEST_NAME = 200  # characters of a wrong name that near ones are looked for: a longer one is none
 _REASON_END = re.compile(r"[(;]|[.:] ")  # where a message goes on to values and to what to do
 _LOST = re.compile(r"onnection (closed|reset|refused)|remote (worker|process)|DistBackendError|Socket Timeout")
 _NUMBER = re.compile(r"\[\d+\]")
@@ -70,7 +71,7 @@ def _beginning(message: str) -> str:
 def near(wrong: str, known: Iterable[str]) -> str:
     """A hint that ends a message: the closest known names, or the first few when nothing is close."""
     names = sorted(known)
-    close = difflib.get_close_matches(wrong, names, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(wrong, names, n=3, cutoff=0.6) if len(wrong) <= LONGEST_NAME else []
     if close:
         return "Did you mean " + " or ".join(repr(name) for name in close) + "?"
     shown = [name if name.isprintable() else repr(name) for name in names[:12]]

@@ -36,9 +36,18 @@ PLAIN = {
     "string_pattern_mismatch": "must match the regular expression {pattern}",
     "finite_number": "must be a finite number",
 }
+PATTERNS = {  # in words
+    r"^[\w.-]+$": "must be letters, digits, and any of _ . -",
+    r"^[\w.-]+/[\w.-]+$": "must be OWNER/NAME",
+    r"^\d+(\.\d+)?(KB|MB|GB|TB)$": "must be a size as 5GB or 500MB",
+    r"^\S+:\d+$": "must be HOST:PORT",
+}
 OUR_WORDS = {"Input should be": "must be", "String should": "must", "Value error, ": ""}
+KEY = "[key]"  # pydantic's part of a place for the key itself of a mapping
+OF_FIELD = "of_field"  # an error that a section finds in one of its options, beside others: {field, text}
 NAME_OR_MAPPING = "name_or_mapping"  # a mapping where a name is wanted, which an option may take beside mappings
 LONGEST_VALUE = 80  # characters of a value that are repeated in a message
+MOST_TOLD = 10  # problems of which each has its line
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +64,17 @@ class _Problem:
 
 
 def explain(error: ValidationError, section: type[Section]) -> str:
-    """One line for each problem of a section's options."""
+    """One line for each problem of a section's options; the number of those that are too many to read."""
     whole = section.__name__.lower()
-    return "\n".join(dict.fromkeys(one.line(whole) for one in _settled(list(_problems(error, section, (), section)))))
+    told = list(dict.fromkeys(one.line(whole) for one in _settled(list(_problems(error, section, (), section)))))
+    if len(told) > MOST_TOLD + 1:
+        told[MOST_TOLD:] = [f"and {len(told) - MOST_TOLD:,} more"]
+    return "\n".join(told)
+
+
+def wrong(field: str, text: str) -> PydanticCustomError:
+    """The error of an option that does not go with others of its section, to be raised where those are known."""
+    return PydanticCustomError(OF_FIELD, "{field}: {text}", {"field": field, "text": text})
 
 
 def choose(base: type[Component], value: Any) -> Component:
@@ -80,6 +97,8 @@ def _problems(
         context = item.get("ctx", {})
         if item["type"] == "component_options":
             yield from _problems(context["error"], context["kind"], where, root)
+        elif item["type"] == OF_FIELD:
+            yield _Problem((*where, context["field"]), OF_FIELD, context["text"], "")
         elif item["type"] == "component":
             yield _Problem(where, item["type"], item["msg"], "")
         elif item["type"] == "extra_forbidden":
@@ -97,16 +116,19 @@ def _problems(
 
 def _settled(found: list[_Problem]) -> Iterator[_Problem]:
     """The problems to tell: where a value may be of several kinds, those of the kind that was meant."""
+    types: dict[tuple[str, ...], dict[str, None]] = {}  # of the problems of a place, as they came
+    above: set[tuple[str, ...]] = set()  # the places that have a problem inside of them
     for one in found:
-        same = [other for other in found if other.where == one.where]
-        deeper = any(other.where[: len(one.where)] == one.where and other.where != one.where for other in found)
+        types.setdefault(one.where, {})[one.type] = None
+        above.update(one.where[:depth] for depth in range(len(one.where)))
+    for one in found:
+        same, deeper = types[one.where], one.where in above
         if one.type in KINDS:
-            meant = deeper or any(other.type not in KINDS for other in same)
-            kinds = " or ".join(dict.fromkeys(KINDS[other.type] for other in same if other.type in KINDS))
-            if not meant:
+            kinds = " or ".join(dict.fromkeys(KINDS[other] for other in same if other in KINDS))
+            if not deeper and all(other in KINDS for other in same):
                 yield _Problem(one.where, one.type, f"must be {kinds}", one.value, one.hint)
         elif one.type == NAME_OR_MAPPING:  # what is wrong in the mapping is what was meant
-            if not deeper and all(other.type in (*KINDS, NAME_OR_MAPPING) for other in same):
+            if not deeper and all(other in (*KINDS, NAME_OR_MAPPING) for other in same):
                 yield one
         elif not (one.type in LENGTHS and deeper):
             yield one
@@ -114,9 +136,10 @@ def _settled(found: list[_Problem]) -> Iterator[_Problem]:
 
 def _text(item: ErrorDetails) -> str:
     """The message without the value."""
-    plain = (PLAIN | LENGTHS).get(item["type"])
+    context = item.get("ctx", {})
+    plain = PATTERNS.get(context.get("pattern", ""), (PLAIN | LENGTHS).get(item["type"]))
     if plain is not None:
-        return plain.format(**item.get("ctx", {})).replace("1 items", "1 item")
+        return plain.format(**context).replace("1 items", "1 item")
     message = item["msg"]
     for theirs, ours in OUR_WORDS.items():
         message = message.replace(theirs, ours)
@@ -155,7 +178,7 @@ def _said(item: ErrorDetails, section: type[Section]) -> tuple[str, ...]:
             said.append(part)
             kind = place.model_fields[part].annotation
             place = section_of(kind)
-        elif typing.get_origin(kind) is dict:
+        elif typing.get_origin(kind) is dict and part != KEY:
             said.append(part)
     return (*said, str(item["loc"][-1])) if item["type"] == "extra_forbidden" else tuple(said)
 

@@ -89,7 +89,7 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
         ({"adapter": {"r": -1}}, r"adapter.r: must be greater than 0 \(it was -1\)"),
         ({"optimizer": {"betas": [0.9, 2]}}, r"optimizer.betas.1: must be less than 1 \(it was 2\)"),
         ({"data": data(eval=1.5)}, r"data.eval: must be a fraction below 1, .* \(it was 1.5\)"),
-        ({"name": "a b"}, r"name: must match the regular expression .* \(it was 'a b'\)"),
+        ({"name": "a b"}, r"name: must be letters, digits, and any of _ \. - \(it was 'a b'\)"),
         (
             {"train": {"lr_scheduler_type": "cosin"}},
             r"train.lr_scheduler_type: must be 'linear', .* \(it was 'cosin'\). Did you mean 'cosine'\?",

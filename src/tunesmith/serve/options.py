@@ -3,7 +3,7 @@
 import argparse
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from tunesmith.component import Section
 from tunesmith.errors import RecipeError
@@ -17,7 +17,7 @@ class Serving(Section):
 
     name: str | None = None
     """What requests call the model. None: the last part of its path, or its hub id."""
-    adapter: tuple[Annotated[str, Field(pattern=r"^[^=\s]+=.+$")], ...] = ()
+    adapter: tuple[str, ...] = ()
     """NAME=FOLDER of an adapter that is served beside the model, by its name; may be said several times."""
     host: str = "127.0.0.1"
     """Address to listen at. Another than this machine's own is reached by others: give it a key."""
@@ -46,6 +46,15 @@ class Serving(Section):
     """What an embedding is: the mean of the last hidden states, or the last token's."""
     cors_origin: tuple[str, ...] = ()
     """Address of a web page that may ask from a browser; `*`: any. May be said several times."""
+
+    @field_validator("adapter", mode="after")
+    @classmethod
+    def _are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for said in value:
+            name, _, folder = said.partition("=")
+            if not name or not folder or name.split() != [name]:
+                raise ValueError("must be NAME=FOLDER, with a name that has no blank in it")
+        return value
 
     def __init__(self, **options: Any) -> None:
         from tunesmith.explain import explain

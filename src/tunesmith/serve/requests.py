@@ -1,25 +1,96 @@
 """What may be asked for: the bodies of requests, by the names that OpenAI's clients and vLLM's use.
 
 A field that nobody knows is refused, with near names. Some fields of OpenAI's change nothing here and are taken.
+Values are of the kind that JSON has them in: "1" is no number, and true is none. What there may be many of is counted
+before it is looked at, and looked at up to the first that is wrong: a request is refused as fast as it is read.
 """
 
 import json
+import re
+from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tunesmith.component import Section
-from tunesmith.explain import explain
+from tunesmith.errors import near
+from tunesmith.explain import OF_FIELD, explain, wrong
 from tunesmith.generate.sampling import Sampling
 from tunesmith.serve.problem import Problem
 
-MOST_ANSWERS, MOST_STOPS, MOST_INPUTS = 128, 16, 2048
-Ids = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
-Texts = Annotated[list[Annotated[str, Field(strict=True)]], Field(min_length=1, max_length=MOST_INPUTS)]
-Lists = Annotated[list[Ids], Field(min_length=1, max_length=MOST_INPUTS)]
+MOST_ANSWERS, MOST_STOPS, MOST_INPUTS, MOST_BIASES, MOST_FIELDS = 128, 16, 2048, 1024, 256
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True)]
+Lists = Annotated[list[Ids], Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True)]
+LONG_NUMBER = re.compile(rb'(?:"([^"\\]{1,64})"\s*:\s*)?-?\d{4301}')  # of more digits than Python reads
 
 
-class Asked(Section):
+def _kind(value: Any) -> str | None:
+    """What an input is, by its first item: the others are to be of its kind."""
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else None
+    return "texts" if isinstance(first, str) else "lists" if isinstance(first, list) else "ids"
+
+
+def _judged(value: Any) -> str | None:
+    """The same of what is judged."""
+    if isinstance(value, str | dict):
+        return "text" if isinstance(value, str) else "row"
+    if not isinstance(value, list):
+        return None
+    return "texts" if value and isinstance(value[0], str) else "rows"
+
+
+Input = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[Texts, Tag("texts")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[Lists, Tag("lists")],
+    Discriminator(
+        _kind,
+        custom_error_type="input",
+        custom_error_message="must be a text, a list of texts, a list of tokens, or a list of such lists",
+    ),
+]
+
+
+def _few(most: int) -> BeforeValidator:
+    """Refuse what has more items, before they are looked at."""
+
+    def count(value: Any) -> Any:
+        if isinstance(value, dict | list) and len(value) > most:
+            raise ValueError(f"must have at most {most:,} items, and has {len(value):,}")
+        return value
+
+    return BeforeValidator(count)
+
+
+class Said(Section):
+    """A part of a request."""
+
+    model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_small(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MOST_FIELDS:
+            raise ValueError(f"must have at most {MOST_FIELDS} fields, and has {len(value):,}")
+        return value
+
+
+class Asked(Said):
     """What every request may say."""
 
     model: str | None = None
@@ -33,7 +104,7 @@ class Asked(Section):
 Body = TypeVar("Body", bound=Asked)
 
 
-class StreamOptions(Section):
+class StreamOptions(Said):
     """What a stream says beside the answer."""
 
     include_usage: bool = False
@@ -42,7 +113,7 @@ class StreamOptions(Section):
     """Changes nothing."""
 
 
-class ResponseFormat(Section):
+class ResponseFormat(Said):
     """What an answer must be."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -53,13 +124,13 @@ class ResponseFormat(Section):
     @model_validator(mode="after")
     def _goes_together(self) -> "ResponseFormat":
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema belongs to the type json_schema, which needs it")
+            raise wrong("json_schema", f"belongs to the type json_schema, which needs it (the type was {self.type!r})")
         if self.json_schema is not None and not isinstance(self.json_schema.get("schema"), dict):
-            raise ValueError("json_schema must have a mapping under schema")
+            raise wrong("json_schema", "must have a mapping under schema")
         return self
 
 
-class StructuredOutputs(Section):
+class StructuredOutputs(Said):
     """What an answer must be that is no JSON, as vLLM has it."""
 
     regex: Annotated[str, Field(min_length=1)]
@@ -89,9 +160,11 @@ class Drawn(Asked):
     """As `Sampling`."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     """As `Sampling`."""
-    logit_bias: Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] = {}
+    logit_bias: Annotated[
+        dict[Annotated[int, Field(strict=False)], Annotated[float, Field(ge=-100, le=100)]], _few(MOST_BIASES)
+    ] = {}
     """As `Sampling`."""
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] = []
+    stop: Annotated[str | list[str], _few(MOST_STOPS)] = []
     """Text, or texts, before which an answer ends."""
     seed: int | None = None
     """Decides what is drawn; the second answer of `n` has the next one."""
@@ -103,7 +176,7 @@ class Drawn(Asked):
     @model_validator(mode="after")
     def _has_one_form(self) -> "Drawn":
         if self.structured_outputs is not None and self.response_format.type != "text":
-            raise ValueError("response_format and structured_outputs both say what an answer must be: say one")
+            raise wrong("structured_outputs", "response_format says what an answer must be, too: say one")
         return self
 
     def sampling(self, defaults: dict[str, Any], max_new_tokens: int, logprobs: int | None) -> Sampling:
@@ -123,10 +196,10 @@ class Drawn(Asked):
         )
 
 
-class Function(Section):
+class Function(Said):
     """A function that an answer may call."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]{1,128}$")]
+    name: str
     """Its name."""
     description: str | None = None
     """What it is for."""
@@ -135,8 +208,15 @@ class Function(Section):
     strict: bool | None = None
     """Whether its arguments must be of the schema wherever it is called: they are, where a call is required."""
 
+    @field_validator("name", mode="after")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if re.fullmatch(r"[\w.-]{1,128}", value) is None:
+            raise ValueError("must be 1 to 128 letters, digits, and any of _ . -")
+        return value
 
-class Tool(Section):
+
+class Tool(Said):
     """A tool that an answer may use."""
 
     type: Literal["function"]
@@ -145,14 +225,14 @@ class Tool(Section):
     """The function."""
 
 
-class FunctionName(Section):
+class FunctionName(Said):
     """A function by its name."""
 
     name: str
     """The name."""
 
 
-class NamedTool(Section):
+class NamedTool(Said):
     """The tool that an answer must call."""
 
     type: Literal["function"] = "function"
@@ -164,7 +244,7 @@ class NamedTool(Section):
 class Chat(Drawn):
     """A conversation to be answered."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)]
     """Its turns."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens of an answer at most. None: what there is room for."""
@@ -174,7 +254,7 @@ class Chat(Drawn):
     """Whether the log-probabilities of the tokens are told."""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """Likeliest tokens that are told beside each."""
-    tools: list[Tool] = []
+    tools: Annotated[list[Tool], Field(fail_fast=True)] = []
     """What an answer may use."""
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
     """Whether an answer calls tools: never (they are not shown to it), as the model likes, always, or the one that is
@@ -193,22 +273,23 @@ class Chat(Drawn):
     @model_validator(mode="after")
     def _goes_together(self) -> "Chat":
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
+            raise wrong("top_logprobs", "needs logprobs: true")
         names = [tool.function.name for tool in self.tools]
-        if len(set(names)) < len(names):
-            raise ValueError("tools must have different names")
+        twice = next((name for name, number in Counter(names).items() if number > 1), None)
+        if twice is not None:
+            raise wrong("tools", f"must have different names, and two are called {twice!r}")
         named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
         if named is not None and named not in names:
-            raise ValueError(f"tool_choice names {named!r}, which is none of the tools")
+            raise wrong("tool_choice", f"names {named!r}, which is none of the tools. {near(named, names)}")
         if self.tool_choice == "required" and not names:
-            raise ValueError("tool_choice is required, and there are no tools")
+            raise wrong("tool_choice", "is 'required', and there are no tools")
         return self
 
 
 class Completion(Drawn):
     """Texts to go on with."""
 
-    prompt: str | Texts | Ids | Lists
+    prompt: Input
     """A text, its tokens, or several of them."""
     max_tokens: Annotated[int, Field(ge=0)] = 16
     """Tokens of an answer at most; 0 with `echo`: only the prompt."""
@@ -220,14 +301,14 @@ class Completion(Drawn):
     @model_validator(mode="after")
     def _goes_together(self) -> "Completion":
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens is 0, and without echo there is nothing to tell")
+            raise wrong("max_tokens", "is 0, and without echo there is nothing to tell")
         return self
 
 
 class Embedding(Asked):
     """Texts to be told as vectors."""
 
-    input: str | Texts | Ids | Lists
+    input: Input
     """A text, its tokens, or several of them."""
     encoding_format: Literal["float", "base64"] = "float"
     """A list of numbers, or float32 in little-endian order as base64."""
@@ -238,7 +319,17 @@ class Embedding(Asked):
 class Score(Asked):
     """What a reward model or classifier is asked to judge."""
 
-    input: str | Texts | dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MOST_INPUTS)]
+    input: Annotated[
+        Annotated[str, Tag("text")]
+        | Annotated[dict[str, Any], Tag("row")]
+        | Annotated[Texts, Tag("texts")]
+        | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True), Tag("rows")],
+        Discriminator(
+            _judged,
+            custom_error_type="input",
+            custom_error_message="must be a text, a row, or a list of either",
+        ),
+    ]
     """Texts to classify; or rows as `tunesmith score` reads them: a prompt or messages and `answers`, a text, words."""
 
     @field_validator("input", mode="after")
@@ -258,6 +349,9 @@ def parsed(raw: bytes) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise Problem("the body holds half of a surrogate pair, which is no text") from None
     except (ValueError, RecursionError) as error:
+        if not isinstance(error, json.JSONDecodeError) and (number := LONG_NUMBER.search(raw)) is not None:
+            field = number[1].decode(errors="replace") if number[1] else None
+            raise Problem(f"{field or 'the body'}: a number has more than 4,300 digits", param=field) from None
         raise Problem(f"the body is no JSON: {error}", code="invalid_json") from None
     if not isinstance(body, dict):
         raise Problem(f"the body must be a JSON object and is {type(body).__name__}", code="invalid_json")
@@ -269,5 +363,6 @@ def read(kind: type[Body], raw: bytes) -> Body:
     try:
         return kind.model_validate(parsed(raw))
     except ValidationError as error:
-        named = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
+        first = error.errors(include_url=False, include_input=False)[0]
+        named = first["loc"] or ((first["ctx"]["field"],) if first["type"] == OF_FIELD else ())
         raise Problem(explain(error, kind), param=str(named[0]) if named else None) from None

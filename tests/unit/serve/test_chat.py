@@ -129,6 +129,14 @@ def test_a_call_can_be_answered_in_the_next_turn(server, monkeypatch):
     assert ask(server, turns, tools=[WARMTH], max_tokens=5).usage.prompt_tokens == len(expected)
 
 
+def test_arguments_that_are_no_json_are_text(server):
+    """As OpenAI takes them: a model has said so, and is shown what it said."""
+    call = {"id": "c1", "type": "function", "function": {"name": "warmth", "arguments": '{"place": "Kö'}}
+    turns = [*HELLO, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "4"}]
+    found = ask(server, turns, tools=[WARMTH], max_tokens=5)
+    assert found.usage.prompt_tokens == len(server.served.generator.prompt(turns, 5, [WARMTH]).ids)
+
+
 def test_tools_that_may_not_be_called_are_not_shown(server, monkeypatch):
     fixtures_server.scripted(monkeypatch, server, SAYS_CALL)
     found = ask(server, tools=[WARMTH], tool_choice="none", max_tokens=150)
@@ -161,9 +169,9 @@ def test_answers_that_nobody_seeded_differ(server):
     [
         ({"temprature": 1}, "temprature", "Did you mean 'temperature'"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"top_logprobs": 3}, None, "top_logprobs needs logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs", "top_logprobs: needs logprobs"),
         ({"logit_bias": {"999999": 1}}, "logit_bias", "no token 999999"),
-        ({"tool_choice": "required"}, None, "there are no tools"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"messages": [{"role": "robot", "content": "x"}]}, None, "is 'robot'"),
         ({"messages": [{"role": "user", "content": 7}]}, None, "content"),
         ({"messages": [{"role": "tool", "content": "x"}]}, None, "no turn before it calls one"),
