@@ -8,7 +8,7 @@ from typing import Any, Literal
 from tunesmith.errors import ModelError, RunError, near
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.ends import Written
-from tunesmith.generate.sampling import Drawing, Grammar, Sampling, Token, draw
+from tunesmith.generate.sampling import Drawing, Grammar, Sampling, Token, Unheld, draw
 from tunesmith.generate.text import Text
 
 Finish = Literal["stop", "length", "closed"]  # the model or a stop text ended it, no room, or nobody reads it
@@ -86,7 +86,7 @@ class Stream(Iterator[Piece]):
         text, form = self._text.add(token.id), self._drawing.constraint
         if form is not None and form.problem is not None:
             found = f"the answer cannot be held to its form behind {self.num_tokens} tokens: {form.problem}"
-            self.error, self.finish = RunError(found), "closed"
+            self.error, self.finish = Unheld(found), "closed"
             self._pieces.append(Piece(text, (token,)))
         elif self._text.stopped or (form is not None and form.is_whole):
             self.end("stop", text, (token,))

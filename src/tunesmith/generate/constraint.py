@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from tunesmith import extras
-from tunesmith.errors import ModelError, RecipeError, RunError
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.generate import answer_format
 from tunesmith.generate.answer_format import SHORT_ID, AnswerFormat, AsJson, Calls, Tagged
-from tunesmith.generate.sampling import Sampling
+from tunesmith.generate.sampling import Sampling, Unheld
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,11 @@ ANY_TEXT = r"(?s:.*)"
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 ESCAPED = re.compile(r"\\.|[/\n\r]", re.DOTALL)  # what of a regular expression is written otherwise in a rule:
 IN_RULES = {"/": r"\/", "\n": r"\n", "\\\n": r"\n", "\r": r"\r", "\\\r": r"\r"}
+TRIED = 4  # tokens of an answer that a grammar is followed for before it is taken: too large ones fail at the second
+IN_WORDS = {  # what llguidance calls a grammar that it can say nothing more of
+    "NoExtensionBias": "no text fits it: it asks for itself without an end, or for what nothing is",
+    "too many expressions constructed": "it is too large: let it repeat less often, above all inside of repetitions",
+}
 REFERRED = ("$defs", "definitions")  # what a part of a schema may refer to in the whole
 
 
@@ -43,11 +48,11 @@ class Held:
         self._matcher, self._stops = matcher, stops
         self._look()
         if self.problem is not None:
-            raise RunError(f"the answer cannot be held to its form: {self.problem}")
+            raise Unheld(f"the answer cannot be held to its form: {self.problem}")
 
     def allow(self, logits: torch.Tensor) -> None:
         """Set the logits [V] of all tokens that do not go on with it to -inf, in place."""
-        bits = np.unpackbits(np.frombuffer(self._mask, np.uint8), bitorder="little", count=len(logits))
+        bits = np.unpackbits(self._bits, bitorder="little", count=len(logits))
         logits.masked_fill_(torch.from_numpy(bits == 0).to(logits.device), float("-inf"))
 
     def accept(self, token: int) -> None:
@@ -59,7 +64,22 @@ class Held:
     def _look(self) -> None:
         self.is_whole = self._matcher.is_stopped()
         self._mask: bytes = b"" if self.is_whole else self._matcher.compute_bitmask()
-        self.problem = self._matcher.get_error().partition("\n")[0] or None
+        said = self._matcher.get_error().partition("\n")[0]
+        self.problem = next((words for mark, words in IN_WORDS.items() if mark in said), said) or None
+
+    def go_on(self) -> bool:
+        """Go on from the first token that may follow. False: the answer is whole or can be held no further."""
+        if self.is_whole or self.problem is not None:
+            return False
+        allowed = np.flatnonzero(np.unpackbits(self._bits, bitorder="little"))
+        token = next((int(one) for one in allowed if one not in self._stops), None)
+        if token is not None:
+            self.accept(token)
+        return token is not None and self.problem is None
+
+    @property
+    def _bits(self) -> np.ndarray:
+        return np.frombuffer(self._mask, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -71,7 +91,7 @@ class Form:
     _stops: frozenset[int]
 
     def begin(self) -> Held:
-        """An answer of which there is nothing yet. Raises RunError when it is too much for the one that holds it."""
+        """An answer of which there is nothing yet. Raises Unheld when it is too much for the one that holds it."""
         return Held(self._matcher.deep_copy(), self._stops)
 
 
@@ -141,9 +161,11 @@ class Forms:
             raise RecipeError(f"{name}: no answer can be held to it: {reason}")
         form = Form(text, matcher, self.stops)
         try:
-            form.begin()
-        except RunError as error:  # it says nothing that ends, or too much
+            held = form.begin()
+        except Unheld as error:  # it says nothing that ends, or too much
             raise RecipeError(f"{name}: {error}") from None
+        if not all(held.go_on() for _ in range(TRIED)) and held.problem is not None:
+            raise RecipeError(f"{name}: no answer can be held to it: {held.problem}")
         return form
 
     def _beginning(self) -> Iterator[str]:

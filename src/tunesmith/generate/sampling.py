@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 
 from tunesmith.component import Section
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, RunError
 
 LIKELIEST = 1024  # tokens that are sorted first: nearly always they hold all of `top_p`
 
@@ -73,6 +73,10 @@ class Token:
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens and their log-probabilities, where asked for
+
+
+class Unheld(RunError):
+    """An answer cannot be held to its form, or not any longer."""
 
 
 class Constraint(Protocol):

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tunesmith.errors import TunesmithError
+from tunesmith.generate.sampling import Unheld
 from tunesmith.generate.worker import Failed, Refused
 
 RETRY_SECONDS = 1
@@ -43,12 +44,26 @@ def too_long(tokens: int, answer: int, context: int, param: str) -> Problem:
     )
 
 
+def too_many_letters(letters: int, context: int, param: str) -> Problem:
+    """A text that the model's context has no room for, however it is cut into tokens."""
+    return Problem(
+        f"This model's maximum context length is {context} tokens, and a text of {letters:,} characters is more than "
+        "that, however it is cut into tokens. Shorten the prompt.",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
 def of(error: Exception) -> Problem:
     """How an error of the package is told to who asked."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, Refused):
         return Problem(str(error), 503, code="overloaded", headers={"Retry-After": str(RETRY_SECONDS)})
+    if isinstance(error, Failed) and isinstance(error.__cause__, Refused):
+        return of(error.__cause__)
+    if isinstance(error, Failed) and isinstance(error.__cause__, Unheld):
+        return Problem(str(error), code="invalid_form")
     if isinstance(error, Failed):
         return Problem(f"the answer failed: {error}", 500, code="failed")
     if isinstance(error, TunesmithError):

@@ -139,9 +139,16 @@ def test_held_and_free_answers_are_made_side_by_side(server):
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "schema"),
         ({"response_format": {"type": "yaml"}}, "response_format", "'yaml'"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs", "unclosed group"),
-        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, None, "say one"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs",
+         "say one"),
+        ({"structured_outputs": {"regex": "(((a{100}){100}){100}){100}"}}, "structured_outputs", "it is too large"),
+        ({"structured_outputs": {"regex": "(?:a?){3000}a{3000}"}}, "structured_outputs", "it is too large"),
+        ({"structured_outputs": {"regex": "[a&&b]"}}, "structured_outputs", "no text fits it"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}}, "response_format",
+         "no text fits it"),
         ({"tools": [tool("warmth", place={"type": "x"})], "tool_choice": "required"}, "tools", "parameters of warmth"),
-        ({"tools": [WIND], "tool_choice": {"type": "function", "function": {"name": "rain"}}}, None, "names 'rain'"),
+        ({"tools": [WIND], "tool_choice": {"type": "function", "function": {"name": "rain"}}}, "tool_choice",
+         "names 'rain'"),
     ],
 )  # fmt: skip
 def test_a_form_that_is_none_is_refused(server, asked, param, said):
