@@ -19,22 +19,46 @@ def prompt_ids(
     Raises:
         TemplateError: the chat template refuses the conversation.
     """
+    if not tokenizer.chat_template:
+        asked = _asked(messages)
+        return list(tokenizer(asked)["input_ids"]) if asked else []
+    ids = _templated(
+        tokenizer,
+        messages,
+        tools,
+        return_dict=False,
+        tokenizer_kwargs={"verbose": False},  # it warns of a long prompt, which the run counts or refuses itself
+    )
+    return list(ids)
+
+
+def prompt_text(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
+) -> str:
+    """The text that `prompt_ids` cuts into tokens. Raises as that."""
+    if not tokenizer.chat_template:
+        return _asked(messages)
+    return str(_templated(tokenizer, messages, tools, tokenize=False))
+
+
+def _asked(messages: Sequence[Mapping[str, Any]]) -> str:
+    asked = [turn["content"] for turn in messages if turn["role"] == "user"][-1:]
+    return asked[0] if asked and asked[0] else ""
+
+
+def _templated(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None,
+    **options: Any,
+) -> Any:
     from jinja2 import TemplateError as JinjaError
 
-    if not tokenizer.chat_template:
-        asked = [turn["content"] for turn in messages if turn["role"] == "user"][-1:]
-        return list(tokenizer(asked[0])["input_ids"]) if asked and asked[0] else []
+    turns, shown = [dict(turn) for turn in messages], list(tools) if tools else None
     try:
-        ids = tokenizer.apply_chat_template(
-            [dict(turn) for turn in messages],
-            tools=list(tools) if tools else None,
-            add_generation_prompt=True,
-            return_dict=False,
-            tokenizer_kwargs={"verbose": False},  # it warns of a long prompt, which the run counts or refuses itself
-        )
+        return tokenizer.apply_chat_template(turns, tools=shown, add_generation_prompt=True, **options)
     except (JinjaError, TypeError, ValueError) as error:
         raise TemplateError(f"the chat template refuses this conversation: {error}") from error
-    return ids  # type: ignore[return-value]
 
 
 def notes(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:

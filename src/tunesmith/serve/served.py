@@ -9,10 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers.convert_slow_tokenizer import bytes_to_unicode
-
 from tunesmith.data import refuse
-from tunesmith.data.prompt import prompt_ids
+from tunesmith.data.prompt import prompt_ids, prompt_text
 from tunesmith.data.sides import source_ids
 from tunesmith.engine.model import num_rows
 from tunesmith.errors import RecipeError, near
@@ -26,14 +24,14 @@ from tunesmith.generate.judge import Judge
 from tunesmith.generate.load import locate, stored_head
 from tunesmith.generate.text import HALF_CHARACTER
 from tunesmith.generate.worker import Worker
+from tunesmith.serve.lengths import BYTE_LEVEL, letters, longest_token, written
 from tunesmith.serve.options import Serving
-from tunesmith.serve.problem import Problem, too_long
+from tunesmith.serve.problem import Problem, too_long, too_many_letters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a token that is a byte, where others are texts
-BYTE_LEVEL = {character: byte for byte, character in bytes_to_unicode().items()}  # where all are bytes (GPT-2)
 DRAWN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # what a generation config may say of it
 
 
@@ -49,6 +47,11 @@ class Speaker:
     def written(self) -> AnswerFormat:
         """How its chat template writes answers."""
         return find(self.tokenizer)
+
+    @cached_property
+    def longest_token(self) -> tuple[int, int] | None:
+        """Letters that one token stands for at most, if that is known: see `lengths`."""
+        return longest_token(self.tokenizer)
 
     @cached_property
     def hidden(self) -> re.Pattern[str]:
@@ -182,11 +185,29 @@ class Served:
         held = refuse.media(":", sample)
         if held is not None:
             raise Problem(f"the conversation {held.partition(', ')[0]}, and this server reads text", param="messages")
-        write = source_ids if encodes(self.generator.model) else prompt_ids
-        ids = write(speaker.tokenizer, [turn.spoken() for turn in sample.branches[0]], sample.tools)
+        turns = [turn.spoken() for turn in sample.branches[0]]
+        if encodes(self.generator.model):
+            ids = source_ids(speaker.tokenizer, turns, sample.tools)
+        else:
+            if self._may_be_long(sum(len(str(turn)) for turn in turns)):
+                self._refuse_long(speaker, prompt_text(speaker.tokenizer, turns, sample.tools), "messages")
+            ids = prompt_ids(speaker.tokenizer, turns, sample.tools)
         if not ids:
             raise Problem("there is nothing to answer: the prompt is empty", param="messages")
         return ids
+
+    def _may_be_long(self, characters: int) -> bool:
+        """Whether a text of so many characters is worth a look at how they are cut."""
+        return self.context is not None and characters > self.context
+
+    def _refuse_long(self, speaker: Speaker, text: str, param: str) -> None:
+        """Raise Problem for a text that has more letters than the context's tokens can stand for."""
+        longest, context = speaker.longest_token, self.context
+        if context is None or longest is None or len(text) <= context * min(longest):
+            return
+        found = letters(written(speaker.tokenizer, text))
+        if any(number > context * most for number, most in zip(found, longest, strict=True)):
+            raise too_many_letters(len(text), context, param)
 
     def room(self, num_prompt: int, wanted: int | None, param: str) -> int:
         """Tokens that an answer gets which wants so many. Raises Problem when there are not so many."""
@@ -206,6 +227,8 @@ class Served:
         some: list[Any] = [texts] if isinstance(texts, str) or isinstance(texts[0], int) else texts
         found: list[list[int]] = []
         for number, one in enumerate(some):
+            if isinstance(one, str) and self._may_be_long(len(one)):
+                self._refuse_long(speaker, one, param)
             ids = list(speaker.tokenizer(one, verbose=False)["input_ids"]) if isinstance(one, str) else one
             if not ids:
                 raise Problem(f"{param}: the text at {number} is empty", param=param)
@@ -219,10 +242,14 @@ class Served:
         if self._worker is not None:
             self._worker.start()
 
-    def close(self) -> None:
-        """End the threads."""
+    def end(self) -> None:
+        """Answer no more: who waits is told so. It takes as long as the step that is being made."""
         if self._worker is not None:
             self._worker.stop(0)
+
+    def close(self) -> None:
+        """End the threads."""
+        self.end()
         self.asking.shutdown()
 
 
