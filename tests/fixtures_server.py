@@ -10,14 +10,13 @@ import threading
 import time
 
 import openai
-import uvicorn
 
 import fixtures_models
 from tunesmith.generate.alone import Alone
 from tunesmith.generate.engine import Generator
-from tunesmith.serve.app import build
 from tunesmith.serve.options import Serving
 from tunesmith.serve.served import Served
+from tunesmith.serve.server import Server
 
 CONTEXT = 512  # of the served models
 
@@ -25,8 +24,14 @@ CONTEXT = 512  # of the served models
 class Running:
     """A server that listens."""
 
-    def __init__(self, served, address, lines):
+    def __init__(self, server, served, address, lines):
         self.served, self.address, self._lines, self._clients = served, address, lines, {}
+        self._server = server
+
+    @property
+    def connections(self):
+        """Those that are open."""
+        return self._server.server_state.connections
 
     @property
     def lines(self):
@@ -53,14 +58,13 @@ def scripted(monkeypatch, running, text):
 def running(served):
     """A served model, listening."""
     lines = []
-    config = uvicorn.Config(build(served, lines.append), port=0, log_config=None, lifespan="off", access_log=False)
-    server = uvicorn.Server(config)
+    server = Server(served, lines.append, port=0)
     thread = threading.Thread(target=server.run)
     served.start()
     thread.start()
     until(lambda: server.started)
     host, port = server.servers[0].sockets[0].getsockname()
-    found = Running(served, f"http://{host}:{port}", lines)
+    found = Running(server, served, f"http://{host}:{port}", lines)
     try:
         yield found
     finally:

@@ -127,6 +127,11 @@ class Worker:
         return max(0, len(self._inbox) + len(self._open) - self.num_running)
 
     @property
+    def most(self) -> int:
+        """Answers that it takes at a time: those that run and those that wait."""
+        return self.batch.decoder.most + self.max_waiting
+
+    @property
     def healthy(self) -> bool:
         """Whether the thread lives and its model does what it is asked."""
         return self._thread.is_alive() and self.failures < FAILURES
@@ -140,7 +145,7 @@ class Worker:
         readers = [Reader(request, notify, self._look) for request in requests]
         with self._wake:
             taken = len(self._inbox) + len(self._open)
-            self._refuse(taken + len(readers) > self.batch.decoder.most + self.max_waiting, f"{taken} answers")
+            self._refuse(taken + len(readers) > self.most, f"{taken} answers")
             self._inbox += readers
             self._wake.notify()
         return readers

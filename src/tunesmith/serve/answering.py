@@ -18,6 +18,8 @@ from tunesmith.serve.problem import GONE, Problem
 
 Found = TypeVar("Found")
 
+FAILED = "error"  # how a stream ended in the log, where it tells of an error instead of its answers' ends
+
 
 @dataclass
 class Account:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from tunesmith.generate.batch import Piece, Request
 from tunesmith.generate.parse import Call, Parser, Said
 from tunesmith.generate.sampling import Token
-from tunesmith.serve.answering import Account, Answers, Events, account_of, while_there
+from tunesmith.serve.answering import FAILED, Account, Answers, Events, account_of, while_there
 from tunesmith.serve.held import form_of
 from tunesmith.serve.problem import Problem, of
 from tunesmith.serve.requests import Chat
@@ -41,6 +41,7 @@ class Plan:
 def plan(served: Served, body: Chat) -> Plan:
     """What a request asks for. Raises Problem, and what reading and writing the conversation raises."""
     speaker = served.speaker(body.model)
+    refuse_many(served, body.n, "n")
     shown = [] if body.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools]
     ids = served.conversation(speaker, body.messages, shown)
     tools = tuple(shown) if speaker.written.calls is not None else ()
@@ -60,6 +61,13 @@ def several(request: Request, number: int) -> tuple[Request, ...]:
         return (request,) * number
     seeds = [request.sampling.model_copy(update={"seed": seed + place}) for place in range(number)]
     return tuple(replace(request, sampling=sampling) for sampling in seeds)
+
+
+def refuse_many(served: Served, answers: int, param: str) -> None:
+    """Raise Problem for more answers than there is ever room for: to ask again later would be of no use."""
+    most = served.worker.most
+    if answers > most:
+        raise Problem(f"{param}: {answers} answers were asked for, and this server takes {most} at most", param=param)
 
 
 def refuse_bias(served: Served, bias: Mapping[int, float]) -> None:
@@ -202,7 +210,9 @@ async def _events(
                 yield chunk(choice, {}, None, choice.finish)
     except Exception as error:  # noqa: BLE001  # the stream has begun: its end tells what went wrong
         account.problem = str(error)
+        account.finish.append(FAILED)
         yield event(of(error).body)
+        yield DONE
         return
     if counted:
         numbers = usage(planned.num_prompt, account.generated_tokens)

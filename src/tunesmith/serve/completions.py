@@ -15,10 +15,10 @@ from tunesmith.generate.batch import Piece, Request
 from tunesmith.generate.readings import prompt_scores
 from tunesmith.generate.sampling import Token
 from tunesmith.generate.text import HALF_CHARACTER
-from tunesmith.serve.answering import Account, Answers, Events, account_of, while_there
-from tunesmith.serve.chat import DONE, event, refuse_bias, several, usage
+from tunesmith.serve.answering import FAILED, Account, Answers, Events, account_of, while_there
+from tunesmith.serve.chat import DONE, event, refuse_bias, refuse_many, several, usage
 from tunesmith.serve.held import form_of
-from tunesmith.serve.problem import Problem, of
+from tunesmith.serve.problem import of
 from tunesmith.serve.requests import Completion
 from tunesmith.serve.served import Served, Speaker
 
@@ -43,8 +43,7 @@ def plan(served: Served, body: Completion) -> Plan:
     """What a request asks for. Raises Problem."""
     speaker = served.speaker(body.model)
     prompts = served.tokens(speaker, body.prompt, "prompt")
-    if len(prompts) * body.n > served.options.max_running + served.options.max_waiting:
-        raise Problem(f"{len(prompts)} prompts with n={body.n} are more answers than this server takes", param="n")
+    refuse_many(served, len(prompts) * body.n, "n" if body.n > 1 else "prompt")
     refuse_bias(served, body.logit_bias)
     form, requests = form_of(served.forms(speaker), body), list[Request]()
     for ids in prompts:
@@ -174,7 +173,9 @@ async def _events(
                 account.finish.append(choice.finish)
     except Exception as error:  # noqa: BLE001  # the stream has begun: its end tells what went wrong
         account.problem = str(error)
+        account.finish.append(FAILED)
         yield event(of(error).body)
+        yield DONE
         return
     if counted:
         yield event({**head, "choices": [], "usage": usage(planned.num_prompt, account.generated_tokens)})

@@ -96,6 +96,27 @@ def test_a_body_that_does_not_come_is_not_waited_for(server):
         assert b"408" in connection.recv(1000).splitlines()[0] and time.monotonic() - start < 20
 
 
+def test_headers_that_do_not_come_are_not_waited_for(server):
+    host, port = server.address.removeprefix("http://").split(":")
+    for begun in (b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea"):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(begun)
+            start, seen = time.monotonic(), b""
+            while part := connection.recv(1000):
+                seen += part
+            assert 0.4 < time.monotonic() - start < 10 and seen.startswith(b"HTTP/1.1 200" if b"Host" in begun else b"")
+
+
+def test_a_connection_that_is_used_is_kept(server):
+    with httpx.Client() as client:
+        end = time.monotonic() + 2.5  # of which no half second is without a request
+        while time.monotonic() < end:
+            assert client.get(f"{server.address}/health").status_code == 200
+            time.sleep(0.1)
+        (connection,) = server.connections
+        assert connection
+
+
 def test_an_unknown_path_or_method_is_said(server):
     assert "Did you mean '/v1/chat/completions'" in error_of(post(server, "/v1/chat/completion"), 404)["message"]
     error_of(httpx.get(f"{server.address}/v1/chat/completions"), 405)
@@ -126,7 +147,10 @@ def test_a_full_queue_says_when_to_come_again(monkeypatch):
 
 def test_more_answers_than_there_is_room_for_are_refused():
     with serving(max_waiting=1) as server:
-        assert error_of(post(server, json=CHAT | {"n": 3}), 503)["code"] == "overloaded"
+        refused = error_of(post(server, json=CHAT | {"n": 3}), 400)  # to come again would be of no use
+        assert refused["param"] == "n" and "3 answers were asked for, and this server takes 2" in refused["message"]
+        many = {"prompt": ["a", "b", "c"], "max_tokens": 2}
+        assert error_of(post(server, "/v1/completions", json=many), 400)["param"] == "prompt"
         assert post(server, json=CHAT | {"n": 2}).status_code == 200
 
 
@@ -163,7 +187,8 @@ def test_what_was_done_is_counted():
     [
         ({"port": "70000"}, "port: must be less than or equal to 65535"),
         ({"max_running": "0"}, "max_running: must be greater than or equal to 1"),
-        ({"adapter": ("justaname",)}, "adapter.0: must match"),
+        ({"adapter": ("justaname",)}, "adapter: must be NAME=FOLDER"),
+        ({"adapter": ("a b=folder",)}, "adapter: must be NAME=FOLDER, with a name that has no blank in it"),
         ({"embedding_pooling": "max"}, "embedding_pooling: must be 'mean' or 'last'"),
     ],
 )
