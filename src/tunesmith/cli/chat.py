@@ -35,5 +35,5 @@ def run(arguments: argparse.Namespace) -> int:
     flags = [f"{name}={getattr(arguments, name)}" for name in ("max_new_tokens", "temperature", "seed")]
     words, server = taken(read_words({}, [*flags, *arguments.words]))
     tools = read_tools(arguments.tools) if arguments.tools else []
-    chat(arguments.path, arguments.system, Sampling(**words), arguments.against, tools, server=server)
-    return 0
+    done = chat(arguments.path, arguments.system, Sampling(**words), arguments.against, tools, server=server)
+    return 0 if done else 1

@@ -52,6 +52,7 @@ class Chat:
         self.voices, self.out, self.notes = list(voices), out, notes
         self.system, self.sampling, self.tools = system, sampling, list(tools)
         self.open = True
+        self.failed = False  # whether anything that was said could not be done
         self._lines: list[str] = []  # of a message that goes on
         self._block = False  # whether they are between two lines of """
         self._again = 0  # how often the last message was answered anew
@@ -99,21 +100,30 @@ class Chat:
             return
         elif line.strip():
             self._lines.append(line.strip())
-        if self._lines and not self._block:
-            message, self._lines = "\n".join(self._lines), []
-            if message.strip():
-                self._ask({"role": "user", "content": message})
+        if not self._block:
+            self.end()
+
+    def end(self) -> None:
+        """Send what is written of a message: nothing more of it comes."""
+        message, self._lines, self._block = "\n".join(self._lines), [], False
+        if message.strip():
+            self._ask({"role": "user", "content": message})
 
     def say(self, text: str) -> None:
         """Tell the person something, apart from what the model says."""
         self.notes.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    def _fail(self, text: str) -> None:
+        """Tell the person that something could not be done."""
+        self.failed = True
+        self.say(text)
 
     def _command(self, line: str) -> None:
         word, _, rest = line.strip().partition(" ")
         if word in self.commands:
             self.commands[word](rest.strip())
         else:
-            self.say(f"there is no command {word}. {near(word, self.commands)}")
+            self._fail(f"there is no command {word}. {near(word, self.commands)}")
 
     def _beginning(self) -> list[Turn]:
         return [{"role": "system", "content": self.system}] if self.system else []
@@ -137,7 +147,7 @@ class Chat:
             try:
                 turn = voice.answer(self._beginning(), sampling, self.tools, self._show, self.say, self.out.is_terminal)
             except TunesmithError as error:
-                self.say(f"not sent: {error}")
+                self._fail(f"not sent: {error}")
                 continue
             answered = answered or bool(turn)
             if turn:
@@ -176,7 +186,7 @@ class Chat:
 
     def _undo(self, _: str) -> None:
         if self._last_question() is None:
-            self.say("there is nothing to take back")
+            self._fail("there is nothing to take back")
             return
         for voice in self.voices:
             del voice.turns[voice.last_question() :]
@@ -187,7 +197,7 @@ class Chat:
 
     def _regenerate(self, _: str) -> None:
         if self._last_question() is None:
-            self.say("there is nothing to answer again")
+            self._fail("there is nothing to answer again")
             return
         for voice in self.voices:
             voice.forget_answer()
@@ -200,7 +210,7 @@ class Chat:
                 said = read_words(self.sampling.model_dump(), text.split())
                 self.sampling = Sampling(**said)
             except TunesmithError as error:
-                self.say(f"not set: {error}")
+                self._fail(f"not set: {error}")
                 return
         told = {name: value for name, value in self.sampling.model_dump().items() if value not in (None, (), {})}
         self.say(" ".join(f"{name}={value}" for name, value in told.items()))
@@ -212,14 +222,14 @@ class Chat:
             try:
                 self.tools = read_tools(Path(name).expanduser())
             except TunesmithError as error:
-                self.say(f"not taken: {error}")
+                self._fail(f"not taken: {error}")
                 return
         self.say(f"tools: {', '.join(tool['function']['name'] for tool in self.tools) or 'none'}")
 
     def _result(self, text: str) -> None:
         calls = self._open_calls()
         if not calls:
-            self.say("no tool was called")
+            self._fail("no tool was called")
             return
         for voice in self.voices:
             voice.turns.append({"role": "tool", "name": calls[0], "content": text})
@@ -235,12 +245,12 @@ class Chat:
 
     def _save(self, name: str) -> None:
         if not name or not self.turns:
-            self.say("say where: /save FILE" if self.turns else "there is nothing to save yet")
+            self._fail("say where: /save FILE" if self.turns else "there is nothing to save yet")
             return
         try:
             save(Path(name).expanduser(), self.messages, self.tools)
         except (TunesmithError, OSError) as error:
-            self.say(f"not saved: {error}")
+            self._fail(f"not saved: {error}")
         else:
             self.say(f"saved {len(self.messages)} messages in {name}")
 

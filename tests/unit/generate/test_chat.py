@@ -66,6 +66,55 @@ def test_a_pipe_gets_the_answers_alone(folder):
     assert str(folder) in done.stderr and "M parameters" in done.stderr and "/help" in done.stderr
 
 
+def piped(folder, raw):
+    """The answers to what a pipe says, the program's words, and whether all was done."""
+    out, notes = io.StringIO(), io.StringIO()
+    lines = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8")
+    consoles = {"console": Console(file=out), "notes": Console(file=notes, width=300)}
+    done = chat(str(folder), sampling=Sampling(max_new_tokens=8), lines=lines, **consoles)
+    return out.getvalue(), notes.getvalue(), done
+
+
+@pytest.mark.parametrize("raw", [b'"""\nHello\nyou', b'"""\nHello\nyou\n', b"Hello\\\nyou\\", b"Hello\\\nyou\\\n"])
+def test_what_the_end_of_the_input_leaves_open_is_sent(folder, raw):
+    expected = Generator.open(str(folder)).complete([{"role": "user", "content": "Hello\nyou"}], max_new_tokens=8)
+    out, _, done = piped(folder, raw)
+    assert (out, done) == (f"{expected}\n", True)
+
+
+@pytest.mark.parametrize(("raw", "said"), [(b"Hello\nGr\xfc\xdfe\n", "line 2"), (b"\xff\xfeH\x00", "line 1")])
+def test_bytes_that_are_no_text_are_named(folder, raw, said):
+    named = {"line 2": "xfc", "line 1": "xff"}[said]
+    with pytest.raises(RunError, match=rf"^{said} of the input is not UTF-8: it holds the bytes b'\\{named}"):
+        piped(folder, raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said", "answers"),
+    [
+        (b"word " * 40_000, "not sent: ", True),
+        (b"/params regex=(", "not sent: regex: ", False),
+        (b"/params regex=(\nHi\n/params regex=null", "not sent: regex: ", True),
+        (b"/tools nowhere.json", "not taken: ", True),
+        (b"/prams", "there is no command /prams", True),
+    ],
+)
+def test_a_program_is_told_that_something_was_not_done(folder, raw, said, answers):
+    if b"regex" in raw:
+        pytest.importorskip("llguidance", reason="answers are held to a form by llguidance, which is not installed")
+    out, notes, done = piped(folder, raw + b"\nHello\n")
+    assert (said in notes, bool(out), done) == (True, answers, False), notes
+
+
+def test_an_exit_status_says_it_too(monkeypatch):
+    from tunesmith.cli.main import main
+    from tunesmith.generate import terminal
+
+    for done in (True, False):
+        monkeypatch.setattr(terminal, "chat", lambda *given, done=done, **options: done)
+        assert main(["chat", "builtin:tiny"]) == (0 if done else 1)
+
+
 def test_missing_model_is_one_line_and_not_a_traceback(tmp_path):
     command = [sys.executable, "-m", "tunesmith", "chat", str(tmp_path / "none")]
     done = subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
