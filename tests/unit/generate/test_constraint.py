@@ -232,13 +232,13 @@ def test_an_answer_that_cannot_be_held_any_further_ends_alone(monkeypatch, forms
     def fails_later(held):
         look(held)
         held.seen = getattr(held, "seen", 0) + 1
-        held.problem = "it is too much" if held.seen == 4 else None
+        held.problem = "it is too much" if held.seen == 7 else None  # behind the tokens that are tried
 
     monkeypatch.setattr(Held, "_look", fails_later)
     batch = Batch(decoder_for(model), tokenizer, frozenset([tokenizer.eos_token_id]))
     form = forms.form("x", regex_rule("a{50}"))
     held, free = (batch.add(Request((5, 6), Sampling(max_new_tokens=20), grammar=one)) for one in (form, None))
-    with pytest.raises(RunError, match="behind 3 tokens: it is too much"):
+    with pytest.raises(RunError, match="behind 6 tokens: it is too much"):
         list(held)
     assert sum(len(piece.tokens) for piece in free) == 20
     monkeypatch.setattr(Held, "_look", lambda held: setattr(held, "problem", "it is too much"))

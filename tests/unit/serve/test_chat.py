@@ -134,7 +134,10 @@ def test_arguments_that_are_no_json_are_text(server):
     call = {"id": "c1", "type": "function", "function": {"name": "warmth", "arguments": '{"place": "Kö'}}
     turns = [*HELLO, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "4"}]
     found = ask(server, turns, tools=[WARMTH], max_tokens=5)
-    assert found.usage.prompt_tokens == len(server.served.generator.prompt(turns, 5, [WARMTH]).ids)
+    speaker = server.served.speakers["tiny"]
+    ids = server.served.conversation(speaker, turns, [WARMTH])
+    assert found.usage.prompt_tokens == len(ids)
+    assert '{\\"place\\": \\"Kö' in speaker.tokenizer.decode(ids)  # a text of the call's JSON
 
 
 def test_tools_that_may_not_be_called_are_not_shown(server, monkeypatch):

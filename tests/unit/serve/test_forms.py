@@ -173,12 +173,13 @@ def test_an_answer_that_cannot_be_held_any_further_is_an_error(server, monkeypat
     def fails_later(held):
         look(held)
         held.seen = getattr(held, "seen", 0) + 1
-        held.problem = "it is too much" if held.seen == 4 else None
+        held.problem = "it is too much" if held.seen == 7 else None  # behind the tokens that are tried
 
     monkeypatch.setattr(constraint.Held, "_look", fails_later)
     form = {"structured_outputs": {"regex": "a{50}"}}
-    with pytest.raises(openai.InternalServerError, match="behind 3 tokens: it is too much"):
+    with pytest.raises(openai.BadRequestError, match="behind 6 tokens: it is too much") as caught:
         ask(server, extra_body=form)
+    assert caught.value.code == "invalid_form"
     with pytest.raises(openai.APIError, match="it is too much"):
         list(ask(server, extra_body=form, stream=True))
     assert server.served.worker.healthy and server.served.worker.num_running == 0
