@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FOLDER_OF_ERRORS = "TUNESMITH_ERRORS"  # of the environment: where a launcher's processes write why they failed
+JOB = "TUNESMITH_JOB"  # of the environment: what our own launcher calls processes that it may begin again
+RESTART_COUNT = "TUNESMITH_RESTART_COUNT"  # of the environment: how often our own launcher began the run again
 REASON_CHARACTERS = 80
 _REASON_END = re.compile(r"[(;]|[.:] ")  # where a message goes on to values and to what to do
 _LOST = re.compile(r"onnection (closed|reset|refused)|remote (worker|process)|DistBackendError|Socket Timeout")

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tunesmith.component import Component, name_of
-from tunesmith.errors import FOLDER_OF_ERRORS, RecipeError, RunError, first_error
+from tunesmith.errors import FOLDER_OF_ERRORS, JOB, RESTART_COUNT, RecipeError, RunError, first_error
 from tunesmith.explain import choose
 from tunesmith.recipe_text import read_words
 
@@ -46,7 +47,11 @@ class Launcher(Component):
 
     def begins_again(self) -> bool:
         """Whether a run that failed is begun again, and goes on from its last checkpoint."""
-        return False
+        return self.restarts() > 0
+
+    def restarts(self) -> int:
+        """How often we run the command again where it failed; 0 of programs that see to it themselves."""
+        return 0
 
 
 def split(words: Sequence[str]) -> tuple[Launcher | None, list[str]]:
@@ -77,6 +82,19 @@ def start(launcher: Launcher, arguments: Sequence[str], output_dir: str, verbose
         _tell(f"wrote {path}\n")
     command = launcher.command(arguments)
     _tell(f"{shlex.join(command)}\n")
+    job = uuid.uuid4().hex
+    for number in range(launcher.restarts() + 1):
+        if number:
+            _tell(f"begun again, {number} of {launcher.restarts()} times\n")
+        code, stopped = _attempt(launcher, command, {JOB: job, RESTART_COUNT: str(number)}, verbose)
+        if not code or stopped or not (Path(output_dir).expanduser() / "recipe.yaml").is_file():
+            break  # what fails before there is a run fails again
+    return code
+
+
+def _attempt(launcher: Launcher, command: Sequence[str], said: dict[str, str], verbose: bool) -> tuple[int, bool]:
+    """Run a command to its end: its exit code, and whether a signal that was passed on stopped it."""
+    told = said if launcher.restarts() else {}  # others have a name of their own for it
     with tempfile.TemporaryDirectory(prefix="tunesmith-errors-") as errors:
         try:
             child = subprocess.Popen(
@@ -86,7 +104,7 @@ def start(launcher: Launcher, arguments: Sequence[str], output_dir: str, verbose
                 start_new_session=True,  # a terminal's Ctrl-C is then passed on by us alone, once
                 text=True,
                 errors="replace",
-                env={**os.environ, FOLDER_OF_ERRORS: errors},
+                env={**os.environ, **told, FOLDER_OF_ERRORS: errors},
             )
         except FileNotFoundError:
             raise RunError(
@@ -99,8 +117,8 @@ def start(launcher: Launcher, arguments: Sequence[str], output_dir: str, verbose
         if code and not received:
             heard.end(code)
     if received:
-        return 128 + received[0]
-    return code if code >= 0 else 128 - code
+        return 128 + received[0], True
+    return (code if code >= 0 else 128 - code), False
 
 
 @contextmanager

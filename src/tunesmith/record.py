@@ -36,6 +36,7 @@ def begin(
         "model": model,
         "given": given,
         "num_processes": ranks.number(),
+        "job": ranks.job(),
         "device": {"type": device.type, "name": device.name},
         "versions": versions(),
         "git": git_state(),

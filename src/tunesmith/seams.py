@@ -208,6 +208,7 @@ class Adapter(Component):
     beside: ClassVar[bool]  # whether new weights are trained beside a frozen model, and saved alone
 
     unmerged: ClassVar[str | None] = None  # why what is trained cannot be put into the model's weights; None: it can
+    virtual: ClassVar[bool] = False  # whether learned tokens stand before every sequence
     reads_gradients: ClassVar[bool] = False  # whether its companion needs the gradients of a step
 
     @abstractmethod
@@ -271,6 +272,7 @@ class Optimizer(Component):
     in_backward: ClassVar[bool] = True  # a parameter is updated by its own gradient alone, whenever that is known
     learning_rate_factor: ClassVar[float] = 1.0  # to the adapter's own learning rate, where the recipe does not say it
     schedulers: ClassVar[tuple[str, ...]] = ()  # courses of the learning rate that go with it, the usual first; (): all
+    averages: ClassVar[bool] = False  # evaluations and the end of a run take a mean of its own
 
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate. None: the adapter's own (lora 2e-4, full and freeze 2e-5), or what suits this optimizer."""

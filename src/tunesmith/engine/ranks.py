@@ -7,11 +7,17 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
+
+from tunesmith.errors import JOB, RESTART_COUNT
 
 Found = TypeVar("Found")
 
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often torchrun and Slurm began a run again
+PATIENCE = timedelta(days=1)  # rendering and writing take rank 0 longer than the minutes that NCCL waits
+JOBS = (JOB, "TORCHELASTIC_RUN_ID")  # torchrun says none where nobody has named it
+RESTARTS = (RESTART_COUNT, "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often a run was begun again
 
 
 def number() -> int:
@@ -25,11 +31,16 @@ def own() -> int:
 
 
 def restarted() -> bool:
-    """Whether their starter started them again after a crash (torchrun --max-restarts), or Slurm queued them again.
+    """Whether their starter started them again after a crash (`launcher.max_restarts`), or Slurm queued them again.
 
     It tells those of the machine where the crash was, and they tell the others.
     """
     return any(everyones(any(int(os.environ.get(name, "0")) > 0 for name in RESTARTS)))
+
+
+def job() -> str | None:
+    """What their starter calls them, the same name when it begins them again, or more of them; None: it has none."""
+    return next((said for name in JOBS if (said := os.environ.get(name, "none")) != "none"), None)
 
 
 def meet(device: str) -> None:
@@ -38,7 +49,16 @@ def meet(device: str) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu")
+        _patient()  # all make it at once
         atexit.register(_part)
+
+
+@cache
+def _patient() -> Any:
+    """The group of all, for what one does while the others wait, and for objects."""
+    import torch
+
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def _part() -> None:
@@ -54,7 +74,7 @@ def wait() -> None:
     if number() > 1:
         import torch
 
-        torch.distributed.barrier()
+        torch.distributed.barrier(group=_patient())
 
 
 @contextmanager
@@ -74,7 +94,7 @@ def once(work: Callable[[], Found]) -> Found:
     import torch
 
     found: list[Any] = [work() if own() == 0 else None]
-    torch.distributed.broadcast_object_list(found)
+    torch.distributed.broadcast_object_list(found, group=_patient())
     return found[0]
 
 
@@ -85,7 +105,7 @@ def everyones(value: Found) -> list[Found]:
     import torch
 
     found: list[Any] = [None] * number()
-    torch.distributed.all_gather_object(found, value)
+    torch.distributed.all_gather_object(found, value, group=_patient())
     return found
 
 
@@ -101,19 +121,22 @@ def largest(value: int) -> int:
     return int(found)
 
 
-def counted(counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors of counts by name, added over all of them; a rank may lack a name that another one has."""
+def counted(counts: Mapping[str, Any], each: int = 1) -> dict[str, Any]:
+    """Tensors of counts by name, added over all of them; a rank may lack a name that another one has.
+
+    Of every `each`, one after the other, that have the same counts, the first one's are added.
+    """
     total: dict[str, Any] = {}
-    for part in everyones(dict(counts)):
+    for part in everyones(dict(counts))[::each]:
         for name, one in part.items():
             total[name] = total.get(name, 0) + one
     return total
 
 
-def added(sums: Mapping[str, Sequence[Any]]) -> dict[str, tuple[float, float]]:
-    """Sums and counts by name, over all of them; a rank may lack a name that another one has."""
+def added(sums: Mapping[str, Sequence[Any]], each: int = 1) -> dict[str, tuple[float, float]]:
+    """Sums and counts by name, over all of them, or the first of every `each`; a rank may lack a name."""
     total: dict[str, tuple[float, float]] = {}
-    for part in everyones({name: (float(pair[0]), float(pair[1])) for name, pair in sums.items()}):
+    for part in everyones({name: (float(pair[0]), float(pair[1])) for name, pair in sums.items()})[::each]:
         for name, pair in part.items():
             before = total.get(name, (0.0, 0.0))
             total[name] = (before[0] + pair[0], before[1] + pair[1])

@@ -7,6 +7,7 @@ that a run, an export or another program needs.
 from typing import Any
 
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.recipe_parallel import BY_LONGEST
 from tunesmith.recipe_rope import RopeScaling
 
 SCALED = ("linear", "dynamic", "yarn", "llama3", "longrope")
@@ -74,6 +75,11 @@ def differ(config: Any, other: Any) -> bool:
     texts = (config.get_text_config(), other.get_text_config())
     of_each = [[getattr(text, name, None) for name in SAID] for text in texts]
     return (is_scaled(config) or is_scaled(other)) and of_each[0] != of_each[1]
+
+
+def by_longest(config: Any) -> bool:
+    """Whether the longest sequence of a row decides how far all of its positions turn."""
+    return (_parameters(config.get_text_config()) or {}).get("rope_type") in BY_LONGEST
 
 
 def context_of(config: Any) -> int | None:

@@ -9,6 +9,7 @@ from tunesmith.engine import checkpoint, new_tokens, quantised, rope, shares, st
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path, widened_model
 from tunesmith.errors import ModelError, RunError, near
+from tunesmith.generate.endpoint import is_address
 from tunesmith.recipe import Dtype, Model, Recipe
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.types import Head
@@ -29,6 +30,8 @@ def locate(path: str) -> str:
         RunError: the run has no final weights yet.
         ModelError: there is nothing, or nothing with weights, at the path.
     """
+    if is_address(path):
+        raise ModelError(f"{path} is a server's address, and weights are needed here: say a run, a folder or a hub id")
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if folder.parent != Path() and not folder.exists() and _has_runs(folder.parent):

@@ -50,7 +50,7 @@ class Rows:
             yield f"{entry['count']:,} dropped: {reason} ({places(entry)})"
 
 
-def of_file(one: Source, tokenizer: "PreTrainedTokenizerBase") -> Rows:
+def of_file(one: Source, tokenizer: "PreTrainedTokenizerBase | None") -> Rows:
     """The rows of a file, dataset or glob.
 
     Raises:
@@ -71,7 +71,7 @@ def content_held_out(run: Path) -> str:
         return " ".join(map(content, sources))
 
 
-def held_out(run: Path, tokenizer: "PreTrainedTokenizerBase", say: Callable[[str], None]) -> Rows:
+def held_out(run: Path, tokenizer: "PreTrainedTokenizerBase | None", say: Callable[[str], None]) -> Rows:
     """The rows that a run held out: of its `data.eval`, or those of `data.train` that it did not train on.
 
     Raises:
@@ -105,7 +105,7 @@ def _begun(run: Path) -> Iterator[Recipe]:
 
 
 def _read(
-    rows: Iterator[tuple[str, Mapping[str, Any], Format]], tokenizer: "PreTrainedTokenizerBase", name: str
+    rows: Iterator[tuple[str, Mapping[str, Any], Format]], tokenizer: "PreTrainedTokenizerBase | None", name: str
 ) -> Rows:
     found = Rows()
     for where, row, format_ in rows:
@@ -118,7 +118,7 @@ def _read(
     return found
 
 
-def asked(where: str, row: Mapping[str, Any], format_: Format, tokenizer: "PreTrainedTokenizerBase") -> Asked:
+def asked(where: str, row: Mapping[str, Any], format_: Format, tokenizer: "PreTrainedTokenizerBase | None") -> Asked:
     """What one row asks. Of alternatives the first, which is the best, is the answer.
 
     Raises:
@@ -139,12 +139,17 @@ def _label(
     spoken: tuple[dict[str, Any], ...],
     tools: tuple[Mapping[str, Any], ...],
     answer: Message,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | None",
 ) -> tuple[str, tuple[int, ...]]:
-    """The last turn as a model would write it: calls of tools and reasoning too, without what ends a turn."""
+    """The last turn as a model would write it: calls of tools and reasoning too, without what ends a turn.
+
+    Without a tokenizer, its text alone.
+    """
     text = (
         answer.content if isinstance(answer.content, str) else "".join(part.get("text", "") for part in answer.content)
     )
+    if tokenizer is None:
+        return text.strip(), ()
     if tokenizer.chat_template:
         whole, begun = apply(tokenizer, [*spoken], tools), apply(tokenizer, [*spoken[:-1]], tools, prompt=True)
         if whole.startswith(begun):

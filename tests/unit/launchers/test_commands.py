@@ -13,23 +13,24 @@ from tunesmith.explain import choose
 from tunesmith.launching import Launcher
 
 ARGUMENTS = ["train", "my recipes/a.yaml", "train.output_dir=runs/it's", "eval={prompts: [Who are you?]}"]
+STOP = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120"
 APART = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
 SAID = "train 'my recipes/a.yaml' 'train.output_dir=runs/it'\"'\"'s' 'eval={prompts: [Who are you?]}'"
 GOLDEN = {
     "local": ({}, f"python -m tunesmith {SAID}"),
     "torchrun": (
         {"nproc_per_node": 8},
-        f"python -m torch.distributed.run --nnodes=1 --nproc-per-node=8 --standalone -m tunesmith {SAID}",
+        f"env {STOP} python -m torch.distributed.run --nnodes=1 --nproc-per-node=8 --standalone -m tunesmith {SAID}",
     ),
     "torchrun on four machines": (
         {"nnodes": 4, "rdzv_endpoint": "node-0:29500", "rdzv_id": "first", "max_restarts": 3},
-        f"env {APART} python -m torch.distributed.run --nnodes=4 --nproc-per-node=gpu --rdzv-backend=c10d "
+        f"env {STOP} {APART} python -m torch.distributed.run --nnodes=4 --nproc-per-node=gpu --rdzv-backend=c10d "
         f"--rdzv-endpoint=node-0:29500 --rdzv-id=first --max-restarts=3 -m tunesmith {SAID}",
     ),
     "torchrun elastic": (
-        {"nnodes": "2:4", "nproc_per_node": 8, "rdzv_endpoint": "node-0:29500"},
-        f"env {APART} python -m torch.distributed.run --nnodes=2:4 --nproc-per-node=8 --rdzv-backend=c10d "
-        f"--rdzv-endpoint=node-0:29500 -m tunesmith {SAID}",
+        {"nnodes": "2:4", "nproc_per_node": 8, "rdzv_endpoint": "node-0:29500", "rdzv_id": "long"},
+        f"env {STOP} {APART} python -m torch.distributed.run --nnodes=2:4 --nproc-per-node=8 --rdzv-backend=c10d "
+        f"--rdzv-endpoint=node-0:29500 --rdzv-id=long -m tunesmith {SAID}",
     ),
     "deepspeed": (
         {"num_gpus": 2},
@@ -56,8 +57,9 @@ module load cuda
 source venv/bin/activate
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun --kill-on-bad-exit=1 env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 python -m torch.distributed.run --nnodes=2 \
---nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint="$head:29500" --rdzv-id="$SLURM_JOB_ID" --max-restarts=3 \
+srun --kill-on-bad-exit=1 env TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \
+python -m torch.distributed.run --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint="$head:29500" \
+--rdzv-id="$SLURM_JOB_ID" --max-restarts=3 \
 -m tunesmith """
 
 

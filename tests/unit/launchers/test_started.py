@@ -23,8 +23,9 @@ class Failing(SFT):
 
     def loss(self, scores, batch):
         Failing.calls = getattr(Failing, "calls", 0) + 1
-        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        if os.environ["RANK"] == "1" and first and Failing.calls > {after}:
+        names = ("TORCHELASTIC_RESTART_COUNT", "TUNESMITH_RESTART_COUNT")
+        first = all(os.environ.get(name, "0") == "0" for name in names)
+        if os.environ.get("RANK", "1") == "1" and first and Failing.calls > {after}:
             {how}
         return super().loss(scores, batch)
 """
@@ -61,7 +62,7 @@ def test_two_processes_by_torchrun(whole):
     assert done.returncode == 0, done.stderr
     first, *told = done.stderr.splitlines()
     words = shlex.split(first)
-    assert words[1:3] == ["-m", "torch.distributed.run"] and f"train.output_dir={out}" in words
+    assert words[3:5] == ["-m", "torch.distributed.run"] and f"train.output_dir={out}" in words
     assert len(done.stdout.splitlines()) == 1  # of all ranks, one prints the summary
     assert len(metrics(out)) == 5 and not any("torch/distributed" in line for line in told)
 
@@ -85,6 +86,36 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(recipe, whole, tmp_path):
     why = ("rank 1 of its machine ended with signal SIGKILL", "rank 0: another rank is gone and left no word")
     assert any(f"error: {one}" in done.stderr for one in why) and "Traceback" not in done.stderr
     assert metrics(killed) == metrics(whole[0]) and digests(killed / "final") == digests(whole[0] / "final")
+
+
+def alone(recipe, out, *words):
+    """What `tunesmith train` by one process returns, its code and what it said."""
+    said = ["train.device=cpu", f"train.output_dir={out}", "train.max_steps=5", "train.save_steps=2", *words]
+    command = [sys.executable, "-m", "tunesmith", "train", str(recipe), *said, "eval={}", "data.eval=0"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_one_process_is_begun_again_too(recipe, tmp_path):
+    killing = failing(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", after=3)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert alone(recipe, whole).returncode == 0
+    done = alone(recipe, killed, "launcher.max_restarts=2", killing)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error: the command ended with signal SIGKILL") == 1
+    assert done.stderr.count("begun again, 1 of 2 times") == 1 and "2 of 2" not in done.stderr
+    assert f"going on with {killed} at step 2" in done.stderr
+    assert metrics(killed) == metrics(whole) and digests(killed / "final") == digests(whole / "final")
+
+
+def test_what_fails_before_there_is_a_run_is_not_begun_again(tmp_path, capfd):
+    script = Script(text="raise SystemExit(7)", max_restarts=2)
+    assert launching.start(script, [], str(tmp_path)) == 7
+    assert "begun again" not in capfd.readouterr().err
+    (tmp_path / "recipe.yaml").write_text("")
+    text = "import os; raise SystemExit(int(os.environ.get('TUNESMITH_RESTART_COUNT', '0')) < 2 and 7)"
+    assert launching.start(Script(text=text, max_restarts=2), [], str(tmp_path)) == 0
+    assert capfd.readouterr().err.count("error: the command ended with exit code 7") == 2
 
 
 def test_runs_that_begin_again_have_a_folder():
