@@ -29,6 +29,7 @@ EXTRAS = {  # what a person may want: its package, and the command that installs
     "report_to: wandb": ("wandb", "pip install wandb"),
     "report_to: mlflow": ("mlflow", "pip install mlflow"),
     "tunesmith serve": ("fastapi", "pip install 'tunesmith[serve]'"),
+    "launcher: ray": ("ray", "pip install 'tunesmith[ray]'"),
     "answers in JSON, required calls": ("llguidance", "pip install 'tunesmith[constrained]'"),
     "BLEU of predictions": ("sacrebleu", "pip install 'tunesmith[metrics]'"),
     "ROUGE of Chinese by words": ("jieba", "pip install 'tunesmith[metrics]'"),
