@@ -34,6 +34,7 @@ class Launcher(Component):
     seam: ClassVar[str] = "launchers"
     default: ClassVar[str] = "local"
     own_lines: ClassVar[str] = r"(?!)"  # a regular expression of lines in which the program speaks of itself
+    prefix: ClassVar[str] = ""  # of the beginning of a line, which is left out: who says it
     failed_line: ClassVar[str] = r"(?!)"  # of these, one that says which rank ended: groups code, rank
     own_files: ClassVar[str] = r"(?!)"  # of files in a traceback that is the program's own: nothing follows it
 
@@ -167,6 +168,7 @@ class Heard:
                 _tell(f"error: {self.failure}\n")
         if self.verbose or self.over or re.search(self.launcher.own_lines, line):
             return
+        line = re.sub(self.launcher.prefix, "", line)
         if self.traceback or line.startswith("Traceback "):
             self.traceback.append(line)
             if len(self.traceback) > 1 and not line.startswith((" ", "\n")):

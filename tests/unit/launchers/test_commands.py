@@ -37,6 +37,11 @@ GOLDEN = {
         "python -m deepspeed.launcher.runner --num_gpus=2 --master_port=29500 --no_local_rank --module tunesmith "
         f"{SAID}",
     ),
+    "ray": (
+        {"num_workers": 16, "resources_per_worker": {"GPU": 1, "CPU": 8}, "address": "head:6379", "max_restarts": 3},
+        "env RAY_USAGE_STATS_ENABLED=0 RAY_DEDUP_LOGS=0 python -m tunesmith.launchers._on_ray --num-workers=16 "
+        f'\'--resources={{"GPU": 1.0, "CPU": 8.0}}\' --placement=PACK --address=head:6379 --max-restarts=3 -- {SAID}',
+    ),
     "slurm": ({"script": "my job.sbatch"}, "sbatch 'my job.sbatch'"),
 }
 SCRIPT = """\
@@ -134,6 +139,8 @@ def test_words_go_over_ssh_as_they_are():
         ("torchrun", {"rdzv_endpoint": "node-0"}, "rdzv_endpoint: must match"),
         ("torchrun", {"nnode": 2}, "nnode: no such option. Did you mean 'nnodes'"),
         ("deepspeed", {"include": "a:0", "num_gpus": 1}, "include names machines and devices"),
+        ("ray", {"address": "ray://head:10001"}, "address: must match"),
+        ("ray", {"resources_per_worker": {"GPU": -1}}, "resources_per_worker.GPU: must be greater than or equal to 0"),
         ("slurm", {"partition": "a\nrm -rf /"}, "partition: must match"),
         ("slurm", {"time": "soon"}, "time: must match"),
         ("torchrum", {}, "there is no launcher 'torchrum'. Did you mean 'torchrun'"),
