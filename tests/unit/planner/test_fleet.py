@@ -66,7 +66,10 @@ def test_machines_as_they_are_said():
     assert (found.each, found.devices, found.device.memory) == (8, 32, 70e9)
     assert found.link(8) == 450e9 and found.link(9) == 50e9
     assert devices.cluster_of("L4-24GB").devices == 1
-    for wrong in ("8xH100-80", "", "0xH100-80GB", "x"):
+    for number in (0, 99999999999999):
+        with pytest.raises(RecipeError, match=f"--devices: {number} devices .*: say from 1 to 1000000 of a machine"):
+            devices.cluster_of(f"{number}xH100-80GB")
+    for wrong in ("8xH100-80", "", "x"):
         with pytest.raises(RecipeError, match="--devices: there is no device"):
             devices.cluster_of(wrong)
 
