@@ -70,7 +70,7 @@ class Parallel(Section):
 
 def problem(recipe: "Recipe") -> str | None:
     """Why a recipe's rows or its model's weights cannot be shared out, and what can be done; None where they can."""
-    if recipe.parallel.context > 1 and (reason := _problem_of_pieces(recipe)):
+    if recipe.parallel.context > 1 and (reason := problem_of_pieces(recipe)):
         return reason
     if not recipe.parallel.shares_weights:
         return None
@@ -101,7 +101,7 @@ def problem(recipe: "Recipe") -> str | None:
     return None
 
 
-def _problem_of_pieces(recipe: "Recipe") -> str | None:
+def problem_of_pieces(recipe: "Recipe") -> str | None:
     """Why the rows of a recipe cannot lie in pieces, and what can be done; None where they can."""
     option, model, train = f"parallel.context={recipe.parallel.context}", recipe.model, recipe.train
     refused = {

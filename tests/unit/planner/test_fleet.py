@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,25 @@ def test_the_command(told, tmp_path, capsys):
     assert "nothing fits in 0 GB" in capsys.readouterr().out
     assert main(["plan", "sft-full", "--price", "2.5"]) == 1
     assert "--price 2.5 is of devices: say them as" in capsys.readouterr().err
+
+
+def test_rows_in_pieces_are_proposed_where_they_can_be_had(told):
+    recipe, shape = told(train={"row_tokens": 8192})
+    cluster = Cluster(ROUND, each=4)
+    found = {str(one.layout): one for one in fleet.choices(recipe, shape, cluster)}
+    assert found["fsdp 2 cp 2"].here and found["fsdp 1 cp 4"].here
+    assert found["fsdp 2 cp 2"].layout.words() == ("parallel.strategy=fsdp", "parallel.context=2")
+    noise = with_values(recipe, {"train.neftune_noise_alpha": 5.0})
+    assert not any(one.here for one in fleet.choices(noise, shape, cluster) if one.layout.context > 1)
+
+
+def test_what_pieces_of_a_row_exchange(told):
+    """Queries, keys, values and outputs of a device's tokens, but for its own heads of them, in half precision."""
+    recipe, shape = told(train={"row_tokens": 8192, "activation_checkpointing": False})
+    slow = Cluster(replace(ROUND, flops=1.0), each=2)  # what goes on beside products is hidden by them
+    moved = 8192 / 2 * (1 / 2) * 2 * (shape.queries + shape.keys) * 2
+    found = pace.pace(recipe, shape, Layout("fsdp", fsdp=1, context=2), slow, again=0)
+    assert found.links == pytest.approx(2 * len(shape.layers) * moved / ROUND.link)
 
 
 def test_train_warns_of_what_will_not_fit(told, monkeypatch):
