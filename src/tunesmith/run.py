@@ -305,7 +305,10 @@ def _last_weights(trainer: "Trainer", folder: Path) -> "Mapping[str, torch.Tenso
         return None
     shared_out.rest(model)
     with companions.settled(trainer.companions):
-        return None if is_adapted(model) else shared_out.whole_state(model)
+        if is_adapted(model):
+            shared_out.gather([one for one in model.parameters() if one.requires_grad])
+            return None
+        return shared_out.whole_state(model)
 
 
 def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path, state: "Mapping[str, torch.Tensor] | None") -> None:
