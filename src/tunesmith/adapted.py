@@ -75,7 +75,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     )  # once, mostly for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     parts = shared_out.share_out(model, recipe, device)
-    begun, said = zero.begin(model, built, recipe)
+    begun, said = zero.begin(model, built, recipe, device)
     ops, notes = kernels.elementwise(model, recipe.train.compile)
     notes.extend([*parts, *said, *recipe.adapter.notes(model)])
     notes += _said_of_rows(recipe, model, rows)

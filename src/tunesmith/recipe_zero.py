@@ -173,6 +173,7 @@ def options(recipe: "Recipe", number: int, width: int | None = None) -> dict[str
             _differ(recipe, "train_batch_size", theirs, f"the batch of a step on {number} processes", batch)
         )
     zero = dict(found.get("zero_optimization", {})) | {"stage": stage(parallel)}
+    zero["memory_efficient_linear"] = False  # or torch.nn.functional.linear is another function from there on
     for name, value in _sizes(width or 1).items():
         zero[name] = value if zero.get(name, "auto") == "auto" else zero[name]
     if parallel.offload is not None:

@@ -223,7 +223,7 @@ def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
     """The tokens of a row that would have fitted where memory ran out."""
     from tunesmith.engine import memory, shared_out
 
-    if shared_out.is_shared(loaded.model):
+    if loaded.begun is not None or shared_out.is_shared(loaded.model):
         strategy = trainer.recipe.parallel.strategy
         raise RecipeError(f"parallel.strategy={strategy}: one process cannot measure what all of them compute")
     stepped = trainer.optimizer is not None and trainer.optimizer.state

@@ -78,7 +78,7 @@ def refuse(recipe: Recipe, device: str) -> None:
         )
 
 
-def begin(model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe) -> tuple[Begun | None, list[str]]:
+def begin(model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe, device: str) -> tuple[Begun | None, list[str]]:
     """DeepSpeed around a loaded and adapted model, whose weights it moves where they are to be; and what is to be said.
 
     None where it is not wanted.
@@ -92,14 +92,18 @@ def begin(model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe) -> tuple
     trained = tuple(one for group in optimizer.param_groups for one in group["params"])
     groups = tuple(optimizer.state_dict()["param_groups"])
     level = recipe_zero.stage(recipe.parallel)
-    width = model.config.get_text_config().hidden_size
+    config = recipe_zero.options(recipe, ranks.number(), model.config.get_text_config().hidden_size)
+    scoring = Scoring(model)
+    deepspeed.init_distributed(auto_mpi_discovery=False)  # it counts processes before it meets them
     if level == 3:
         layers = shared_out.layers_of(model)
         deepspeed.utils.set_z3_leaf_modules(model, list({type(one) for one in layers}))
         base_of(model).enable_input_require_grads()  # a layer without would be told of its end before its gradients
-    engine, *_ = deepspeed.initialize(
-        model=Scoring(model), optimizer=optimizer, config=recipe_zero.options(recipe, ranks.number(), width)
-    )
+        # one weight after the other goes to the device, and leaves a part there
+        deepspeed.zero.Init(module=scoring, config_dict_or_path=config, dtype=next(model.parameters()).dtype)
+        for buffer in scoring.buffers():
+            buffer.data = buffer.data.to(device)
+    engine, *_ = deepspeed.initialize(model=scoring, optimizer=optimizer, config=config)
     if level == 3:
         within = {id(one) for layer in layers for one in layer.parameters()}
         _keep([one for one in model.parameters() if id(one) not in within], engine.optimizer)
