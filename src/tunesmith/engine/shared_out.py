@@ -8,7 +8,7 @@ is. What an adapter adds is small and lies whole on every process; the trainer a
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -20,6 +20,11 @@ from tunesmith.engine.model import base_of
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_parallel import Parallel
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
 
 
 def wanted(recipe: Recipe) -> bool:
@@ -78,10 +83,32 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
         one.data = one.data.to(device)
     layers = layers_of(model)
     for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params=whole)
+        policy = _policy(layer, recipe)
+        for norm in _norms(layer) if policy.param_dtype else ():
+            fully_shard(norm, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
+        fully_shard(layer, mesh=mesh, ignored_params=whole, mp_policy=policy)
     fully_shard(model, mesh=mesh, ignored_params=whole)
     said = f"{copies} copies, each on {each}" if copies > 1 else f"{each}"
     return [f"parallel: the model's weights are shared out among processes ({said}), in {len(layers)} layers"]
+
+
+def _policy(layer: torch.nn.Module, recipe: Recipe) -> "MixedPrecisionPolicy":
+    """How a layer's weights are gathered: float32 ones in bfloat16 where products are in it, as autocast rounds them.
+
+    Half as much is sent, and no copies of all layers are kept until the end of the pass, as autocast keeps them. The
+    numbers are autocast's: hidden states stay as they are, what is updated and its gradients' sums are float32.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if not recipe.train.bf16 or all(one.dtype != torch.float32 for one in layer.parameters()):
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+
+
+def _norms(layer: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules of a layer that hold vectors alone, which autocast does not round."""
+    own = ((module, [one.ndim for one in module.parameters(recurse=False)]) for module in layer.modules())
+    return [module for module, ndims in own if ndims and max(ndims) < 2]
 
 
 def layers_of(model: Any) -> list[torch.nn.Module]:
@@ -137,6 +164,12 @@ def whole_copy(module: torch.nn.Module) -> torch.nn.Module:
     known: dict[int, Any] = {
         id(one): torch.nn.Parameter(_whole(one), requires_grad=one.requires_grad) for one in module.parameters()
     }
+    for one in [*module.modules()][::-1]:  # what lies in another one first
+        kind = plain_class(one)
+        if kind is not type(one):  # torch refuses to copy what it shares out, whose hooks gather
+            bare = kind.__new__(kind)
+            vars(bare).update(vars(one) | {name: type(vars(one)[name])() for name in HOOKS})
+            known[id(one)] = copy.deepcopy(bare, known)
     return without_hooks(copy.deepcopy(module, known))
 
 
