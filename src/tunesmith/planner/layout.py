@@ -40,7 +40,7 @@ class Layout:
     @property
     def here(self) -> bool:
         """Whether this package trains so; other layouts are planned to be compared with, for other trainers."""
-        own = self.strategy in ("one", "ddp", "fsdp") and self.offload == "none"
+        own = self.strategy in ("one", "ddp", "fsdp") and self.offload == "none" and not self.sequence
         return own and self.tensor == 1
 
     @property

@@ -103,17 +103,33 @@ def test_weights_gradients_and_state_are_divided(told):
 
 
 def test_what_is_sent_lies_somewhere(told):
-    """DDP's buckets are the gradients again; of FSDP two layers in half precision, and the words, are whole."""
+    """DDP's buckets are the gradients again; of FSDP two layers in half precision, and the words, are whole.
+
+    The peak of FSDP itself is measured in tests/invariants/test_shared_peaks.py.
+    """
     recipe, shape = told()
     peak = {layout: spread.share(recipe, shape, CUDA, layout).moments[0].parts for layout in (ONE, DDP, FSDP)}
     numel, layer = sum(one.numel for one in shape.weights), shape.layers[0]
     products = sum(one.inputs * one.outputs for one in layer.linears.values())
     assert peak[DDP]["communication"] == 4 * numel and "communication" not in peak[ONE]
-    assert peak[FSDP]["gathered"] == 2 * 2 * products + 2 * 400 * 32
-    assert peak[FSDP]["communication"] == (2 + 4) * layer.trained
+    assert peak[FSDP]["gathered"] == 4 * 400 * 32  # words as hidden states are, in float32
+    assert "communication" not in peak[FSDP]  # there is no gradient yet
+    below = spread.share(recipe, shape, CUDA, FSDP).moments[2].parts
+    assert below["gathered"] == 2 * 2 * products + 4 * 400 * 32
+    assert below["communication"] == (2 + 4) * layer.trained + 4 * 400 * 32  # the head's gradient is not divided yet
     recipe, shape = told({"type": "lora", "r": 4})
     parts = spread.share(recipe, shape, CUDA, DDP).moments[0].parts
     assert parts["communication"] == sum(one.nbytes for one in shape.weights if one.trained)
+
+
+def test_what_an_adapter_adds_is_not_divided(told):
+    """It lies whole on each process, with its gradients and the state of its optimizer."""
+    recipe, shape = told({"type": "lora", "r": 4})
+    alone, parts = (last(recipe, shape, layout) for layout in (ONE, FSDP))
+    beside = sum(one.nbytes for one in shape.weights if one.trained)
+    assert parts["gradients"] == alone["gradients"] == beside
+    assert parts["optimizer state"] == alone["optimizer state"] >= 2 * beside
+    assert parts["weights"] == beside + (alone["weights"] - beside) // 4
 
 
 def test_a_layer_divided_by_tensor_parallelism(told):
@@ -132,8 +148,9 @@ def test_a_layer_divided_by_tensor_parallelism(told):
 def test_a_reference_is_beside_where_it_is_a_model(told, compute, adapter, beside):
     recipe, shape = told(adapter, objective="dpo", reference={"compute": compute})
     numel = sum(one.numel for one in shape.weights)
-    assert spread.other_models(recipe, shape) == beside * numel
-    assert last(recipe, shape, FSDP).get("other models", 0) == beside * numel // 4
+    for layout in (ONE, DDP, FSDP):  # each process has a whole one
+        assert last(recipe, shape, layout).get("other models", 0) == beside * numel
+    assert memory.estimate(recipe, shape, CUDA).moments[0].parts.get("other models", 0) == beside * numel
 
 
 @pytest.mark.parametrize("adapter", ["full", {"type": "lora", "r": 4}, {"type": "freeze", "num_layers": 1}])
