@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from tunesmith import atomic
-from tunesmith.engine import initial, multi_adapter, quantised, ranks, rope, shared_out, shares
+from tunesmith.engine import initial, multi_adapter, quantised, rope, shared_out, shares
 from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.model import base_of, has_words, is_adapted, num_virtual_tokens, without_progress_bar
 from tunesmith.errors import RunError
@@ -40,19 +40,6 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         files = sorted(path for path in work.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(work)): [path.stat().st_size, _digest(path)] for path in files}
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-@contextmanager
-def folder_of_all(final: Path) -> Iterator[Path]:
-    """An `atomic_folder` that every rank fills; it appears when all of them are done."""
-    if ranks.own() > 0:
-        yield ranks.once(Path)
-        ranks.wait()
-    else:
-        with atomic_folder(final) as work:
-            yield ranks.once(lambda: work)
-            ranks.wait()
-    ranks.wait()
 
 
 def _digest(path: Path) -> str:

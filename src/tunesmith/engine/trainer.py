@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from tunesmith.engine.metrics import MetricsFile
 from tunesmith.engine.reference import Reference
 from tunesmith.engine.release import ReleasedGradients
 from tunesmith.engine.router import Routed, balanced
+from tunesmith.engine.saving import Saving
 from tunesmith.engine.scores import Scorer
 from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
@@ -92,6 +94,7 @@ class Trainer(transformers.Trainer):
         self.tokens = self.trained_tokens = self.in_hand_tokens = 0
         self.seconds_before = 0.0  # of the runs that this one continues
         self.started = time.monotonic()
+        self.saving = Saving()
         self.metrics_file = MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl")
         super().__init__(
             model=model,
@@ -320,21 +323,25 @@ class Trainer(transformers.Trainer):
             "sums": sums,
             "stream": self._place_in_stream(run),
         }
-        assert self.optimizer is not None, "made before the first step"
+        optimizer = self.optimizer
+        assert optimizer is not None, "made before the first step"
         final = checkpoints.place(run, self.state.global_step)
-        with checkpoints.folder_of_all(final) if shared else checkpoints.atomic_folder(final) as folder:
-            if shared:
-                shares.save(model, self.optimizer, folder)
-            if self.args.should_save:
-                if not shares.there(folder):
-                    checkpoints.save_weights(self.accelerator.unwrap_model(model), folder)
-                self.tokenizer.save_pretrained(folder)
-                companions.save(self.companions, folder)
-                scaler = self.accelerator.scaler
-                checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, scaler, counters, random)
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-        if self.args.should_save:
-            checkpoints.prune(run, self.recipe.train.save_total_limit, self.state.best_global_step)
+
+        def beside(folder: Path) -> None:
+            write = shares.describe if shares.are_in(model) else checkpoints.save_weights
+            write(self.accelerator.unwrap_model(model), folder)
+            self.tokenizer.save_pretrained(folder)
+            companions.save(self.companions, folder)
+            checkpoints.save_state(folder, optimizer, self.lr_scheduler, self.accelerator.scaler, counters, random)
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+
+        prune = partial(checkpoints.prune, run, self.recipe.train.save_total_limit, self.state.best_global_step)
+        if shared:
+            self.saving.begin(final, model, optimizer, beside, prune)
+            return
+        with checkpoints.atomic_folder(final) as folder:
+            beside(folder)
+        prune()
 
     def _place_in_stream(self, run: Path) -> dict[str, Any] | None:
         """Where a stream stands after the rows that were trained on, those that wait for the next step not counted.

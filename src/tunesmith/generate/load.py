@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.engine import checkpoint, new_tokens, quantised, rope, stacked
+from tunesmith.engine import checkpoint, new_tokens, quantised, rope, shares, stacked
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path, widened_model
 from tunesmith.errors import ModelError, RunError, near
@@ -40,6 +40,8 @@ def locate(path: str) -> str:
         if has_weights(folder / "final"):
             return str(folder / "final")
         raise RunError(f"{path} has no final/ yet: its run has not ended. {_way_on(folder)}")
+    if shares.there(folder):
+        raise ModelError(f"{path} has its weights in parts: tunesmith export {path} OUT makes a plain folder of them")
     raise ModelError(
         f"{path} is no run, checkpoint, adapter or model: it has neither {RECIPE} nor {ADAPTER} nor {MODEL}"
     )
