@@ -187,7 +187,7 @@ async def measured(server: Server, how: argparse.Namespace) -> tuple[list[tuple[
     """The lines of the table, and what is wrong."""
     await load(server, 1, how.seconds / 30)
     alone = await load(server, 1, how.seconds / 8)
-    await load(server, how.clients, how.seconds / 2)  # pages, and oneDNN's code for each shape of a pass
+    await load(server, how.clients, how.seconds)  # pages, and oneDNN's code for each shape of a pass: bounded, and late
     warm = server.memory
     found = await load(server, how.clients, how.seconds, SAMPLES)
     growth = max(found.memory) / warm - 1

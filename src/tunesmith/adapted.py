@@ -15,6 +15,7 @@ from tunesmith.types import Head
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.engine.context import Group
     from tunesmith.engine.kernels import Kernels
 
 
@@ -29,6 +30,7 @@ class Adapted:
     kernels: "Kernels"
     fingerprint: str | None  # of the weights that training starts from; None: a script brought them
     notes: tuple[str, ...] = ()  # what has to be said of it
+    group: "Group | None" = None  # the processes that share rows with this one
 
 
 def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
@@ -40,7 +42,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     import transformers
 
     from tunesmith import record
-    from tunesmith.engine import encoder_decoder, frozen, kernels, quantised, rope, shared_out, shifted_attention
+    from tunesmith.engine import encoder_decoder, frozen, kernels, quantised, rope, shared_out
     from tunesmith.engine.activations import checkpoint_activations
     from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer, with_padding
 
@@ -86,10 +88,19 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     notes += quantised.said(base_of(model))
     with precision(recipe, device):
         chosen = (encoder_decoder if type(recipe.objective).encodes else kernels).choose(model, ops)
-    notes += chosen.notes
+        group, said = _attending(model, chosen, recipe)
+    return Adapted(model, chosen, fingerprint, (*notes, *chosen.notes, *said), group)
+
+
+def _attending(model: Any, chosen: "Kernels", recipe: Recipe) -> "tuple[Group | None, list[str]]":
+    """Have a model attend as training does; the processes that it shares rows with, and what has to be said."""
+    from tunesmith.engine import context, shifted_attention
+
+    group = context.use(model, chosen.scorer, recipe)
+    said = context.notes(group)
     if recipe.train.shifted_sparse_attention is not None:
-        notes.append(shifted_attention.use(model, chosen.scorer.packed, recipe.train.shifted_sparse_attention))
-    return Adapted(model, chosen, fingerprint, tuple(notes))
+        said.append(shifted_attention.use(model, chosen.scorer.packed, recipe.train.shifted_sparse_attention))
+    return group, said
 
 
 def _refuse_changes(said: Model) -> None:

@@ -11,6 +11,7 @@ from tunesmith import atomic
 from tunesmith.component import Section, names
 from tunesmith.errors import RecipeError, RunError, near
 from tunesmith.evaluation import _against, _kept, _report
+from tunesmith.generate.endpoint import Server, is_address
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.recipe_text import read_words
@@ -30,7 +31,9 @@ class Evaluation(Section):
     rope_scaling: RopeScaling = RopeScaling()
     """How rotary positions are stretched, in place of what is stored with the model."""
     cache_dir: str | None = None
-    """Where results are kept. None: tunesmith's folder in the user's cache."""
+    """Where results are kept. None: tunesmith's folder in the user's cache. Those of a server's model never are."""
+    server: Server = Server()
+    """How a model is asked that is named by a server's address, http://HOST:PORT/v1; it needs `server.tokenizer`."""
 
     def __init__(self, **options: Any) -> None:
         from pydantic import ValidationError
@@ -89,7 +92,7 @@ class Asked:
 
         shots = _against.shots_of(task)
         parts = [name, "tuned" if tuned else "base", *([f"{shots}-shot"] if shots is not None else [])]
-        loaded = how.model_dump(mode="json", exclude={"cache_dir"}) | {"device": choose(how.device).type}
+        loaded = how.model_dump(mode="json", exclude={"cache_dir", "server"}) | {"device": choose(how.device).type}
         mark = _kept.fingerprint(model, task, loaded)
         return cls(model, name, task, tuned, "-".join(parts) if apart else name, mark)
 
@@ -154,12 +157,20 @@ def _answered(
             yield one, replace(kept, result=kept.result | {"cached": True})
             continue
         if subject is None:
-            from tunesmith.generate.subject import Subject
-
-            subject = Subject.open(model, how.device, how.dtype, how.rope_scaling)
-            for line in subject.kernels.notes:
+            subject = _subject(model, how)
+            for line in subject.notes:
                 say(line)
         yield one, _run(subject, one, place, say)
+
+
+def _subject(model: str, how: Evaluation) -> Any:
+    if is_address(model):
+        from tunesmith.generate.subject_at import AtAddress
+
+        return AtAddress.at(model, how.server)
+    from tunesmith.generate.subject import Subject
+
+    return Subject.open(model, how.device, how.dtype, how.rope_scaling)
 
 
 def _run(subject: Any, one: Asked, place: Path | None, say: Callable[[str], None]) -> _kept.Found:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-from tunesmith import __version__
+from tunesmith import __version__, extras
 
 EVERY = "every run"
 USES = {  # what a needed package gives, when it is not every run that stops without it
@@ -18,35 +18,11 @@ USES = {  # what a needed package gives, when it is not every run that stops wit
     "psutil": "this report, peak memory",
     "rich": "live progress, coloured previews",
 }
-EXTRAS = {  # what a person may want: its package, and the command that installs it
-    "optimizer: adamw8bit": ("bitsandbytes", "pip install 'tunesmith[bitsandbytes]'"),
-    "model.quantization: bnb_4bit": ("bitsandbytes", "pip install 'tunesmith[bitsandbytes]'"),
-    "model.quantization: torchao": ("torchao", "pip install 'tunesmith[torchao]'"),
-    "models stored in GPTQ, AWQ": ("gptqmodel", "pip install 'tunesmith[gptq]'"),
-    "models in compressed-tensors": ("compressed-tensors", "pip install 'tunesmith[compressed-tensors]'"),
-    "models in .gguf files, export: gguf, ollama": ("gguf", "pip install 'tunesmith[gguf]'"),
-    "report_to: tensorboard": ("tensorboard", "pip install tensorboard"),
-    "report_to: wandb": ("wandb", "pip install wandb"),
-    "report_to: mlflow": ("mlflow", "pip install mlflow"),
-    "tunesmith serve": ("fastapi", "pip install 'tunesmith[serve]'"),
-    "launcher: ray": ("ray", "pip install 'tunesmith[ray]'"),
-    "answers in JSON, required calls": ("llguidance", "pip install 'tunesmith[constrained]'"),
-    "BLEU of predictions": ("sacrebleu", "pip install 'tunesmith[metrics]'"),
-    "ROUGE of Chinese by words": ("jieba", "pip install 'tunesmith[metrics]'"),
-    "rows at http:// and https://": ("aiohttp", "pip install 'tunesmith[http]'"),
-    "rows at s3://": ("s3fs", "pip install 'tunesmith[s3]'"),
-    "rows at gs://": ("gcsfs", "pip install 'tunesmith[gcs]'"),
-    "datasets at ms://": ("modelscope", "pip install 'tunesmith[modelscope]'"),
-    "datasets at om://": ("openmind_hub", "pip install 'tunesmith[openmind]'"),
-    "benchmarks beside liger": ("liger-kernel", "pip install 'tunesmith[liger]'"),
-    "the test suite": ("pytest", "pip install 'tunesmith[test]'"),
-}
 
 
 def examine() -> dict[str, Any]:
     """Versions, device, resources and features, as JSON can hold them. Imports torch."""
     needed = [_needed(line) for line in metadata.requires("tunesmith") or () if "extra ==" not in line]
-    extras = [_feature(name, package, version(package), how) for name, (package, how) in EXTRAS.items()]
     device = _device()
     return {
         "versions": {"tunesmith": __version__, "python": platform.python_version()}
@@ -56,7 +32,7 @@ def examine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_free_bytes": _free_memory_bytes(),
         "disk_free_bytes": shutil.disk_usage(".").free,
-        "features": [*sorted(needed, key=lambda one: one["feature"] != EVERY), _gpu(device), *extras],
+        "features": [*sorted(needed, key=lambda one: one["feature"] != EVERY), _gpu(device), *_wished()],
     }
 
 
@@ -93,6 +69,15 @@ def version(package: str) -> str | None:
 def _needed(requirement: str) -> dict[str, Any]:
     name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
     return _feature(USES.get(name, EVERY), name, version(name), f"pip install '{requirement}'", needed=True)
+
+
+def _wished() -> Iterator[dict[str, Any]]:
+    """What a person may want beside it."""
+    for extra, packages in extras.EXTRAS.items():
+        for package, use in packages.items():
+            yield _feature(use, package, version(package), extras.command(extra))
+    for package in extras.TRACKERS:
+        yield _feature(f"report_to: {package}", package, version(package), f"pip install {package}")
 
 
 def _feature(name: str, package: str, found: str | None, command: str | None, needed: bool = False) -> dict[str, Any]:

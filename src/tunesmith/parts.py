@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from tunesmith.data.load import Rows
+    from tunesmith.engine.context import Group
     from tunesmith.engine.kernels import Kernels
     from tunesmith.engine.reference import Reference
     from tunesmith.engine.scores import Scorer
@@ -65,6 +66,7 @@ class Loaded:
     reference: "Reference | None" = None  # of an objective that has one, made in every step
     referred: str | None = None  # tells the weights of a reference of its own from others
     reference_seconds: float = 0.0  # that making log-probabilities of frozen models once took
+    group: "Group | None" = None  # the processes that share rows with this one
 
     @property
     def teacher(self) -> str | None:
@@ -141,7 +143,7 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     """The rows and the adapted model, each said; rows that are streamed, from a checkpoint on."""
     from tunesmith.data import sides
     from tunesmith.data.load import context_problem, load_rows, longest_sequence
-    from tunesmith.engine import checkpoint, ranks, rope, values
+    from tunesmith.engine import checkpoint, context, ranks, rope, values
     from tunesmith.engine.arguments import look_for_trackers
     from tunesmith.engine.model import base_of, load_tokenizer, with_padding
 
@@ -160,7 +162,7 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
     tokenizer = tokenizer if head is None else with_padding(tokenizer)
     point = checkpoint.read_state(start)["counters"]["stream"] if start and recipe.data.streaming else None
     with ranks.first():
-        rows = load_rows(recipe, tokenizer, job.given.rows, point, ranks.number())
+        rows = load_rows(recipe, tokenizer, job.given.rows, point, context.groups(recipe))
     until_the_end.enter_context(contextlib.closing(rows))
     for line in rows.lines:
         say(line)
@@ -194,7 +196,8 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
         rows, reference = with_logps(recipe, reference, model, rows, job.device.type, say), None
     rows, scorer = with_teacher(recipe, adapted, rows, tokenizer, job.device.type, say)
     seconds = monotonic() - started
-    return Loaded(model, tokenizer, rows, adapted.kernels, scorer, adapted.fingerprint, reference, referred, seconds)
+    made = (adapted.kernels, scorer, adapted.fingerprint, reference, referred, seconds, adapted.group)
+    return Loaded(model, tokenizer, rows, *made)
 
 
 def _refuse_rows(recipe: Recipe, adapted: Adapted, rows: "Rows") -> None:
@@ -239,7 +242,7 @@ def make_trainer(
     Raises:
         RecipeError: transformers refuses a value.
     """
-    from tunesmith.engine import ranks
+    from tunesmith.engine import context, ranks
     from tunesmith.engine.arguments import arguments
     from tunesmith.engine.callbacks import AnswerQuestions, KeepBest, LastLine
     from tunesmith.engine.trainer import Trainer
@@ -260,18 +263,19 @@ def make_trainer(
         callbacks.append(KeepBest(recipe.eval.early_stopping_patience, job.say))
     per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     if ranks.number() > 1:
-        rows = rows.shared_by(ranks.number(), recipe)
+        rows = context.shared(rows.shared_by(context.groups(recipe), recipe), recipe)
     max_steps = -(-len(rows.train) // (per_step * ranks.number()))
+    scorer, reference = context.in_pieces(loaded.group, loaded.scorer, loaded.reference)
     args = arguments(recipe, folder, max_steps, rows.held_out is not None)
     try:
         return (kind or Trainer)(
             recipe,
             loaded.model,
-            loaded.scorer,
+            scorer,
             args,
             rows.train,
             rows.held_out,
-            loaded.reference,
+            reference,
             [*callbacks, *job.given.callbacks, *watchers],
             job.given.metrics or {},
             loaded.tokenizer,

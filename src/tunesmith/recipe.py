@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tunesmith.component import Section, default, refusal
+from tunesmith.component import Section, default, name_of, refusal
 from tunesmith.errors import RecipeError
 from tunesmith.recipe_data import Data
 from tunesmith.recipe_parallel import Parallel, problem
@@ -197,6 +197,11 @@ class Recipe(Section):
             raise ValueError(
                 f"train.lr_scheduler_type: {type(self.optimizer).__name__.lower()} goes with {' or '.join(own)}, and "
                 f"this is {self.train.lr_scheduler_type}: leave it out"
+            )
+        if self.train.ema_decay is not None and type(self.optimizer).averages:
+            raise ValueError(
+                f"train.ema_decay={self.train.ema_decay}: {name_of(self.optimizer)} has a mean of the weights of its "
+                "own: leave it out"
             )
         if self.train.neftune_noise_alpha is not None and type(self.objective).encodes:
             raise ValueError("train.neftune_noise_alpha: an encoder and a decoder share embeddings: leave it out")

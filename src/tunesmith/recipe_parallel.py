@@ -17,10 +17,8 @@ ELEMENTWISE = (
     "lion",
     "schedule_free",
 )  # a part of a weight is updated as the whole is, and torch does it
+BY_LONGEST = ("dynamic", "longrope")  # rotary positions that depend on the longest sequence of a row
 MISSING = {  # what is asked for by these words of other tools, why it is not here, and what is
-    "context": "torch's and accelerate's context parallelism (https://huggingface.co/docs/accelerate/concept_guides/"
-    "context_parallelism) cuts one causal sequence into pieces, and packed rows are many: set "
-    "train.activation_checkpointing=true, or train.activation_offload=true, for longer rows",
     "expert": "experts are shared out as all weights are: say strategy=fsdp",
     "pipeline": "transformers' pipeline parallelism has no backward pass: say strategy=fsdp",
     "tensor": "low-rank updates and the fused head read whole weights, and transformers' tensor parallelism holds "
@@ -44,6 +42,9 @@ class Parallel(Section):
     `replicate` leaves."""
     replicate: Size | None = None
     """Copies of the model (HSDP), whose processes share the rows. None: one, or what `fsdp` leaves."""
+    context: Size = 1
+    """Processes that share each row, a piece of its tokens each, for rows longer than one device holds; they exchange
+    heads in attention, whose number it divides."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,7 +70,9 @@ class Parallel(Section):
 
 
 def problem(recipe: "Recipe") -> str | None:
-    """Why the weights of a recipe's model cannot be shared out, and what can be done; None where they can."""
+    """Why a recipe's rows or its model's weights cannot be shared out, and what can be done; None where they can."""
+    if recipe.parallel.context > 1 and (reason := problem_of_pieces(recipe)):
+        return reason
     if not recipe.parallel.shares_weights:
         return None
     model, train, own = recipe.model, recipe.train, not type(recipe.adapter).beside
@@ -96,4 +99,34 @@ def problem(recipe: "Recipe") -> str | None:
         )
     if own and "reference" in type(recipe.objective).needs and recipe.reference.compute == "step":
         return "reference.compute=step needs a whole second model, and parallel.strategy=fsdp shares one out: say once"
+    return None
+
+
+def problem_of_pieces(recipe: "Recipe") -> str | None:
+    """Why the rows of a recipe cannot lie in pieces, and what can be done; None where they can."""
+    option, model, train = f"parallel.context={recipe.parallel.context}", recipe.model, recipe.train
+    refused = {
+        "train.row_tokens=auto": train.row_tokens == "auto",
+        "data.streaming=true": recipe.data.streaming,
+        f"train.neftune_noise_alpha={train.neftune_noise_alpha}": train.neftune_noise_alpha is not None,
+        f"train.router_aux_loss_coef={train.router_aux_loss_coef}": train.router_aux_loss_coef is not None,
+        f"train.shifted_sparse_attention={train.shifted_sparse_attention}": train.shifted_sparse_attention is not None,
+        f"model.rope_scaling.rope_type={model.rope_scaling.rope_type}": model.rope_scaling.rope_type in BY_LONGEST,
+        "train.transformers.torch_compile": bool(train.transformers.get("torch_compile")),
+    }
+    for said, wanted in refused.items():
+        if wanted:
+            return f"{said} needs whole rows, which {option} cuts into pieces: leave one out"
+    if type(recipe.objective).encodes:
+        return f"{option} cuts packed rows, and an encoder and a decoder have none: leave it out"
+    if type(recipe.adapter).virtual:
+        return (
+            f"adapter={name_of(recipe.adapter)} puts tokens before every row, which {option} cuts into pieces: use "
+            "adapter=lora"
+        )
+    if recipe.objective.teaching() is not None and not recipe.teaches_once():
+        return (
+            f"teacher.compute={recipe.teacher.compute} has the teacher read whole rows in every step, and {option} "
+            "cuts them into pieces: set objective.top_k, and teacher.compute=once"
+        )
     return None

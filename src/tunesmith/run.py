@@ -61,7 +61,7 @@ def train(
 
     device = choose(recipe.train.device)
     ranks.meet(device.type)
-    begun = _begun(recipe) if ranks.restarted() else None
+    begun = _begun(recipe)
     if begun is not None:
         return resume(begun, model=model, tokenizer=tokenizer, rows=rows, callbacks=callbacks, metrics=metrics)
     refuse_full(recipe.train.output_dir)
@@ -70,20 +70,45 @@ def train(
 
 
 def _begun(recipe: Recipe) -> Path | None:
-    """The run that processes began before they were started again; None when they had not come so far.
+    """The run that these processes began before their starter began them again; None when there is none.
+
+    Whose run a folder holds is told by the name of its job, and where that has none by the recipe.
 
     Raises:
         RunError: the recipe does not say where it lies.
     """
-    if recipe.train.output_dir is None:
+    from tunesmith import record
+    from tunesmith.engine import ranks
+
+    again, job = ranks.restarted(), ranks.job()
+    if recipe.train.output_dir is None and again:
         raise RunError(
             f"{recipe.name} was started again after a crash, and does not say where its run lies: set "
             "train.output_dir to go on by itself"
         )
-    from tunesmith.engine import ranks
-
+    if recipe.train.output_dir is None or not (again or job):
+        return None
     folder = Path(recipe.train.output_dir).expanduser()
-    return folder if ranks.once(lambda: (folder / "recipe.yaml").is_file()) else None
+
+    def theirs() -> bool:
+        if not (folder / record.FILE).is_file():
+            return False
+        past = record.read(folder)
+        return past.get("job") == job and (job is not None or _said(recipe) == _said_in(folder))
+
+    return folder if ranks.once(theirs) else None
+
+
+def _said(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says, and not what it leaves open."""
+    return recipe.model_dump(mode="json", exclude_unset=True)
+
+
+def _said_in(folder: Path) -> Any:
+    """What the recipe of a run said."""
+    import yaml
+
+    return yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
 
 
 def resume(
@@ -121,6 +146,8 @@ def resume(
         )
     with _working_folder(past["working_folder"], say):
         recipe = Recipe.load(str(folder / "recipe.yaml"))
+        for line in record.changes(past, with_values(recipe, past["derived"])):
+            say(f"{folder}/recipe.yaml was changed: {line}")
         look_for_files(recipe, with_train=given.rows is None)
         derived = past["derived"] | _shared_anew(folder, with_values(recipe, past["derived"]), past)
         resolved = Resolved(with_values(recipe, derived), derived)
@@ -135,18 +162,19 @@ def _shared_anew(folder: Path, recipe: Recipe, past: Mapping[str, Any]) -> dict[
     Raises:
         RunError: they cannot take equal shares.
     """
-    from tunesmith.engine import ranks
+    from tunesmith.engine import context, ranks
 
     began = past.get("num_processes", 1)  # before it was recorded, every run had one
     if began == ranks.number():
         return {}
-    batches = recipe.train.gradient_accumulation_steps * began
-    if batches % ranks.number():
+    takers = context.groups(recipe)
+    batches = recipe.train.gradient_accumulation_steps * context.groups(recipe, began)
+    if batches % takers:
         raise RunError(
             f"a step of {folder} has {batches} micro-batches, of which {ranks.number()} processes cannot take as many "
             f"each: start {began}, as it was, or another number that divides {batches}"
         )
-    return {"train.gradient_accumulation_steps": batches // ranks.number()}
+    return {"train.gradient_accumulation_steps": batches // takers}
 
 
 @contextlib.contextmanager
@@ -210,6 +238,10 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
             ranks.once(lambda: _save_final(trainer, loaded, folder, state))
             for line in ranks.once(lambda: companions.written(trainer.companions, folder)):
                 job.say(line)
+        except RecipeError:  # what only the number of steps shows
+            if job.folder is None and trainer.state.global_step == 0 and ranks.own() == 0:
+                shutil.rmtree(folder)
+            raise
         except KeyboardInterrupt:
             job.say(f"stopped at once. Go on with: {go_on}")
             raise
@@ -223,9 +255,12 @@ def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
     """The tokens of a row that would have fitted where memory ran out."""
     from tunesmith.engine import memory, shared_out
 
-    if shared_out.is_shared(loaded.model):
-        strategy = trainer.recipe.parallel.strategy
-        raise RecipeError(f"parallel.strategy={strategy}: one process cannot measure what all of them compute")
+    if shared_out.is_shared(loaded.model) or loaded.group is not None:
+        said = trainer.recipe.parallel
+        raise RecipeError(
+            f"parallel.strategy={said.strategy}, parallel.context={said.context}: one process cannot measure what all "
+            "of them compute"
+        )
     stepped = trainer.optimizer is not None and trainer.optimizer.state
     reserved = 0 if stepped else memory.state_bytes(loaded.model, trainer.recipe)
     with precision(trainer.recipe, job.device.type):
@@ -239,14 +274,13 @@ def _begin(job: Job, loaded: Loaded) -> Path:
     from tunesmith import record
     from tunesmith.data.picture import data_picture
 
-    said = job.recipe.model_dump(mode="json", exclude_unset=True)
     data = {"fingerprint": loaded.rows.fingerprint, "ledger": loaded.rows.ledger}
     begun = record.begin(job.resolved, job.device, data, loaded.fingerprint, job.given.names())
     begun |= {"teacher": loaded.teacher, "reference": loaded.referred, "parameters": parameters(loaded.model)}
     folder = new_folder(
         job.resolved.recipe,
         {
-            "recipe.yaml": yaml.safe_dump(said, sort_keys=False, allow_unicode=True).encode(),
+            "recipe.yaml": yaml.safe_dump(_said(job.recipe), sort_keys=False, allow_unicode=True).encode(),
             "ledger.json": json.dumps(loaded.rows.ledger, indent=2).encode(),
             "data.png": data_picture(loaded.rows.ledger["train"]),
             record.FILE: record.text(begun),

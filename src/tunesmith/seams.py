@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,6 +208,7 @@ class Adapter(Component):
     beside: ClassVar[bool]  # whether new weights are trained beside a frozen model, and saved alone
 
     unmerged: ClassVar[str | None] = None  # why what is trained cannot be put into the model's weights; None: it can
+    virtual: ClassVar[bool] = False  # whether learned tokens stand before every sequence
     reads_gradients: ClassVar[bool] = False  # whether its companion needs the gradients of a step
 
     @abstractmethod
@@ -257,10 +258,11 @@ class Quantization(Component):
 
     @abstractmethod
     def config(self, dtype: "torch.dtype", device: str) -> Any:
-        """What transformers takes as `quantization_config`, for a model whose other weights are of a dtype.
+        """The `quantization_config` of transformers beside weights of a dtype. Raises MissingExtra, RecipeError."""
 
-        Raises MissingExtra without the package that it needs, RecipeError on a device that cannot train so.
-        """
+    @abstractmethod
+    def bits_per_weight(self) -> tuple[float, float]:
+        """Bits of a weight with its share of scales, and of what else there is for each row of a matrix."""
 
 
 class Optimizer(Component):
@@ -271,6 +273,7 @@ class Optimizer(Component):
     in_backward: ClassVar[bool] = True  # a parameter is updated by its own gradient alone, whenever that is known
     learning_rate_factor: ClassVar[float] = 1.0  # to the adapter's own learning rate, where the recipe does not say it
     schedulers: ClassVar[tuple[str, ...]] = ()  # courses of the learning rate that go with it, the usual first; (): all
+    averages: ClassVar[bool] = False  # evaluations and the end of a run take a mean of its own
 
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate. None: the adapter's own (lora 2e-4, full and freeze 2e-5), or what suits this optimizer."""
@@ -302,14 +305,13 @@ class Optimizer(Component):
         assert self.learning_rate is not None, "resolved before the run"
         return self.learning_rate
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """What `build`'s optimizer keeps of one parameter after a step: as a guess, two values for each of its own."""
         return 2 * parameter.nbytes
 
-    def state_bytes(self, model: "torch.nn.Module") -> int:
-        """What it keeps at most of the trained parameters of a model."""
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        return sum(self.kept_bytes(name, parameter) for name, parameter in named)
+    def state_bytes(self, named: "Iterable[tuple[str, torch.Tensor]]", head_dim: int = 1) -> int:
+        """What it keeps at most of those that require gradients; `head_dim`: rows of a head of queries and keys."""
+        return sum(self.kept_bytes(name, one, head_dim) for name, one in named if one.requires_grad)
 
     def companion(self, built: "torch.optim.Optimizer", model: Any, num_steps: int) -> Companion | None:
         """What goes with the optimizer through a run of so many steps, where something does."""

@@ -46,6 +46,7 @@ WAYS: dict[str, tuple[int, tuple[str, ...]]] = {  # processes and words; {all} s
     "activations computed again": (1, ("train.activation_checkpointing=true",)),
     "two processes (ddp)": (2, (*CUT, "train.gradient_accumulation_steps={each}", "parallel.strategy=ddp")),
     "two processes (fsdp)": (2, (*CUT, "train.gradient_accumulation_steps={each}", "parallel.strategy=fsdp")),
+    "two processes (context)": (2, ("parallel.context=2",)),
 }
 
 

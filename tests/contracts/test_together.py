@@ -5,9 +5,8 @@ import torch
 
 from contracts.test_adapters import MODEL, OPTIONS
 from fixtures_models import tiny_model
-from tunesmith import selftest, together
+from tunesmith import extras, selftest, together
 from tunesmith.component import all_of, refusal
-from tunesmith.engine import quantised
 from tunesmith.errors import MissingExtra, RecipeError
 from tunesmith.seams import Adapter, Objective, Optimizer
 
@@ -31,8 +30,8 @@ def test_a_case_does_what_is_declared(case, folder):
 
 
 def test_what_needs_an_extra_says_how_to_get_it(folder, monkeypatch):
-    found = quantised.find_spec
-    monkeypatch.setattr(quantised, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    found = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
     outcome = selftest.attempt(selftest.Case("sft", "lora", "bnb_4bit"), folder)
     assert (outcome.status, outcome.note) == (
         "missing",
@@ -62,19 +61,19 @@ def test_an_adapter_and_an_optimizer_do_what_is_declared(adapter, optimizer):
     updating = all_of(Optimizer)[optimizer](learning_rate=1e-2)
     if refusal([chosen, updating]) is not None:
         return  # a recipe says so: see below
-    model = chosen.apply(tiny_model(scale=0.1, **MODEL.get(adapter, {})))
+    model = chosen.apply(tiny_model(scale=0.1, **MODEL.get(adapter, {}))).double()  # where the least step is seen
     try:
         optimizer = updating.build(model, chosen.factors(model))
     except MissingExtra as error:
         pytest.skip(str(error))
     trained = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
     ids = torch.arange(24).view(2, 12)
-    for _ in range(2):
+    for _ in range(3):  # what is behind zeros has its first gradient in the second step
         optimizer.zero_grad()
         model.train()(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
     parameters = dict(model.named_parameters())
-    assert any(not torch.equal(parameters[name], one) for name, one in trained.items())
+    assert [name for name, one in trained.items() if torch.equal(parameters[name], one)] == []
 
 
 def test_what_is_refused_is_refused_by_a_recipe(folder, monkeypatch):

@@ -11,7 +11,7 @@ from house.tree import PACKAGE, Module, modules, statements
 
 LAYERS = (
     {"", "errors", "types", "atomic", "drawing", "journal", "rouge"},
-    {"component"},
+    {"component", "extras"},
     {"seams"},
     {
         "explain",
@@ -51,7 +51,7 @@ LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and 
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = {
-    "", "errors", "types", "atomic", "component", "seams", "explain", "together", "recipe", "recipe_data",
+    "", "errors", "types", "atomic", "component", "extras", "seams", "explain", "together", "recipe", "recipe_data",
     "recipe_parallel", "recipe_rope", "recipe_text", "recipe_train", "schema", "defaults", "passthrough", "cli",
     "formats", "templates", "objectives", "adapters", "optimizers", "quantizations", "exports", "evaluation",
     "data.source", "planner", "launching", "launchers",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fixtures_models import tiny_model
-from tunesmith import Recipe
+from tunesmith import Recipe, train
 from tunesmith.adapters.adalora import AdaLoRA
 from tunesmith.engine.ranks_picture import table
 from tunesmith.errors import RecipeError
@@ -63,6 +63,14 @@ def test_a_schedule_of_ranks_that_does_not_fit_is_refused():
         Recipe(**plain, train={"release_gradients": True, "max_grad_norm": 0})
     with pytest.raises(RecipeError, match=r"train\.fp16: adalora needs gradients without their scale"):
         Recipe(**plain, train={"fp16": True, "max_grad_norm": 0})
+
+
+def test_a_run_that_is_refused_by_its_steps_leaves_no_folder(tmp_path):
+    recipe = {"model": "builtin:tiny", "data": {"train": "builtin:identity", "cache_dir": str(tmp_path / "cache")}}
+    adapter = {"type": "adalora", "tinit": 1, "tfinal": 2}
+    with pytest.raises(RecipeError, match=r"adapter\.tinit and adapter\.tfinal: of 2 steps"):
+        train(Recipe(**recipe, adapter=adapter, train={"max_steps": 2, "output_dir": str(tmp_path / "run")}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_schedule_of_ranks_goes_on_from_what_was_kept():

@@ -103,7 +103,10 @@ def test_b_matrices_have_a_rate_of_their_own():
 @pytest.mark.parametrize(
     ("said", "problem"),
     [
-        ({"init_lora_weights": "loftq"}, "loftq is not for here: .* not rounded"),
+        (
+            {"init_lora_weights": "loftq"},
+            "loftq is not for here: it fits .* Say true or gaussian, or on a base",
+        ),
         ({"init_lora_weights": "eva"}, "eva is not for here"),
         ({"init_lora_weights": "pissa_niter_x"}, "init_lora_weights"),
     ],
@@ -271,6 +274,27 @@ def test_a_stack_is_merged_in_order_and_found_again(runs, tmp_path):
     torch.testing.assert_close(both(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ModelError, match="name those first"):
         Merged(device="cpu", adapters=(str(third),)).write(other, tmp_path / "wrong")
+
+
+def test_the_ground_of_an_adapter_is_known_by_its_weights_wherever_it_lies(runs, tmp_path):
+    import shutil
+
+    first = runs("first", {})
+    third = runs("on first", {"start_from": (str(first), str(first))})
+    shutil.copytree(first, tmp_path / "moved")
+    assert Merged(device="cpu", adapters=(str(third),)).write(tmp_path / "moved", tmp_path / "both").passed
+
+
+def test_what_is_said_in_place_of_loftq_can_be_had(runs):
+    """The refusal names what any base takes, and what one takes that is not in few bits."""
+    from tunesmith.adapters.lora import BEGINNINGS
+    from tunesmith.quantizations.bnb_4bit import FourBit
+
+    anywhere, plain = BEGINNINGS.split(", or on a base that is not in few bits ")
+    for names, is_refused in ((anywhere, False), (plain, True)):
+        for name in names.replace(" or ", ", ").split(", "):
+            adapter = LoRA(init_lora_weights=True if name == "true" else name)
+            assert (adapter.refuses(FourBit()) is not None) == is_refused, name
 
 
 def test_an_adapter_whose_ground_was_changed_is_refused(runs, tmp_path):

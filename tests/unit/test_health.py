@@ -3,11 +3,15 @@
 import copy
 import json
 import platform
+import re
+import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
-from tunesmith import health
+from tunesmith import extras, health
+from tunesmith.errors import MissingExtra
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,28 @@ def test_what_is_missing_comes_with_its_command(facts):
     assert any(line.startswith("xlsx files") and line.endswith(f"pip install '{command}'") for line in lines)
     assert any("wandb" in line and line.endswith("pip install wandb") for line in lines)
     assert not health.healthy(facts)  # openpyxl is needed
+
+
+def test_every_extra_is_told_of_and_can_be_installed(facts):
+    """The table is that of pyproject.toml, but of what developers alone want."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    declared = {
+        name: {re.split(r"[<>=\[]", line)[0] for line in lines}
+        for name, lines in project["optional-dependencies"].items()
+    }
+    told = {name: {*packages} for name, packages in extras.EXTRAS.items()}
+    declared["test"] &= told["test"]
+    assert told == declared
+    of_facts = {(one["package"], one["command"]) for one in facts["features"]}
+    assert {(one, extras.command(name)) for name, packages in told.items() for one in packages} <= of_facts
+
+
+def test_what_an_extra_lacks_is_said_with_its_command(monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name.startswith("onnx") else True)
+    extras.need("one that is there", "gguf")
+    said = "A needs onnx and onnxscript and onnxruntime, which are not installed: pip install 'tunesmith[onnx]'"
+    with pytest.raises(MissingExtra, match=f"^{re.escape(said)}$"):
+        extras.need("A", "onnx")
 
 
 def test_a_machine_without_a_wish_is_healthy(facts):

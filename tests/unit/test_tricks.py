@@ -14,6 +14,7 @@ from tunesmith.engine import noise
 from tunesmith.engine.averaged import Averaged
 from tunesmith.engine.model import load_model
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.optimizers.badam import BAdam
 from tunesmith.recipe import Model
 
 
@@ -78,6 +79,25 @@ def test_a_run_ends_with_the_moving_average_of_its_steps(adapter, folder, tmp_pa
         shutil.rmtree(tmp_path / f"again/checkpoints/step-{step}")
     again = weights(resume(tmp_path / "again").folder / "final")
     assert all(torch.equal(one, again[name]) for name, one in final.items())
+
+
+def test_an_average_is_of_all_weights_whoever_has_a_turn(folder, tmp_path):
+    # badam freezes all blocks but one before the first step
+    said = recipe(folder, tmp_path / "run", ema_decay=0.3)
+    turns = said.model_copy(update={"optimizer": BAdam(learning_rate=1e-2, switch_every=2)})
+    run = train(turns).folder
+    begun, final = load_file(folder / "model/model.safetensors"), weights(run / "final")
+    last = weights(run / "checkpoints/step-4")
+    means = load_file(run / "checkpoints/step-4/companions.safetensors")
+    moved = [name for name, one in last.items() if not torch.equal(one, begun[name])]
+    assert moved and {name for name in begun if any(name in kept for kept in means)} == set(begun)
+    assert all(not torch.equal(final[name], last[name]) for name in moved)
+
+
+def test_two_means_are_refused():
+    least = {"model": {"path": "m"}, "data": {"train": "d"}}
+    with pytest.raises(RecipeError, match=r"train\.ema_decay=0\.9: schedule_free has a mean of the weights of its own"):
+        Recipe(**least, optimizer="schedule_free", train={"ema_decay": 0.9})
 
 
 def test_an_average_is_lent_and_in_float32():

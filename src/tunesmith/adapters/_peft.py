@@ -63,14 +63,11 @@ class Beside(Adapter):
         import peft
 
         from tunesmith.engine.compat import peft_warnings
-        from tunesmith.engine.model import has_words, heads_of
 
-        heads = () if has_words(model) else heads_of(model)
-        whole = [name.rpartition(".")[2] for name in heads]
         shared = {
             "target_modules": [*self.target_modules] if isinstance(self.target_modules, tuple) else self.target_modules,
-            "modules_to_save": [*self.modules_to_save, *(name for name in whole if name not in PEFTS_HEADS)] or None,
-            "task_type": _task(model, bool(whole)),
+            "modules_to_save": [*self.modules_to_save, *heads_to_save(model)] or None,
+            "task_type": task_of(model),
         }
         try:
             with peft_warnings():
@@ -150,9 +147,19 @@ def wrapped(model: Any, config: Any) -> Any:
         raise RecipeError(f"{option}: {first}") from error
 
 
-def _task(model: Any, values: bool) -> str:
+def heads_to_save(model: Any) -> list[str]:
+    """The modules of a head for classes or a reward that are trained whole, and not so by peft itself."""
+    from tunesmith.engine.model import has_words, heads_of
+
+    whole = () if has_words(model) else [name.rpartition(".")[2] for name in heads_of(model)]
+    return [name for name in whole if name not in PEFTS_HEADS]
+
+
+def task_of(model: Any) -> str:
     """What peft calls the task of a model."""
-    if values:
+    from tunesmith.engine.model import has_words
+
+    if not has_words(model):
         return "SEQ_CLS"
     return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
 

@@ -18,6 +18,7 @@ class VirtualTokens(Adapter):
     """Virtual tokens before every sequence, by peft."""
 
     beside: ClassVar[bool] = True
+    virtual: ClassVar[bool] = True
     unmerged: ClassVar[str | None] = UNMERGED
 
     num_virtual_tokens: Annotated[int, Field(gt=0)] = 20

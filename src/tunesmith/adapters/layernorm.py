@@ -23,7 +23,7 @@ class LayerNorm(Adapter):
         from peft import LNTuningConfig, get_peft_model
         from peft.tuners.ln_tuning.layer import LNTuningLayer
 
-        from tunesmith.adapters._beside import heads_to_save, task_of
+        from tunesmith.adapters._peft import heads_to_save, task_of
         from tunesmith.engine.compat import peft_warnings
         from tunesmith.errors import RecipeError
 
@@ -33,7 +33,8 @@ class LayerNorm(Adapter):
                 f"adapter: {type(model).__name__} has no norm with weights, so layernorm trains nothing: choose "
                 "adapter=lora"
             )
-        config = LNTuningConfig(target_modules=norms, modules_to_save=heads_to_save(model), task_type=task_of(model))
+        whole = heads_to_save(model) or None
+        config = LNTuningConfig(target_modules=norms, modules_to_save=whole, task_type=task_of(model))
         with peft_warnings():
             adapted = get_peft_model(model, config)
         for module in adapted.modules():

@@ -13,8 +13,9 @@ UPS = ("lora_B", "lora_embedding_B")
 # Beginnings of the ways in which peft makes updates from the frozen weights: two take them out of these, which would
 # then be rounded anew; orthogonal makes them of the same type.
 FROM_WEIGHTS = ("pissa", "olora", "orthogonal")
+BEGINNINGS = "true or gaussian, or on a base that is not in few bits pissa, olora or orthogonal"
 NOT_HERE = {
-    "loftq": "it fits the update to the rounding of a quantised model, and the frozen weights here are not rounded",
+    "loftq": "it fits the update to what rounding takes from weights, and model.quantization keeps none from before it",
     "corda": "it decomposes weights by statistics that a script of peft's prepares beforehand (preprocess_corda)",
     "eva": "it decomposes the inputs that layers have on the rows, which are not known when the adapter is made",
 }
@@ -84,7 +85,7 @@ class LoRA(Continued):
     @classmethod
     def _can_begin_so(cls, value: Any) -> Any:
         if isinstance(value, str) and value in NOT_HERE:
-            raise ValueError(f"{value} is not for here: {NOT_HERE[value]}. Say pissa, olora or orthogonal")
+            raise ValueError(f"{value} is not for here: {NOT_HERE[value]}. Say {BEGINNINGS}")
         return value
 
     def options(self, model: Any) -> dict[str, Any]:

@@ -248,6 +248,7 @@ def load_weights(model: Any, folder: Path) -> None:
             result = set_peft_model_state_dict(model, state, adapter_name=name)
         assert not result.unexpected_keys, result.unexpected_keys
         return
+    exact = torch.float32 if any(one.dtype == torch.float32 for one in model.parameters()) else model.dtype  # a head
     with without_progress_bar():
-        stored = shared_out.plain_class(model).from_pretrained(folder, dtype=model.dtype)
+        stored = shared_out.plain_class(model).from_pretrained(folder, dtype=exact)
     model.load_state_dict(shares.parts_of(stored.state_dict(), model))

@@ -38,12 +38,15 @@ class Share:
 
 
 def shares(
-    objective: Objective, batches: Sequence[Batch], logps: Sequence[torch.Tensor], accelerator: Any
+    objective: Objective, batches: Sequence[Batch], logps: Sequence[torch.Tensor], accelerator: Any, each: int = 1
 ) -> list[Share]:
-    """What each micro-batch of this rank has of the loss of all on all ranks: `logps` are those of each, [1, T]."""
+    """What each micro-batch of this rank has of the loss of all on all ranks: `logps` are those of each, [1, T].
+
+    Every `each` ranks, one after the other, have the same micro-batches.
+    """
     device = logps[0].device
     own = [(_on(batch, "cpu"), one.cpu()) for batch, one in zip(batches, logps, strict=True)]
-    everyones, first = _gathered(own, accelerator)
+    everyones, first = _gathered(own, accelerator, each)
     counted = [(batch, one) for batch, one in everyones if not batch.blank]
     whole = torch.cat([one for _, one in counted], dim=1).to(device).requires_grad_()
     together = _on(joined([batch for batch, _ in counted]), device)
@@ -64,15 +67,16 @@ def shares(
     ]
 
 
-def _gathered(own: list[Any], accelerator: Any) -> tuple[list[Any], int]:
-    """What all ranks have, in their order, and where this rank's own begins."""
+def _gathered(own: list[Any], accelerator: Any, each: int) -> tuple[list[Any], int]:
+    """What all ranks have, in their order, once, and where this rank's own begins."""
     if accelerator.num_processes == 1:
         return own, 0
     from accelerate.utils import gather_object
 
     marked = gather_object([(accelerator.process_index, one) for one in own])
-    ranks = [rank for rank, _ in marked]
-    return [one for _, one in marked], ranks.index(accelerator.process_index)
+    firsts = [(rank, one) for rank, one in marked if rank % each == 0]
+    ranks = [rank for rank, _ in firsts]
+    return [one for _, one in firsts], ranks.index(accelerator.process_index // each * each)
 
 
 def _on(batch: Batch, device: Any) -> Batch:

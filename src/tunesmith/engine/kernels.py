@@ -108,7 +108,7 @@ def choose(model: Any, ops: Elementwise = PLAIN) -> Kernels:
         base.set_attn_implementation("sdpa")
     own = attention_of(base)
     notes: list[str] = []
-    trial = _Packed.of(model, _probe_batch(model), _alone)
+    trial = _Packed.of(model, probe_batch(model), _alone)
     problem = _try_packed(trial, own)
     packed = problem is None
     if not packed:
@@ -195,7 +195,8 @@ def _try_packed(trial: _Packed, own: str) -> str | None:
     return problem
 
 
-def _probe_batch(model: Any) -> Batch:
+def probe_batch(model: Any) -> Batch:
+    """A few random sequences, each token of which is asked for the next one."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, num_rows(model), (1, sum(LENGTHS)), generator=generator)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith import extras
 from tunesmith.engine import quantised, rope
 from tunesmith.errors import ModelError, near
 from tunesmith.recipe import Model
@@ -57,7 +58,7 @@ def _named(place: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """What names a model to transformers' `from_pretrained`. Raises MissingExtra without what reads a .gguf file."""
     if not place.endswith(GGUF):
         return place, {"revision": revision}
-    quantised.need(f"{place}", "gguf")
+    extras.need(f"{place}", "gguf")
     return str(Path(place).parent), {"gguf_file": Path(place).name}
 
 

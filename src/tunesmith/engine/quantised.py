@@ -7,35 +7,16 @@ import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tunesmith.errors import MissingExtra, ModelError
+from tunesmith import extras
+from tunesmith.errors import ModelError
 
-EXTRAS = {  # of this package: the modules that each brings
-    "bitsandbytes": ("bitsandbytes",),
-    "hqq": ("hqq",),
-    "torchao": ("torchao",),
-    "gptq": ("gptqmodel", "optimum"),
-    "awq": ("gptqmodel",),
-    "compressed-tensors": ("compressed_tensors",),
-    "gguf": ("gguf",),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-}
 CONFIG = "quantization_config.json"  # beside an adapter: what its base model was held in
 TRAINABLE = "bitsandbytes, hqq, torchao in int8, gptq, awq or compressed-tensors"  # what a stored model may be held in
-
-
-def need(what: str, extra: str) -> None:
-    """Look for the packages of an extra. Raises MissingExtra for `what` needs them: with the command."""
-    missing = [name.replace("_", "-") for name in EXTRAS[extra] if find_spec(name) is None]
-    if missing:
-        raise MissingExtra(
-            f"{what} needs {' and '.join(missing)}, which is not installed: pip install 'tunesmith[{extra}]'"
-        )
 
 
 def stored_words(config: Any) -> Any | None:
@@ -56,8 +37,8 @@ def stored_method(config: Any) -> str | None:
 
 def need_for_stored(what: str, method: str) -> None:
     """Look for what loads a model that is held in some way. Raises MissingExtra."""
-    if method in EXTRAS:
-        need(f"{what} is held in {method}, which", method)
+    if method in extras.EXTRAS:
+        extras.need(f"{what} is held in {method}, which", method)
 
 
 def held_in(model: Any) -> str | None:

@@ -7,12 +7,16 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
-from tunesmith.errors import RESTART_COUNT
+from tunesmith.errors import JOB, RESTART_COUNT
 
 Found = TypeVar("Found")
 
+PATIENCE = timedelta(days=1)  # rendering and writing take rank 0 longer than the minutes that NCCL waits
+JOBS = (JOB, "TORCHELASTIC_RUN_ID")  # torchrun says none where nobody has named it
 RESTARTS = (RESTART_COUNT, "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often a run was begun again
 
 
@@ -39,13 +43,27 @@ def restarted() -> bool:
     return any(everyones(any(int(os.environ.get(name, "0")) > 0 for name in RESTARTS)))
 
 
+def job() -> str | None:
+    """What their starter calls them, the same name when it begins them again, or more of them; None: it has none."""
+    return next((said for name in JOBS if (said := os.environ.get(name, "none")) != "none"), None)
+
+
 def meet(device: str) -> None:
     """Join the others, and take the device of this process: from here on each waits where all must be."""
     if number() > 1:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu")
+        _patient()  # all make it at once
         atexit.register(_part)
+
+
+@cache
+def _patient() -> Any:
+    """The group of all, for what one does while the others wait, and for objects."""
+    import torch
+
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def _part() -> None:
@@ -61,7 +79,7 @@ def wait() -> None:
     if number() > 1:
         import torch
 
-        torch.distributed.barrier()
+        torch.distributed.barrier(group=_patient())
 
 
 @contextmanager
@@ -81,7 +99,7 @@ def once(work: Callable[[], Found]) -> Found:
     import torch
 
     found: list[Any] = [work() if own() == 0 else None]
-    torch.distributed.broadcast_object_list(found)
+    torch.distributed.broadcast_object_list(found, group=_patient())
     return found[0]
 
 
@@ -92,7 +110,7 @@ def everyones(value: Found) -> list[Found]:
     import torch
 
     found: list[Any] = [None] * number()
-    torch.distributed.all_gather_object(found, value)
+    torch.distributed.all_gather_object(found, value, group=_patient())
     return found
 
 
@@ -108,19 +126,22 @@ def largest(value: int) -> int:
     return int(found)
 
 
-def counted(counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors of counts by name, added over all of them; a rank may lack a name that another one has."""
+def counted(counts: Mapping[str, Any], each: int = 1) -> dict[str, Any]:
+    """Tensors of counts by name, added over all of them; a rank may lack a name that another one has.
+
+    Of every `each`, one after the other, that have the same counts, the first one's are added.
+    """
     total: dict[str, Any] = {}
-    for part in everyones(dict(counts)):
+    for part in everyones(dict(counts))[::each]:
         for name, one in part.items():
             total[name] = total.get(name, 0) + one
     return total
 
 
-def added(sums: Mapping[str, Sequence[Any]]) -> dict[str, tuple[float, float]]:
-    """Sums and counts by name, over all of them; a rank may lack a name that another one has."""
+def added(sums: Mapping[str, Sequence[Any]], each: int = 1) -> dict[str, tuple[float, float]]:
+    """Sums and counts by name, over all of them, or the first of every `each`; a rank may lack a name."""
     total: dict[str, tuple[float, float]] = {}
-    for part in everyones({name: (float(pair[0]), float(pair[1])) for name, pair in sums.items()}):
+    for part in everyones({name: (float(pair[0]), float(pair[1])) for name, pair in sums.items()})[::each]:
         for name, pair in part.items():
             before = total.get(name, (0.0, 0.0))
             total[name] = (before[0] + pair[0], before[1] + pair[1])

@@ -20,10 +20,9 @@ from tunesmith.data.prepare import cache_folder
 from tunesmith.data.reference import FOLDER, NONE, Referenced, missing, places
 from tunesmith.engine import multi_adapter, ranks, shared_out
 from tunesmith.engine.model import is_adapted
-from tunesmith.engine.scores import Scorer, asked_of
-from tunesmith.engine.values import ValueScorer
+from tunesmith.engine.scores import asked_of
 from tunesmith.recipe import Recipe
-from tunesmith.types import Batch
+from tunesmith.types import Batch, Scores
 
 FLUSH_SECONDS = 30  # between two times that what was made goes to the disk
 
@@ -36,7 +35,7 @@ class Reference:
     """
 
     model: Any
-    scorer: Scorer | ValueScorer
+    scorer: Callable[..., Scores]
     identity: str | None  # tells its weights from others; None: they are not known, and nothing is kept
     adapter: str | None = None  # the name of an adapter on the trained model
 

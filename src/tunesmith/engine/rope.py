@@ -7,11 +7,13 @@ that a run, an export or another program needs.
 from typing import Any
 
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.recipe_parallel import BY_LONGEST
 from tunesmith.recipe_rope import RopeScaling
 
 SCALED = ("linear", "dynamic", "yarn", "llama3", "longrope")
 FULL = "full_attention"  # of configs that say rotary positions by kind of layer: those without a window
 OURS = {*RopeScaling.model_fields, "type", "mscale", "mscale_all_dim", "truncate"}  # what another scaling replaces
+SAID = ("rope_parameters", "original_max_position_embeddings", "max_position_embeddings")  # where a config does
 DEFAULTS = {"llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}}  # which transformers wants said
 
 
@@ -58,7 +60,7 @@ def _written(said: RopeScaling, original: int, pairs: int) -> dict[str, Any]:
 def take(config: Any, stored: Any) -> None:
     """Give a config the rotary positions of another one of the same model."""
     text, other = config.get_text_config(), stored.get_text_config()
-    for name in ("rope_parameters", "original_max_position_embeddings", "max_position_embeddings"):
+    for name in SAID:
         if hasattr(other, name):
             setattr(text, name, getattr(other, name))
 
@@ -66,6 +68,18 @@ def take(config: Any, stored: Any) -> None:
 def is_scaled(config: Any) -> bool:
     """Whether a model's rotary positions are stretched, by this run or before."""
     return (_parameters(config.get_text_config()) or {}).get("rope_type") in SCALED
+
+
+def differ(config: Any, other: Any) -> bool:
+    """Whether the positions of one of two configs of a model are stretched, and not so in the other."""
+    texts = (config.get_text_config(), other.get_text_config())
+    of_each = [[getattr(text, name, None) for name in SAID] for text in texts]
+    return (is_scaled(config) or is_scaled(other)) and of_each[0] != of_each[1]
+
+
+def by_longest(config: Any) -> bool:
+    """Whether the longest sequence of a row decides how far all of its positions turn."""
+    return (_parameters(config.get_text_config()) or {}).get("rope_type") in BY_LONGEST
 
 
 def context_of(config: Any) -> int | None:

@@ -5,6 +5,7 @@ the mean of its micro-batches', each weighed by the units (tokens, pairs) that i
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +13,6 @@ import torch
 
 from tunesmith.engine.compat import routers_of
 from tunesmith.engine.model import base_of
-from tunesmith.engine.scores import Scorer
-from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError
 from tunesmith.types import Batch, LossSum, Scores
 
@@ -25,14 +24,14 @@ OWN = "load_balancing_loss_func"  # what transformers calls it in each family's 
 class Routed:
     """A scorer that also says how evenly a model's routers share out the tokens: `Scores.extra`."""
 
-    scorer: Scorer | ValueScorer
+    scorer: Callable[..., Scores]
     routers: tuple[torch.nn.Module, ...]
     place: int  # of the logits in what a router gives
     top_k: int
     balance: Any
 
     @classmethod
-    def of(cls, scorer: Scorer | ValueScorer, model: Any, coefficient: float) -> "Routed":
+    def of(cls, scorer: Callable[..., Scores], model: Any, coefficient: float) -> "Routed":
         """Beside a scorer of a model. Raises RecipeError when it has no routers."""
         base = base_of(model)
         balance = getattr(sys.modules[type(base).__module__], OWN, None)

@@ -6,6 +6,7 @@ a file's header says where in a whole tensor each part belongs. There is no pick
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def write(parts: Parts, folder: Path, group: Any) -> None:
     for name, tensors in parts.items():
         place = folder / FOLDER / name
         place.mkdir(parents=True, exist_ok=True)
-        save(tensors, storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True), process_group=group)
+        writer = HuggingFaceStorageWriter(str(place), save_distributed=True)
+        with _reason():
+            save(tensors, storage_writer=writer, process_group=group)
 
 
 def describe(model: Any, folder: Path) -> None:
@@ -128,6 +131,17 @@ def _read(tensors: dict[str, torch.Tensor], place: Path) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 
-    with warnings.catch_warnings():
+    with _reason(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process", UserWarning)
         load_parts(tensors, storage_reader=HuggingFaceStorageReader(str(place)))
+
+
+@contextmanager
+def _reason() -> Iterator[None]:
+    """Turn torch's error about some ranks into what the first of them met, as a full disk."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None

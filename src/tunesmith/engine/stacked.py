@@ -87,7 +87,7 @@ def settled(model: Any, place: Path) -> Any:
 def _upon(model: Any, place: Path) -> Any:
     """The model with what a stored adapter needs merged below it."""
     needed, there = beneath(place), stack_of(model)
-    if not needed or needed == there:
+    if not needed or _digests(needed) == _digests(there):
         return model
     if there:
         raise ModelError(
@@ -120,6 +120,10 @@ def put_alone(model: Any, place: Path, trained: bool = False) -> Any:
 def _digest(place: Path) -> str:
     with open(place / WEIGHTS, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests(stack: Stack) -> list[str]:
+    return [one["sha256"] for one in stack]
 
 
 def _names(stack: Stack) -> str:

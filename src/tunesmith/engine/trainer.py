@@ -31,7 +31,7 @@ import transformers
 from tunesmith.data.batch import PackedRows, join
 from tunesmith.data.stream import StreamedRows, write_account
 from tunesmith.engine import checkpoint as checkpoints
-from tunesmith.engine import companions, joint, ranks, shared_out, shares
+from tunesmith.engine import companions, context, joint, ranks, shared_out, shares
 from tunesmith.engine.averaged import Averaged
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
@@ -41,8 +41,6 @@ from tunesmith.engine.reference import Reference
 from tunesmith.engine.release import ReleasedGradients
 from tunesmith.engine.router import Routed, balanced
 from tunesmith.engine.saving import Saving
-from tunesmith.engine.scores import Scorer
-from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
 from tunesmith.seams import Companion
@@ -68,7 +66,7 @@ class Trainer(transformers.Trainer):
         self,
         recipe: Recipe,
         model: Any,
-        scorer: Scorer | ValueScorer,
+        scorer: Callable[..., Scores],
         args: transformers.TrainingArguments,
         rows: PackedRows | StreamedRows,
         held_out: PackedRows | None,
@@ -82,7 +80,8 @@ class Trainer(transformers.Trainer):
             raise RecipeError(f"metrics: {', '.join(taken)} is a name of the run's own lines: choose another")
         self.companions: tuple[Companion, ...] = ()  # made with the optimizer
         self.recipe, self.metrics, self.tokenizer = recipe, metrics, tokenizer
-        self.scorer: Scorer | ValueScorer | Routed = scorer
+        self.scorer = scorer
+        self.each = context.size(recipe)  # processes one after the other that have the same rows
         self.router = recipe.train.router_aux_loss_coef
         if self.router is not None:
             self.scorer = Routed.of(scorer, model, self.router)
@@ -114,13 +113,14 @@ class Trainer(transformers.Trainer):
         adapter, num_steps = self.recipe.adapter, int(self.args.max_steps)
         self.optimizer = self.recipe.optimizer.build(trained, adapter.factors(trained))
         self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
+        decay = self.recipe.train.ema_decay
+        average = None if decay is None else Averaged(trained, decay)  # of all that is trained, whoever's turn it is
         found = (
             adapter.companion(trained, num_steps),
             self.recipe.optimizer.companion(self.optimizer, trained, num_steps),
+            average,
         )
-        decay = self.recipe.train.ema_decay
-        average = () if decay is None else (Averaged(trained, decay),)
-        self.companions = (*(one for one in found if one is not None), *average)
+        self.companions = tuple(one for one in found if one is not None)
         if self.companions:
             self.add_callback(companions.Accompanied(self.companions))
         return self.optimizer
@@ -192,7 +192,7 @@ class Trainer(transformers.Trainer):
         with self.accelerator.autocast():
             logps = [self.scorer(model, batch).logps for batch in batches]
             batches = [self._referred(model, batch) for batch in batches]
-        return joint.shares(self.recipe.objective, batches, logps, self.accelerator)
+        return joint.shares(self.recipe.objective, batches, logps, self.accelerator, self.each)
 
     def _measured_each(self, model: Any, batches: Iterable[Batch]) -> Iterator[tuple[LossSum, Pairs]]:
         """The sum and the metrics of each of some batches; where the loss compares samples, its share in all."""
@@ -226,8 +226,8 @@ class Trainer(transformers.Trainer):
                     counts[name] = counts.get(name, 0) + one.cpu()
         model.train()
         shared_out.rest(model)
-        found: dict[str, Any] = _ratios(ranks.added(sums))
-        found |= self.recipe.objective.measures(ranks.counted(counts))
+        found: dict[str, Any] = _ratios(ranks.added(sums, self.each))
+        found |= self.recipe.objective.measures(ranks.counted(counts, self.each))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         with companions.settled(self.companions):  # questions are answered with the same weights
@@ -271,7 +271,7 @@ class Trainer(transformers.Trainer):
 
     def log_the_rest(self) -> None:
         """Write the line of the steps since the last one, where training ended between two."""
-        if "loss" in self.sums:
+        if any(ranks.everyones("loss" in self.sums)):  # behind a checkpoint rank 0 has those of all
             self.log({"loss": 0.0})  # the sums have the number
 
     def was_over(self, checkpoint: Path) -> bool:
@@ -288,7 +288,7 @@ class Trainer(transformers.Trainer):
 
     def _drained(self) -> dict[str, float]:
         """The means since the last line; the token counts join the totals."""
-        sums, self.sums = ranks.added(self.sums), {}
+        sums, self.sums = ranks.added(self.sums, self.each), {}
         for name in ("tokens", "trained_tokens"):
             total, _ = sums.pop(name)
             setattr(self, name, getattr(self, name) + int(total))
@@ -309,7 +309,7 @@ class Trainer(transformers.Trainer):
         return self.seconds_before + time.monotonic() - self.started
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        sums, random = ranks.added(self.sums), ranks.everyones(checkpoints.random_state())
+        sums, random = ranks.added(self.sums, self.each), ranks.everyones(checkpoints.random_state())
         self._refuse_infinite("loss", sums["loss"][0] if "loss" in sums else 0.0)
         shared = shared_out.is_shared(model)
         if not self.args.should_save and not shared:

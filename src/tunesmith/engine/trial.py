@@ -51,7 +51,7 @@ class Trial:
             allowed = [max(pair) for pair in zip(allowed, seen, strict=True)]
         return cls(model, batch, reference, (allowed[0], allowed[1]))
 
-    def scores(self, scorer: Scorer | ValueScorer) -> str | None:
+    def scores(self, scorer: Callable[..., Scores]) -> str | None:
         """What is wrong with a scorer's log-probabilities or values of the sequences in one batch, if anything."""
         try:
             found = read(scorer(self.model, self.batch))

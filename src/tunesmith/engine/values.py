@@ -50,11 +50,11 @@ class ValueScorer:
 
         No word is scored.
         """
-        values = self._packed(model, batch) if self.packed else self._filled(model, batch)
+        values = self.kept(self.said(model, batch), batch) if self.packed else self._filled(model, batch)
         return Scores(torch.zeros_like(batch.weight), values=values.float())
 
-    def _packed(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """[S, labels] or [N, labels], from one pass over the row."""
+    def said(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """What the head says of every token [T, labels], from one pass over the row."""
         caught: list[torch.Tensor] = []
         handle = self.head.register_forward_hook(lambda module, args, output: caught.append(output))
         try:
@@ -68,7 +68,11 @@ class ValueScorer:
             handle.remove()
         (values,) = caught  # [1, T, labels]
         assert values.shape[:2] == batch.input_ids.shape, "the head says something of every token"
-        return values[0, asked_of(batch) if self.tokens else self._last(batch)]
+        return values[0]
+
+    def kept(self, said: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What is kept of that: [S, labels] or [N, labels]."""
+        return said[asked_of(batch) if self.tokens else self._last(batch)]
 
     def _last(self, batch: Batch) -> torch.Tensor:
         """The place of the last token of each sequence that is not padding, as transformers chooses it: [S]."""

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tunesmith.generate.engine import Reply
 from tunesmith.generate.subject import Sequence_, Subject
 from tunesmith.journal import Journal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SAID_EVERY = 20.0  # seconds
 KEY = "asked"
@@ -26,11 +29,22 @@ KEY = "asked"
 class Remembered(Subject):
     """A subject that knows what it was asked before."""
 
+    subject: Subject
+    tokenizer: "PreTrainedTokenizerBase"
     journal: Journal | None = None  # None: nothing is written down
     say: Callable[[str], None] = print
     name: str = ""
     known: dict[str, Any] = field(default_factory=dict)
     said: list[float] = field(default_factory=list)  # when it was last told how far it is
+
+    @property
+    def context_tokens(self) -> int | None:
+        """As `Subject` says it."""
+        return self.subject.context_tokens
+
+    def logps_by_row(self, sequences: Sequence[Sequence_]) -> Iterator[list[torch.Tensor]]:
+        """As the subject's."""
+        return self.subject.logps_by_row(sequences)
 
     def logps(self, sequences: Sequence[Sequence_]) -> list[torch.Tensor]:
         """As `Subject.logps`; what is known already is not computed again."""
@@ -47,7 +61,7 @@ class Remembered(Subject):
         """As `Subject.replies`; what is known already is not made again."""
         keys = [_key("reply", list(prompt), max_new_tokens, list(stop)) for prompt in prompts]
         new = {key: one for key, one in zip(keys, prompts, strict=True) if key not in self.known}
-        made = zip(new, super().replies(list(new.values()), max_new_tokens, stop), strict=True)
+        made = zip(new, self.subject.replies(list(new.values()), max_new_tokens, stop), strict=True)
         for key in keys:
             while key not in self.known:
                 found, reply = next(made)
@@ -75,8 +89,7 @@ def remembered(subject: Subject, place: Path | None, name: str, say: Callable[[s
             known.update(zip(entry[KEY], entry["found"], strict=True))
         if known:
             say(f"{name}: goes on, {len(known):,} were asked before it was stopped")
-    own = {one: getattr(subject, one) for one in ("model", "tokenizer", "kernels")}
-    yield Remembered(**own, journal=journal, say=say, name=name, known=known, said=[time.monotonic()])
+    yield Remembered(subject, subject.tokenizer, journal, say, name, known, [time.monotonic()])
     if place is not None:
         place.unlink()
 

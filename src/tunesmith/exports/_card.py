@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tunesmith import __version__
+from tunesmith.data import files
 from tunesmith.generate.load import base_of, is_adapter
 
 LIBRARIES = {"adapter": "peft", "gguf": "gguf", "ollama": "gguf"}
@@ -20,33 +21,46 @@ COUNTS = ("rows_read", "rows_kept", "rows_truncated", "samples", "tokens", "trai
 
 
 def card(
-    run: Path, record: Mapping[str, Any], place: str, signed: Mapping[str, Any], repo: str, license_: str | None
+    run: Path,
+    record: Mapping[str, Any],
+    place: str,
+    signed: Mapping[str, Any],
+    repo: str,
+    license_: str | None,
+    base: str | None,
 ) -> str:
-    """The page, as Markdown with a head of YAML."""
-    return "\n".join(_parts(run, record, place, signed, repo, license_)) + "\n"
+    """The page, as Markdown with a head of YAML. `base` names the base model in place of what the run calls it."""
+    return "\n".join(_parts(run, record, place, signed, repo, license_, base)) + "\n"
 
 
 def _parts(
-    run: Path, record: Mapping[str, Any], place: str, signed: Mapping[str, Any], repo: str, license_: str | None
+    run: Path,
+    record: Mapping[str, Any],
+    place: str,
+    signed: Mapping[str, Any],
+    repo: str,
+    license_: str | None,
+    base: str | None,
 ) -> Iterator[str]:
     recipe, kind = record["recipe"], signed["export"]["type"]
-    base = base_of(place).path if is_adapter(place) else recipe["model"]["path"]
-    rows = {one["path"] for one in recipe["data"]["train"] if HUB_ID.fullmatch(one["path"])}
+    trained_in = Path(record.get("working_folder", "."))
+    base = base or (base_of(place).path if is_adapter(place) else recipe["model"]["path"])
+    rows = {one["path"] for one in recipe["data"]["train"] if is_hub_id(one["path"], trained_in)}
     method, objective = recipe["adapter"]["type"], recipe["objective"]["type"]
     head: dict[str, Any] = {
         "library_name": LIBRARIES.get(kind, "transformers"),
         "pipeline_tag": "text-generation",
         "tags": ["tunesmith", method, objective],
     }
-    head |= {"base_model": base} if HUB_ID.fullmatch(base) else {}
+    head |= {"base_model": base} if is_hub_id(base, trained_in) else {}
     head |= {"datasets": sorted(rows)} if rows else {}
     head |= {} if license_ is None else {"license": license_}
     yield f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
     yield f"# {repo.rpartition('/')[2]}\n"
-    yield f"`{_hidden(base)}`, tuned with {method} by {objective}, as `{kind}`. Made by tunesmith {__version__}.\n"
+    yield f"`{hidden(base)}`, tuned with {method} by {objective}, as `{kind}`. Made by tunesmith {__version__}.\n"
     yield f"License: {license_ or 'not said'}. That of the base model and of the rows may bind it too.\n"
     yield "## Recipe\n"
-    yield f"```yaml\n{_hidden((run / 'recipe.yaml').read_text(encoding='utf-8')).rstrip()}\n```\n"
+    yield f"```yaml\n{hidden((run / 'recipe.yaml').read_text(encoding='utf-8')).rstrip()}\n```\n"
     yield "## Rows\n"
     yield from _rows(record["data"]["ledger"])
     yield "## Training\n"
@@ -55,7 +69,12 @@ def _parts(
     yield from _verified(signed["verified"])
 
 
-def _hidden(text: str) -> str:
+def is_hub_id(path: str, folder: Path) -> bool:
+    """Whether a path that was said in a folder is a name on the hub, and no file or folder there."""
+    return bool(HUB_ID.fullmatch(path)) and not files.kind_of(path) and not (folder / path).exists()
+
+
+def hidden(text: str) -> str:
     """A text in which paths on somebody's machine are the names of their files."""
     return FOLDERS.sub("", text)
 
@@ -66,7 +85,7 @@ def _rows(ledger: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"| {split} | {' | '.join(f'{counts[name]:,}' for name in COUNTS)} |"
     for split, counts in ledger.items():
         for reason, entry in counts["dropped"].items():
-            yield f"\n{split}: {entry['count']:,} dropped: {_hidden(reason)}"
+            yield f"\n{split}: {entry['count']:,} dropped: {hidden(reason)}"
     yield ""
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.engine.model import base_of
+from tunesmith.generate.ends import ends_of
 
 TEXTS = (
     "Hello, world! It's what we'll say, and DON'T you forget.",
@@ -37,14 +38,11 @@ def manners(model: Any, tokenizer: Any) -> Manners:
 
 def stated(config: Any, tokenizer: Any, labels: Mapping[int, str] = {}) -> Manners:
     """Those of a generation config, where there is one, and a tokenizer."""
-    said = None if config is None else config.eos_token_id
-    ends = said if isinstance(said, list) else [said]
     named = tokenizer.special_tokens_map
     special = {name: str(named[name]) for name in SPECIAL if named.get(name) is not None}
     texts = (*TEXTS, *special.values(), " ".join(f"a {token} b" for token in special.values()))
     ids = {text: tuple(tokenizer(text)["input_ids"]) for text in texts}
-    stops = frozenset(end for end in ends if end is not None)
-    return Manners(tokenizer.chat_template, stops, special, labels, ids)
+    return Manners(tokenizer.chat_template, ends_of(config), special, labels, ids)
 
 
 def difference(run: Manners, export: Manners) -> str | None:

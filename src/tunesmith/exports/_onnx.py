@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.engine import quantised
+from tunesmith import extras
 from tunesmith.engine.model import load_model, load_tokenizer
 from tunesmith.exports._check import TOKENS, TOLERANCE, Reference, refuse_difference, said_by
 from tunesmith.exports._manners import stated
@@ -22,7 +22,7 @@ ROWS, LENGTH = 2, 16  # of the tokens that a graph is traced with: an axis of 1 
 
 def need() -> None:
     """Look for what writes and runs a graph. Raises MissingExtra."""
-    quantised.need("export type=onnx", "onnx")
+    extras.need("export type=onnx", "onnx")
 
 
 def write(merged: Path, folder: Path) -> None:

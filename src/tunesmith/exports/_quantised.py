@@ -15,7 +15,7 @@ from tunesmith.component import pick
 from tunesmith.data.prompt import prompt_ids
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import load_model, without_progress_bar
-from tunesmith.errors import DataError, RunError
+from tunesmith.errors import RunError, TunesmithError
 from tunesmith.exports._check import (
     Reference,
     answers,
@@ -51,7 +51,7 @@ class Cost:
     def _rows(self, run: Path, tokenizer: Any) -> list[tuple[list[int], tuple[int, ...]]]:
         try:
             found = held_out(run, tokenizer, lambda line: None).asked[:MOST_ROWS]
-        except (RunError, DataError) as error:
+        except TunesmithError as error:  # the export is as good, and only its price is not known
             self.reason = str(error)
             return []
         rows = [(_prompt(tokenizer, one), one.label_ids) for one in found if one.label_ids]

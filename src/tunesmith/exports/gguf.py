@@ -93,10 +93,10 @@ class Gguf(Export):
     def _made(self, run: Path, folder: Path | None) -> "Iterator[tuple[Reference, Written]]":
         """What the run answers, and what its file is made of; what stands beside the file is written to a folder."""
         from tunesmith.engine.model import base_of
-        from tunesmith.engine.quantised import need
         from tunesmith.exports._check import refuse_unmerged, weights_of
         from tunesmith.exports._gguf_check import Written, facts_of
         from tunesmith.exports.merged import Merged
+        from tunesmith.extras import need
         from tunesmith.generate.load import stored_head
 
         place = weights_of(run)

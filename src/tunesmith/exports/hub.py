@@ -1,5 +1,6 @@
 """An export that is there, with a page that says what it is, on the Hugging Face hub."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,8 @@ class Hub(Export):
     """Whether a repository that is made is seen by its owner alone."""
     license: str | None = None
     """License of the model, by the hub's word for it (apache-2.0, llama3.1, ...). None: the card says none."""
+    base_model: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    """The base model by its name on the hub, for a run that named it by a folder. None: as the run named it."""
 
     def write(self, run: Path, out: Path) -> Report:
         """Write the card and push, or say what would be pushed.
@@ -36,6 +39,7 @@ class Hub(Export):
 
         from tunesmith import record
         from tunesmith.component import pick
+        from tunesmith.exports import _outward
         from tunesmith.exports._card import card
         from tunesmith.exports._check import weights_of
         from tunesmith.exports._signature import facts
@@ -46,23 +50,34 @@ class Hub(Export):
         export = pick(Export, signed["export"])
         assert isinstance(export, Export)
         report = export.check(run, out)
-        text = card(run, record.read(run), weights_of(run), signed, self.repo, self.license)
+        named = _outward.base_here(out) if self.base_model is None else None
+        if named is not None and self.push:
+            raise RunError(f"{out} is an adapter of {named}, which is not on the hub: say base_model=OWNER/NAME")
+        text = card(run, record.read(run), weights_of(run), signed, self.repo, self.license, self.base_model)
         (out / CARD).write_text(text, encoding="utf-8")
         files = [file for file in sorted(out.rglob("*")) if file.is_file()]
         size = f"{len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
         said = self._send(out) if self.push else f"a dry run: push=true sends them to {self.repo}"
-        return replace(report, notes=(*report.notes, f"{size}, {CARD} among them: {said}"))
+        missing = "" if named is None else f", and base_model=OWNER/NAME, for {named} is on this machine alone"
+        return replace(report, notes=(*report.notes, f"{size}, {CARD} among them: {said}{missing}"))
 
     def _send(self, out: Path) -> str:
-        """Send a folder. Returns where it is. Raises RunError where the hub does not take it."""
+        """Send a folder without the places of this machine that it names.
+
+        Returns where it is. Raises RunError where the hub does not take it.
+        """
         import httpx
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
+        from tunesmith.exports import _outward
+
         hub = HfApi()
         try:
             hub.create_repo(self.repo, private=self.private, exist_ok=True)
-            sent = hub.upload_folder(repo_id=self.repo, folder_path=str(out), commit_message="Export by tunesmith")
+            with tempfile.TemporaryDirectory() as room:
+                _outward.fill(Path(room), out, _outward.texts(out, self.base_model))
+                sent = hub.upload_folder(repo_id=self.repo, folder_path=room, commit_message="Export by tunesmith")
         except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise RunError(f"{self.repo} was not pushed: {first}. See hf auth login") from error

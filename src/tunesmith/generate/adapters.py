@@ -4,31 +4,40 @@ The base is in memory once and nothing is merged. peft's layers keep the adapter
 each adds, to the rows of an adapter, what that adapter adds.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tunesmith.engine import stacked
+from tunesmith.engine import quantised, rope, stacked
 from tunesmith.engine.compat import peft_warnings
+from tunesmith.engine.model import load_tokenizer, num_rows
 from tunesmith.errors import ModelError
+from tunesmith.generate.ends import Written, ends_of
+from tunesmith.recipe import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
+CONFIG = "config.json"  # beside an adapter: its base's, where that has stretched positions
 Run = tuple[str, slice]  # peft's name of an adapter, and rows of a pass that lie together
 
 
 class Adapters:
     """The adapters of a model by name, and which rows of the pass that runs are whose."""
 
-    def __init__(self, model: Any, names: Mapping[str, str]) -> None:
-        """`names` says peft's name of each."""
+    def __init__(self, model: Any, names: Mapping[str, str], written: Mapping[str, Written]) -> None:
+        """`names` says peft's name of each, and `written` how it writes its answers."""
         from peft.tuners.lora import LoraLayer
 
+        self.written = dict(written)
         self._names = dict(names)
         self._runs: list[Run] = []
         model.base_model.disable_adapter_layers()
@@ -69,20 +78,25 @@ def of_model(model: Any) -> Adapters | None:
     return vars(model).get("adapters_by_name")
 
 
-def put(model: Any, folders: Mapping[str, str]) -> Any:
+def put(model: Any, tokenizer: "PreTrainedTokenizerBase", folders: Mapping[str, str]) -> Any:
     """A model with the adapters of folders or runs beside each other; by itself it answers without any.
 
+    An adapter reads and writes with the tokenizer of its folder, or with `tokenizer` where it has none.
+
     Raises:
-        ModelError: one is not there, does not fit, or is no plain LoRA.
+        ModelError: one is not there, does not fit, is no plain LoRA, or was trained at positions of its own.
     """
     from peft import PeftModel
 
     names = {name: f"adapter_{number}" for number, name in enumerate(folders)}  # peft takes no dots
-    base = model.name_or_path
+    base, config_of_base = model.name_or_path, model.config
+    written = {name: _written(model, tokenizer, stacked.place_of(folder)) for name, folder in folders.items()}
     for name, folder in folders.items():
         place = stacked.place_of(folder)
         config = stacked.config_of(place)
         _refuse_others(name, place, config)
+        _refuse_positions(name, place, config_of_base)
+        _say_bits(name, place, base)
         if config.base_model_name_or_path != base:
             log.warning(
                 "the adapter %s was trained on %s, and is put on %s", name, config.base_model_name_or_path, base
@@ -97,7 +111,7 @@ def put(model: Any, folders: Mapping[str, str]) -> Any:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise ModelError(f"the adapter {place} cannot be put on {base!r}: {first}") from error
     _refuse_layers(model, names)
-    model.adapters_by_name = Adapters(model, names)
+    model.adapters_by_name = Adapters(model, names, written)
     return model.eval()
 
 
@@ -112,6 +126,43 @@ def _refuse_others(name: str, place: Path, config: Any) -> None:
         raise _refusal(name, place, f"has {more[0]}")
     if stacked.beneath(place):
         raise _refusal(name, place, "was trained on merged adapters")
+
+
+def _refuse_positions(name: str, place: Path, of_base: Any) -> None:
+    """Raise ModelError for an adapter whose rotary positions were stretched in training, and here are not, or so."""
+    from transformers import AutoConfig
+
+    if (place / CONFIG).is_file() and rope.differ(AutoConfig.from_pretrained(place), of_base):
+        raise _refusal(name, place, "was trained at rotary positions that are stretched otherwise than the base's")
+
+
+def _say_bits(name: str, place: Path, base: str) -> None:
+    """Warn of an adapter whose base was held in few bits in training, and here is as it is stored."""
+    if (place / quantised.CONFIG).is_file():
+        method = json.loads((place / quantised.CONFIG).read_text(encoding="utf-8"))["quant_method"]
+        log.warning(
+            "the adapter %s was trained with its base held in %s, and answers here with %s as it is stored: alone it "
+            "answers as it was trained, and tunesmith export type=merged says what that makes of answers",
+            name,
+            method,
+            base,
+        )
+
+
+def _written(model: Any, tokenizer: "PreTrainedTokenizerBase", place: Path) -> Written:
+    """How an adapter's answers are written: as training left it in its folder. Raises ModelError."""
+    from transformers import GenerationConfig
+
+    config, rows = model.generation_config, num_rows(model)
+    if (place / "generation_config.json").is_file():
+        config = GenerationConfig.from_pretrained(str(place))
+    if (place / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(Model(path=str(place), tokenizer=str(place)))
+        if len(tokenizer) > rows:
+            raise ModelError(
+                f"the tokenizer of {place} has {len(tokenizer)} tokens, and the model {rows}: it is another's"
+            )
+    return Written(tokenizer, ends_of(config, tokenizer.eos_token_id))
 
 
 def _refuse_layers(model: Any, names: Mapping[str, str]) -> None:

@@ -1,12 +1,13 @@
 """Answers in the making: who waits, who is being answered, and what each step adds to every one of them."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.errors import ModelError, RunError, near
 from tunesmith.generate.decoder import Decoder
+from tunesmith.generate.ends import Written
 from tunesmith.generate.sampling import Drawing, Grammar, Sampling, Token, draw
 from tunesmith.generate.text import Text
 
@@ -39,12 +40,12 @@ class Request:
 class Stream(Iterator[Piece]):
     """One answer: iterating gives its pieces as they are made, and lets them be made where nobody else does."""
 
-    def __init__(self, request: Request, text: Text, drive: Callable[[], None]) -> None:
+    def __init__(self, request: Request, text: Text, stops: frozenset[int], drive: Callable[[], None]) -> None:
         self.request = request
         self.finish: Finish | None = None
         self.error: RunError | None = None  # why it has no end
         self.ids: list[int] = []  # without the token that ended it
-        self._text, self._drive = text, drive
+        self._text, self._stops, self._drive = text, stops, drive
         self._drawing = Drawing(request.sampling, request.prompt, request.grammar)
         self._pieces: deque[Piece] = deque()
 
@@ -79,9 +80,9 @@ class Stream(Iterator[Piece]):
             self.finish = "closed"
             self._pieces.clear()
 
-    def take(self, token: Token, stops: frozenset[int]) -> None:
+    def take(self, token: Token) -> None:
         """Go on with a token that was drawn."""
-        if token.id in stops:
+        if token.id in self._stops:
             self.end("stop")
             return
         self.ids.append(token.id)
@@ -107,11 +108,18 @@ class Stream(Iterator[Piece]):
 class Batch:
     """The answers of one decoder. A step goes on with each by a token; answers join and leave between steps.
 
-    It belongs to one thread.
+    It belongs to one thread. The model answers with `tokenizer` up to a token of `stops`, and each adapter as
+    `adapters` says by its name.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int]) -> None:
-        self.decoder, self.tokenizer, self.stops = decoder, tokenizer, stops
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: "PreTrainedTokenizerBase",
+        stops: frozenset[int],
+        adapters: Mapping[str, Written] = {},
+    ) -> None:
+        self.decoder, self._own, self._adapters = decoder, Written(tokenizer, stops), adapters
         self.waiting: deque[Stream] = deque()
         self.running: dict[Stream, Any] = {}  # with their places in the decoder, the oldest first
         self._last: dict[Stream, int] = {}  # the newest token of those whose prompts are read
@@ -130,8 +138,9 @@ class Batch:
         room = self.decoder.most_tokens
         if room is not None and len(request.prompt) > room:
             raise ModelError(f"a prompt of {len(request.prompt)} tokens has no room in a cache of {room}: shorten it")
-        text = Text(self.tokenizer, request.sampling.stop, request.special)
-        stream = Stream(request, text, drive or self.step)
+        written = self._own if request.adapter is None else self._adapters[request.adapter]
+        text = Text(written.tokenizer, request.sampling.stop, request.special)
+        stream = Stream(request, text, written.stops, drive or self.step)
         self.waiting.append(stream)
         return stream
 
@@ -184,7 +193,7 @@ class Batch:
     def _draw(self, streams: Sequence[Stream], logits: Any) -> None:
         for stream, token in zip(streams, draw(logits, [stream.drawing for stream in streams]), strict=True):
             self._last[stream] = token.id
-            stream.take(token, self.stops)
+            stream.take(token)
 
     def _leave(self) -> None:
         """Give up the places of the answers that have ended."""

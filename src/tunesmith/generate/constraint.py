@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tunesmith.errors import MissingExtra, ModelError, RecipeError, RunError
+from tunesmith import extras
+from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.generate import answer_format
 from tunesmith.generate.answer_format import SHORT_ID, AnswerFormat, AsJson, Calls, Tagged
 from tunesmith.generate.sampling import Sampling
@@ -92,12 +93,9 @@ class Forms:
 
     @cached_property
     def _vocabulary(self) -> Any:
-        try:
-            from llguidance.hf import from_tokenizer
-        except ImportError as error:
-            raise MissingExtra(
-                f"answers are held to a form by {error.name}: pip install 'tunesmith[constrained]'"
-            ) from None
+        extras.need("an answer that is held to a form", "constrained")
+        from llguidance.hf import from_tokenizer
+
         name = self.tokenizer.name_or_path
         if not self.stops:
             raise ModelError(f"no token ends an answer of {name}, so that none can be held to a form")

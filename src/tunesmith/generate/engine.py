@@ -17,11 +17,13 @@ from tunesmith.data.sides import source_ids
 from tunesmith.engine import rope
 from tunesmith.engine.model import num_virtual_tokens
 from tunesmith.errors import ModelError
+from tunesmith.generate import adapters
 from tunesmith.generate.alone import Alone, answering, encodes
 from tunesmith.generate.batch import Batch, Finish, Request, Stream
 from tunesmith.generate.choose import decoder_for
 from tunesmith.generate.constraint import Forms
 from tunesmith.generate.decoder import Decoder
+from tunesmith.generate.ends import Written, ends_of
 from tunesmith.generate.load import load
 from tunesmith.generate.sampling import Sampling
 from tunesmith.recipe import Dtype
@@ -47,6 +49,7 @@ class Reply:
     text: str
     finish: str
     num_tokens: int = 0
+    logprobs: tuple[float, ...] = ()  # of its tokens, where they are asked for
 
 
 class Answer(Iterator[str]):
@@ -117,9 +120,12 @@ class Generator:
     @property
     def stops(self) -> frozenset[int]:
         """The tokens that end an answer: those of the generation config, and the tokenizer's own end."""
-        ends = self.model.generation_config.eos_token_id if self.model.generation_config is not None else None
-        listed = ends if isinstance(ends, list) else [ends]
-        return frozenset(end for end in (*listed, self.tokenizer.eos_token_id) if end is not None)
+        return ends_of(self.model.generation_config, self.tokenizer.eos_token_id)
+
+    def written(self, adapter: str | None = None) -> Written:
+        """How the model writes its answers, or one of the adapters that it was opened with."""
+        found = adapters.of_model(self.model)
+        return Written(self.tokenizer, self.stops) if adapter is None or found is None else found.written[adapter]
 
     @cached_property
     def forms(self) -> Forms:
@@ -143,22 +149,7 @@ class Generator:
             TemplateError: the chat template refuses the conversation.
             ModelError: there is nothing to answer, or the last turn alone is too long.
         """
-        write = source_ids if encodes(self.model) else prompt_ids
-        kept, ids = list(messages), write(self.tokenizer, messages, tools)
-        if self.context_tokens is not None:
-            answer = 0 if encodes(self.model) else min(max_new_tokens, self.context_tokens // 2)
-            room = self.context_tokens - answer
-            while len(ids) > room:
-                kept = _without_oldest(kept)
-                if not kept:
-                    raise ModelError(
-                        f"the last message makes a prompt of {len(ids)} tokens, and the model's context of "
-                        f"{self.context_tokens} has room for {room} before an answer: shorten it"
-                    )
-                ids = write(self.tokenizer, kept, tools)
-        if not ids:
-            raise ModelError("there is nothing to answer: the prompt is empty")
-        return Prompt(tuple(ids), len(messages) - len(kept))
+        return fitted(self.tokenizer, messages, tools, max_new_tokens, self.context_tokens, encodes(self.model))
 
     def request(self, prompt: Prompt, sampling: Sampling, **options: Any) -> Request:
         """What is asked of a batch for a prompt: no more tokens than the context has room for.
@@ -200,7 +191,9 @@ class Generator:
 
     def batch(self) -> Batch:
         """A batch of no answers yet."""
-        return Batch(self.decoder, self.tokenizer, self.stops)
+        return Batch(
+            self.decoder, self.tokenizer, self.stops, {name: self.written(name) for name in self.decoder.adapters}
+        )
 
     def answers(
         self, requests: Iterable[Request], within: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -217,8 +210,16 @@ class Generator:
         streams = [batch.add(request) for request in requests]
         for stream in streams:
             with within():
-                text = "".join(piece.text for piece in stream)
-            yield Reply(text, str(stream.finish), stream.num_tokens)
+                pieces = list(stream)
+            tokens = [token for piece in pieces for token in piece.tokens if token.logprob is not None]
+            logprobs = tuple(float(token.logprob or 0) for token in tokens)
+            yield Reply("".join(piece.text for piece in pieces), str(stream.finish), stream.num_tokens, logprobs)
+
+    def sampled(self, messages: Sequence[Mapping[str, Any]], each: Sequence[Sampling]) -> Iterator[Reply]:
+        """Answers to one conversation, each drawn in its own way. Raises as `prompt`."""
+        prompt = self.prompt(messages, max(one.max_new_tokens for one in each))
+        self.note_dropped(prompt)
+        return self.answers(self.request(prompt, sampling) for sampling in each)
 
     def complete(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The whole answer as text; the options are those of `stream`."""
@@ -247,7 +248,33 @@ class Generator:
             )
 
 
-def _without_oldest(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def fitted(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None,
+    max_new_tokens: int,
+    context: int | None,
+    encoded: bool = False,
+) -> Prompt:
+    """A conversation as ids: see `Generator.prompt`. `encoded` says that an encoder reads it. Raises the same."""
+    write = source_ids if encoded else prompt_ids
+    kept, ids = list(messages), write(tokenizer, messages, tools)
+    if context is not None:
+        room = context - (0 if encoded else min(max_new_tokens, context // 2))
+        while len(ids) > room:
+            kept = without_oldest(kept)
+            if not kept:
+                raise ModelError(
+                    f"the last message makes a prompt of {len(ids)} tokens, and the model's context of "
+                    f"{context} has room for {room} before an answer: shorten it"
+                )
+            ids = write(tokenizer, kept, tools)
+    if not ids:
+        raise ModelError("there is nothing to answer: the prompt is empty")
+    return Prompt(tuple(ids), len(messages) - len(kept))
+
+
+def without_oldest(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """A conversation without its oldest exchange, so from a user's turn on; [] when none is left."""
     turns = [place for place, turn in enumerate(messages) if turn["role"] not in ("system", "developer")]
     begins = [place for place in turns[1:] if messages[place]["role"] == "user"]

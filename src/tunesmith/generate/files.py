@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data import digests
+from tunesmith.generate.endpoint import is_address
 from tunesmith.generate.load import base_of, is_adapter, locate
 
 OF_MODELS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.gguf")
@@ -11,6 +12,8 @@ OF_MODELS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.gguf")
 
 def files_of(path: str) -> list[Any] | None:
     """The files of a model by what they hold, and those of the base that an adapter has; None where none are here."""
+    if is_address(path):
+        return None
     place = locate(path)
     folder = Path(place) if Path(place).exists() else _fetched(place)
     if folder is None:

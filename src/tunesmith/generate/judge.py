@@ -23,6 +23,8 @@ from tunesmith.formats._tags import Tags
 from tunesmith.formats.auto import choose
 from tunesmith.formats.classes import Classes
 from tunesmith.formats.tagged import Tagged
+from tunesmith.generate.addressed_judge import AddressedJudge
+from tunesmith.generate.endpoint import Server, is_address
 from tunesmith.generate.load import RECIPE, load
 from tunesmith.generate.sampling import Sampling
 from tunesmith.objectives.classify import Classify
@@ -34,6 +36,7 @@ from tunesmith.seams import Format, Objective
 from tunesmith.types import Message, Sample
 
 if TYPE_CHECKING:
+    from tunesmith.generate.addressed import Addressed
     from tunesmith.generate.engine import Generator
 
 TOGETHER = 16  # sequences that are looked at in one pass
@@ -137,9 +140,15 @@ def format_of(row: Mapping[str, Any], names: tuple[str, ...]) -> Format:
     return choose(row)
 
 
-def score(judge: Judge, path: str) -> Iterator[dict[str, Any]]:
+def score(judge: Judge | AddressedJudge, path: str) -> Iterator[dict[str, Any]]:
     """What a judge says of the rows of a file: see `scored`. Raises DataError, TemplateError."""
-    return scored(judge, source.read(Source(path=path)))
+    rows = source.read(Source(path=path))
+    return scored(judge, rows) if isinstance(judge, Judge) else judge.scored(rows)
+
+
+def find(path: str, how: Server) -> Judge | AddressedJudge:
+    """The judge of a run, folder, hub id or server. Raises RunError, ModelError, RecipeError."""
+    return AddressedJudge.open(path, how) if is_address(path) else Judge.open(path)
 
 
 def scored(judge: Judge, rows: Iterator[tuple[str, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -246,8 +255,8 @@ def _answer(tokenizer: Any, tokens: Any) -> str:
 
 
 def best_of(
-    judge: Judge,
-    generator: "Generator",
+    judge: Judge | AddressedJudge,
+    generator: "Generator | Addressed",
     messages: Sequence[Mapping[str, Any]],
     number: int,
     *,
@@ -260,12 +269,10 @@ def best_of(
     Raises:
         RunError: every answer is empty or too long for the reward model.
     """
-    prompt = generator.prompt(messages, max_new_tokens)
-    generator.note_dropped(prompt)
-    each = (
+    each = [
         Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed + place) for place in range(number)
-    )
-    found = generator.answers(generator.request(prompt, sampling) for sampling in each)
+    ]
+    found = generator.sampled(messages, each)
     answers = [one for one in dict.fromkeys(reply.text for reply in found) if one.strip()]
     rewards = judge.rewards(messages, answers) if answers else []
     if not any(map(isfinite, rewards)):
@@ -274,13 +281,15 @@ def best_of(
     return sorted(readable, key=lambda pair: -pair[0])
 
 
-def sampled(judge: Judge, generator: "Generator", path: str, number: int, **options: Any) -> Iterator[dict[str, Any]]:
+def sampled(
+    judge: Judge | AddressedJudge, generator: "Generator | Addressed", path: str, number: int, **options: Any
+) -> Iterator[dict[str, Any]]:
     """The best of so many answers of a model to each prompt of a file, a JSON object each, as `score` gives them.
 
     Raises:
         DataError: the file cannot be read. A row of it that cannot be answered is said, and the next one is read.
     """
-    if len(judge.names) > 1 or says_tokens(judge.model):
+    if isinstance(judge, Judge) and (len(judge.names) > 1 or says_tokens(judge.model)):
         raise RunError(f"answers are ranked by a reward model, and this one says {len(judge.names)} classes")
     for where, row in source.read(Source(path=path)):
         try:

@@ -9,6 +9,7 @@ from tunesmith.engine import checkpoint, new_tokens, quantised, rope, shares, st
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path, widened_model
 from tunesmith.errors import ModelError, RunError, near
+from tunesmith.generate.endpoint import is_address
 from tunesmith.recipe import Dtype, Model, Recipe
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.types import Head
@@ -29,6 +30,8 @@ def locate(path: str) -> str:
         RunError: the run has no final weights yet.
         ModelError: there is nothing, or nothing with weights, at the path.
     """
+    if is_address(path):
+        raise ModelError(f"{path} is a server's address, and weights are needed here: say a run, a folder or a hub id")
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if folder.parent != Path() and not folder.exists() and _has_runs(folder.parent):
@@ -41,7 +44,10 @@ def locate(path: str) -> str:
             return str(folder / "final")
         raise RunError(f"{path} has no final/ yet: its run has not ended. {_way_on(folder)}")
     if shares.there(folder):
-        raise ModelError(f"{path} has its weights in parts: tunesmith export {path} OUT makes a plain folder of them")
+        raise ModelError(
+            f"the weights of {path} lie in parts, as several processes wrote them: make a model of it first, with "
+            f"tunesmith export {path} OUT type=merged, or go on with: tunesmith train {folder.parent.parent}"
+        )
     raise ModelError(
         f"{path} is no run, checkpoint, adapter or model: it has neither {RECIPE} nor {ADAPTER} nor {MODEL}"
     )
@@ -66,8 +72,9 @@ def _has_runs(folder: Path) -> bool:
 
 
 def _way_on(run: Path) -> str:
-    steps = checkpoint.steps(run)
-    newest = f", or take its newest checkpoint: {checkpoint.place(run, steps[-1])}" if steps else ""
+    found = [checkpoint.place(run, step) for step in checkpoint.steps(run)]
+    whole = [one for one in found if has_weights(one)]  # and not in parts, as several processes write them
+    newest = f", or take its newest checkpoint: {whole[-1]}" if whole else ""
     return f"Go on with: tunesmith train {run}{newest}"
 
 
@@ -135,7 +142,7 @@ def load(
 
         if is_adapter(place):
             raise ModelError(f"{path} is an adapter: name its base model, {base.path!r}, and it among the adapters")
-        model = put(model, adapters)
+        model = put(model, tokenizer, adapters)
     return model.eval(), tokenizer
 
 

@@ -4,6 +4,7 @@ Log-probabilities are made as in training: sequences lie in packed rows, what tw
 once, and only asked positions meet the head.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,18 +36,15 @@ SHARED_FROM = 16  # tokens of a common beginning, from which it is quicker to ha
 Sequence_ = tuple[Sequence[int], int]  # tokens, and how many of the last ones are asked for
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A causal model with its tokenizer and its kernels."""
+class Subject(ABC):
+    """A causal model with its tokenizer: in this process (`Loaded`), or behind an address (`subject_at.AtAddress`)."""
 
-    model: Any
     tokenizer: "PreTrainedTokenizerBase"
-    kernels: kernels.Kernels
 
-    @classmethod
+    @staticmethod
     def open(
-        cls, path: str, device: str = "auto", dtype: Dtype | None = None, rope_scaling: RopeScaling | None = None
-    ) -> "Subject":
+        path: str, device: str = "auto", dtype: Dtype | None = None, rope_scaling: RopeScaling | None = None
+    ) -> "Loaded":
         """The model of a run, checkpoint, adapter or model folder, or hub id; `rope_scaling` stretches its positions.
 
         Raises:
@@ -56,12 +54,17 @@ class Subject:
         model, tokenizer = load(path, device, dtype, rope_scaling=rope_scaling)
         if base_of(model).config.is_encoder_decoder:
             raise ModelError(f"{path} has an encoder and a decoder, and evaluation reads models of one: choose another")
-        return cls(model, tokenizer, kernels.choose(model))
+        return Loaded(model, tokenizer, kernels.choose(model))
 
     @property
+    @abstractmethod
     def context_tokens(self) -> int | None:
         """The longest sequence the model was made for; None where its config does not say."""
-        return rope.context_of(base_of(self.model).config)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is to be said of how it computes."""
+        return ()
 
     def logps(self, sequences: Sequence[Sequence_]) -> list[torch.Tensor]:
         """For each of some (tokens, n) the log-probabilities of its n last tokens: [n] float32 each, on the CPU.
@@ -71,22 +74,18 @@ class Subject:
         """
         return [one for row in self.logps_by_row(sequences) for one in row]
 
+    @abstractmethod
     def logps_by_row(self, sequences: Sequence[Sequence_]) -> Iterator[list[torch.Tensor]]:
         """The same as it is made, a row at a time."""
-        for row in _rows(sequences, self.kernels.shares):
-            yield self._row(row)
 
-    @torch.no_grad()
-    def _row(self, row: Sequence["_Laid"]) -> list[torch.Tensor]:
-        assert isinstance(self.kernels.scorer, Scorer), "it says words"
-        joined = join([_as_row(row)])
-        device = base_of(self.model).device
-        moved: dict[str, Any] = {
-            name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in joined.items()
-        }
-        logps = self.kernels.scorer(self.model, Batch(**moved)).logps[0]  # [T]
-        asked = logps[moved["asked"]].cpu()
-        return list(asked.split([one.asked for one in row]))
+    @abstractmethod
+    def replies(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Iterator[Reply]:
+        """The likeliest answer to each of some prompts, in their order, also beyond the model's context.
+
+        An answer ends with a token that ends the model's turns, or before a `stop` text.
+        """
 
     def prompt(self, question: str, begun: str = "") -> list[int]:
         """A question as tokens; `begun` stands behind it where there is no chat template, so that the text goes on."""
@@ -133,17 +132,6 @@ class Subject:
         (reply,) = self.replies([self.prompt(question, begun)], max_new_tokens)
         return reply.text
 
-    def replies(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
-    ) -> Iterator[Reply]:
-        """The likeliest answer to each of some prompts, in their order, also beyond the model's context.
-
-        An answer ends with a token that ends the model's turns, or before a `stop` text.
-        """
-        sampling = Sampling(max_new_tokens=max_new_tokens, stop=tuple(stop))
-        requests = [Request(tuple(prompt), sampling) for prompt in prompts]
-        return Generator(self.model, self.tokenizer).answers(requests, partial(self.kernels.generating, self.model))
-
     def ids(self, text: str) -> list[int]:
         """A text's tokens, without any that the tokenizer puts around it."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -153,6 +141,50 @@ class Subject:
         """The tokens that the tokenizer puts before a text."""
         bos = self.tokenizer.bos_token_id
         return (bos,) if bos is not None and self.tokenizer("a")["input_ids"][0] == bos else ()
+
+
+@dataclass(frozen=True)
+class Loaded(Subject):
+    """A model of this process with its tokenizer and its kernels."""
+
+    model: Any
+    tokenizer: "PreTrainedTokenizerBase"
+    kernels: kernels.Kernels
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """As `Subject` says it."""
+        return self.kernels.notes
+
+    @property
+    def context_tokens(self) -> int | None:
+        """As `Subject` says it."""
+        return rope.context_of(base_of(self.model).config)
+
+    def logps_by_row(self, sequences: Sequence[Sequence_]) -> Iterator[list[torch.Tensor]]:
+        """As `Subject` says it."""
+        for row in _rows(sequences, self.kernels.shares):
+            yield self._row(row)
+
+    @torch.no_grad()
+    def _row(self, row: Sequence["_Laid"]) -> list[torch.Tensor]:
+        assert isinstance(self.kernels.scorer, Scorer), "it says words"
+        joined = join([_as_row(row)])
+        device = base_of(self.model).device
+        moved: dict[str, Any] = {
+            name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in joined.items()
+        }
+        logps = self.kernels.scorer(self.model, Batch(**moved)).logps[0]  # [T]
+        asked = logps[moved["asked"]].cpu()
+        return list(asked.split([one.asked for one in row]))
+
+    def replies(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Iterator[Reply]:
+        """As `Subject` says it."""
+        sampling = Sampling(max_new_tokens=max_new_tokens, stop=tuple(stop))
+        requests = [Request(tuple(prompt), sampling) for prompt in prompts]
+        return Generator(self.model, self.tokenizer).answers(requests, partial(self.kernels.generating, self.model))
 
 
 @dataclass(frozen=True, slots=True)

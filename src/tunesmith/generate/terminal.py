@@ -5,7 +5,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from tunesmith.generate.addressed import Addressed, answering
 from tunesmith.generate.chat import Chat
+from tunesmith.generate.endpoint import Server
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.load import other_of
 from tunesmith.generate.sampling import Sampling
@@ -24,8 +26,11 @@ def chat(
     console: "Console | None" = None,
     notes: "Console | None" = None,
     lines: TextIO | None = None,
+    server: Server = Server(),  # noqa: B008  # it is frozen
 ) -> None:
     """Chat with what `path` names (see `Generator.open`) until the person leaves or the input ends.
+
+    It may be the address of a server too, which is asked as `server` says.
 
     `against` is another model that answers the same messages, `base` that of an adapter. `console` shows the answers
     (None: stdout), `notes` the program's own words (None: stderr), and `lines` is read instead of stdin.
@@ -41,7 +46,7 @@ def chat(
     voices = []
     for name in names:
         with notes.status(f"loading {name}") if notes.is_terminal else contextlib.nullcontext():
-            voices.append(Voice(name, Generator.open(name)))
+            voices.append(Voice(name, answering(name, server)))
     session = Chat(voices, out, notes, system, sampling, tools)
     for voice in voices:
         session.say(f"{voice.name}: {_described(voice.generator)}. /help lists the commands, Ctrl-D leaves.")
@@ -51,7 +56,9 @@ def chat(
             break
 
 
-def _described(generator: Generator) -> str:
+def _described(generator: Generator | Addressed) -> str:
+    if isinstance(generator, Addressed):
+        return f"the model {generator.name} of a server"
     model = generator.model
     size = model.num_parameters() / 1e6
     return f"{size:,.1f} M parameters, {str(model.dtype).removeprefix('torch.')} on {model.device.type}"

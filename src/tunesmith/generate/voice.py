@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tunesmith.generate import answer_format
+from tunesmith.generate.addressed import Addressed
 from tunesmith.generate.engine import Generator
-from tunesmith.generate.parse import Call, Parser, Said
+from tunesmith.generate.parse import Call, Said
 from tunesmith.generate.sampling import Sampling
+from tunesmith.generate.speech import Own, Speech
 
 Turn = dict[str, Any]
 
@@ -16,10 +17,9 @@ Turn = dict[str, Any]
 class Voice:
     """A model that answers in a chat, and its own conversation without the system message."""
 
-    def __init__(self, name: str, generator: Generator) -> None:
+    def __init__(self, name: str, generator: Generator | Addressed) -> None:
         self.name, self.generator = name, generator
         self.turns: list[Turn] = []
-        self._format = answer_format.find(generator.tokenizer)
 
     def answer(
         self,
@@ -32,34 +32,33 @@ class Voice:
     ) -> Turn | None:
         """Show the answer to the conversation while it comes, and return it as a turn; None where there is none.
 
-        Ctrl-C ends it. Raises as `Generator.stream`.
+        Ctrl-C ends it. Raises as `Generator.stream`, and ModelError where a server breaks off.
         """
-        answer = self.generator.stream(
-            [*beginning, *self.turns],
-            tools=tools or None,
-            special=bool(self._format.special),
-            **sampling.model_dump(),
-        )
-        if answer.prompt.dropped_turns:
-            say(f"(the oldest {answer.prompt.dropped_turns} turns no longer fit the model's context)")
-        parser, said, start = Parser(self._format, tools), Said(), time.perf_counter()
+        answer = self._begin([*beginning, *self.turns], tools, sampling)
+        if answer.dropped_turns:
+            say(f"(the oldest {answer.dropped_turns} turns no longer fit the model's context)")
+        said, start = Said(), time.perf_counter()
         try:
             for piece in answer:
-                said += _shown(parser.feed(piece), show)
-            said += _shown(parser.end(), show)
+                said += _shown(piece, show)
         except KeyboardInterrupt:
             show(" ...")
         finally:
             answer.close()
         show("\n")
         if answer.finish == "length":
-            say(f"(cut at {len(answer.ids)} tokens; /params max_new_tokens=N or --max-new-tokens says how many)")
+            say(f"(cut at {answer.num_tokens} tokens; /params max_new_tokens=N or --max-new-tokens says how many)")
         elif timed:
-            say(f"({len(answer.ids)} tokens, {len(answer.ids) / (time.perf_counter() - start):.0f}/s)")
+            say(f"({answer.num_tokens} tokens, {answer.num_tokens / (time.perf_counter() - start):.0f}/s)")
         if not said:
             say("(no answer: the question is not kept)")
             return None
         return _turn(said)
+
+    def _begin(self, messages: Sequence[Turn], tools: Sequence[Mapping[str, Any]], sampling: Sampling) -> Speech:
+        if isinstance(self.generator, Addressed):
+            return self.generator.speak(messages, tools, sampling)
+        return Own(self.generator, messages, tools, sampling)
 
     def last_question(self) -> int | None:
         """The place of the last message of the person; None where there is none."""

@@ -15,15 +15,16 @@ import runpy
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import (
     FOLDER_OF_ERRORS,
+    JOB,
     LOST,
     RESTART_COUNT,
-    MissingExtra,
     RecipeError,
     TunesmithError,
     first_error,
@@ -63,6 +64,7 @@ def work(given: Mapping[str, Any]) -> str:
     rank = os.environ["RANK"]
     if "--verbose" not in given["arguments"]:
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # it tells a traceback of `Failed`
+    os.environ[JOB] = given["job"]
     os.environ[RESTART_COUNT] = str(ray.get(given["attempts"].begin.remote(int(rank))))
     said = io.StringIO()
     with tempfile.TemporaryDirectory(prefix="tunesmith-errors-") as errors, contextlib.redirect_stdout(said):
@@ -117,19 +119,15 @@ def _drive(asked: argparse.Namespace) -> str:
     """Have Ray run the processes to their end; what rank 0 said on stdout.
 
     Raises:
-        MissingExtra: Ray is not installed.
         RecipeError: this machine does not have what the processes are to take.
         TunesmithError: the last attempt failed.
     """
     os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # or what rank 0 prints is told twice
-    try:
-        import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-        from ray.train.torch import TorchTrainer
-        from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-    except ImportError as error:
-        raise MissingExtra(f"launcher=ray needs {error.name}: pip install 'tunesmith[ray]'") from error
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     class Telling(UserCallback):
         """Tells why an attempt failed that another one follows, where Ray decides: on its controller."""
@@ -153,10 +151,11 @@ def _drive(asked: argparse.Namespace) -> str:
         _refuse_more(each, asked.num_workers, there)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     attempts = ray.remote(num_cpus=0, scheduling_strategy=here)(Attempts).remote()
+    given = {"arguments": asked.arguments, "folder": str(Path.cwd()), "attempts": attempts, "job": uuid.uuid4().hex}
     with tempfile.TemporaryDirectory(prefix="tunesmith-ray-") as notes:
         trainer = TorchTrainer(
             work,
-            train_loop_config={"arguments": asked.arguments, "folder": str(Path.cwd()), "attempts": attempts},
+            train_loop_config=given,
             scaling_config=ScalingConfig(
                 num_workers=asked.num_workers,
                 use_gpu=bool(each.get("GPU")),

@@ -15,6 +15,7 @@ SPEAKER = r"^(\x1b\[\d+m)?\((?:{}) pid=[^)]*\)(\x1b\[0m)? "  # how Ray begins a 
 class Ray(Launcher):
     """Processes on the machines of a Ray cluster, which sees to it that they come back when one is lost."""
 
+    extra: ClassVar[str | None] = "ray"
     own_lines: ClassVar[str] = "|".join(
         (
             SPEAKER.format(r"(?!RayTrainWorker)\w+") + r"(?!error: )",

@@ -94,6 +94,7 @@ class Slurm(Launcher):
             rdzv_endpoint=HERE,
             rdzv_id="JOB",
             max_restarts=self.max_restarts,
+            stop_seconds=self.stop_seconds,
         )
         known = {f"--rdzv-endpoint={HERE}": f'--rdzv-endpoint="$head:{self.port}"'}
         known["--rdzv-id=JOB"] = '--rdzv-id="$SLURM_JOB_ID"'

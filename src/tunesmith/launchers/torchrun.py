@@ -11,6 +11,7 @@ from tunesmith.launching import TUNESMITH, Launcher
 # Ranks that begin again must not meet in the store of those before, whose addresses it still has:
 # https://github.com/pytorch/pytorch/issues/135712, which torch 2.13 has again.
 APART = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+STOP = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # an option of its command has the same name, but not in every version
 
 
 class Torchrun(Launcher):
@@ -31,6 +32,9 @@ class Torchrun(Launcher):
     max_restarts: Annotated[int, Field(ge=0)] = 0
     """How often a run that failed goes on from its last checkpoint by itself; needs train.output_dir."""
 
+    stop_seconds: Annotated[int, Field(gt=0)] = 120
+    """Seconds that processes have to save and stop when they are told to, before they are killed."""
+
     @model_validator(mode="before")
     @classmethod
     def _counted(cls, options: dict[str, object]) -> dict[str, object]:
@@ -41,6 +45,11 @@ class Torchrun(Launcher):
     def _meets_somewhere(self) -> "Torchrun":
         if self.nnodes != "1" and self.rdzv_endpoint is None:
             raise ValueError("nnodes: several machines meet at an address: set rdzv_endpoint=HOST:PORT")
+        least, _, most = self.nnodes.partition(":")
+        if most and int(most) < int(least):
+            raise ValueError(f"nnodes={self.nnodes}: the most machines are fewer than the least: say {most}:{least}")
+        if most and self.rdzv_id is None:
+            raise ValueError(f"nnodes={self.nnodes}: machines that come later know the run by a word: set rdzv_id=WORD")
         return self
 
     def begins_again(self) -> bool:
@@ -56,5 +65,5 @@ class Torchrun(Launcher):
             words += ["--rdzv-backend=c10d", f"--rdzv-endpoint={self.rdzv_endpoint}"]
         words += [f"--rdzv-id={self.rdzv_id}"] if self.rdzv_id is not None else []
         words += [f"--max-restarts={self.max_restarts}"] if self.max_restarts else []
-        apart = ["env", APART] if self.begins_again() else []
-        return [*apart, sys.executable, "-m", "torch.distributed.run", *words, *TUNESMITH, *arguments]
+        settings = ["env", f"{STOP}={self.stop_seconds}", *([APART] if self.begins_again() else [])]
+        return [*settings, sys.executable, "-m", "torch.distributed.run", *words, *TUNESMITH, *arguments]

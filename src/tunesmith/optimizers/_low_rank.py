@@ -65,7 +65,9 @@ class ScaledGradients(_LowRank):
         scaled = wide * (after / (before + TINY))
         norm = torch.linalg.vector_norm(scaled)
         if step > 1:
-            share = (group["norm_growth"] * self.state[parameter]["norm"] / (norm + TINY)).clamp(max=1)
+            before_norm = self.state[parameter]["norm"]
+            share = (group["norm_growth"] * before_norm / (norm + TINY)).clamp(max=1)
+            share = torch.where(before_norm > 0, share, 1)  # a matrix behind zeros (LoRA's A) begins with none
             scaled, norm = scaled * share, norm * share
         self.state[parameter]["norm"] = norm
         return scaled

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tunesmith.errors import MissingExtra, RecipeError
+from tunesmith import extras
+from tunesmith.errors import RecipeError
 from tunesmith.optimizers.adamw import AdamW
 
 if TYPE_CHECKING:
@@ -26,11 +27,8 @@ class AdamW8bit(AdamW):
             MissingExtra: bitsandbytes is not installed.
             RecipeError: the state is to be paged, and the weights are not on CUDA.
         """
-        try:
-            from tunesmith.optimizers._bitsandbytes import PlainAdamW8bit
-        except ImportError:
-            command = "pip install 'tunesmith[bitsandbytes]'"
-            raise MissingExtra(f"optimizer=adamw8bit needs bitsandbytes, which is not installed: {command}") from None
+        extras.need("optimizer=adamw8bit", "bitsandbytes")
+        from tunesmith.optimizers._bitsandbytes import PlainAdamW8bit
         from tunesmith.optimizers._groups import parameter_groups
 
         device = next(model.parameters()).device.type
@@ -41,7 +39,7 @@ class AdamW8bit(AdamW):
         groups = parameter_groups(self, model, factors)
         return PlainAdamW8bit(groups, lr=self.rate(), betas=self.betas, eps=self.epsilon, is_paged=self.paged)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """Two bytes a value and two scales a block, or two means in float32; the maps are shared, and not counted."""
         values = parameter.numel()
         return 8 * values if values < SMALL else 2 * values + 8 * -(-values // BLOCK)

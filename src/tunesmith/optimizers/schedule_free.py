@@ -16,6 +16,7 @@ class ScheduleFree(Optimizer):
     """Trains at a point between the fast weights and their mean; evaluations and the end of the run take the mean."""
 
     schedulers: ClassVar[tuple[str, ...]] = ("constant_with_warmup", "constant")  # the mean is what others do
+    averages: ClassVar[bool] = True
 
     betas: tuple[Annotated[float, Field(gt=0, lt=1)], Beta] = (0.9, 0.999)
     """Share of the mean in the point that is trained at, and decay of the mean of squares."""
@@ -37,6 +38,6 @@ class ScheduleFree(Optimizer):
         assert isinstance(built, AveragedAdamW), "made by build"
         return Averaged(built)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """The fast weights, and a mean of squares."""
         return 2 * parameter.nbytes

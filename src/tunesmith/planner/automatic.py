@@ -20,8 +20,10 @@ def strategy(recipe: Recipe, device: "Device", memory: int, number: int, config:
     """
     if recipe.train.row_tokens == "auto":
         return "ddp", "train.row_tokens=auto fits rows beside a whole model"
+    pieces = recipe.parallel.context
+    layout = Layout("ddp", replicate=max(1, number // pieces), context=pieces)
     try:
-        needed = share(recipe, shape_of(recipe, config), device, Layout("ddp", replicate=number)).peak.total
+        needed = share(recipe, shape_of(recipe, config), device, layout).peak.total
     except (ModelError, RecipeError) as error:
         return "ddp", f"the plan does not say what a whole model needs: {error}"
     said = f"a whole model with its states needs {needed / 1e9:,.2f} GB of the {memory / 1e9:,.2f} GB that each has"

@@ -12,7 +12,7 @@ from tunesmith.planner.pace import REACHED, Pace, pace, share_of_peak
 from tunesmith.planner.shapes import Shape, shape_of
 from tunesmith.planner.spread import Share, share
 from tunesmith.recipe import Recipe
-from tunesmith.recipe_parallel import problem
+from tunesmith.recipe_parallel import problem, problem_of_pieces
 
 DAY = 86_400  # seconds
 ROOM = 0.9  # of a device's memory that is planned to be filled: allocators leave gaps, and predictions are off
@@ -74,12 +74,12 @@ def choices(recipe: Recipe, shape: Shape, cluster: Cluster) -> list[Choice]:
     assert isinstance(recipe.train.row_tokens, int), "resolved before"
     device = Device("cuda", cluster.device.name, True)
     longest = min(recipe.data.max_tokens, recipe.train.row_tokens)
-    refused = refusal(recipe)
+    refused, in_pieces = refusal(recipe), problem_of_pieces(recipe) is None
     found = []
     for layout in layouts(cluster, shape, recipe.train.row_tokens, type(recipe.adapter).beside):
         needs, quick = share(recipe, shape, device, layout), pace(recipe, shape, layout, cluster)
         fits = needs.peak.total <= ROOM * cluster.device.memory and needs.host * cluster.each <= HOST_MEMORY
-        here = layout.here and not (layout.strategy == "fsdp" and refused)
+        here = layout.here and not (layout.strategy == "fsdp" and refused) and (in_pieces or layout.context == 1)
         found.append(Choice(layout, needs, quick, fits, here, share_of_peak(quick, shape, longest, cluster)))
     return sorted(found, key=lambda one: (not one.fits, -one.pace.tokens_per_second))
 

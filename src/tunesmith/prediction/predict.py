@@ -4,30 +4,29 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from tunesmith import atomic
+from tunesmith import atomic, record
 from tunesmith.component import default, spell
 from tunesmith.errors import RunError
-from tunesmith.generate.alone import logits_of
+from tunesmith.generate.endpoint import Server, is_address
 from tunesmith.generate.files import files_of
 from tunesmith.generate.load import locate, other_of
 from tunesmith.generate.sampling import Sampling
 from tunesmith.journal import Journal
-from tunesmith.prediction import measures, report
+from tunesmith.prediction import answering, measures, report
 from tunesmith.prediction import rows as read
+from tunesmith.prediction.answering import Answering
 from tunesmith.prediction.rows import Asked, Rows
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_data import Source
 from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Format
 
-if TYPE_CHECKING:
-    from tunesmith.generate.engine import Generator
-
 SETTINGS, OURS, THEIRS = "settings.json", "predictions.jsonl", "against.jsonl"
+CONTENT = "content of the rows"
 TOGETHER = 64  # rows that are in work at a time; more of them wait in the file
 GO_ON = "Make room, then run the same command again: it goes on"
 
@@ -46,6 +45,8 @@ class Prediction(Sampling):
     """Device to answer on. auto: the first present of cuda, xpu, mps, cpu."""
     dtype: Dtype | None = None
     """Precision of the weights. None: as stored, or float32 on a device without bfloat16 arithmetic."""
+    server: Server = Server()
+    """How a model is asked that is named by a server's address, http://HOST:PORT/v1."""
 
     def sampling(self) -> Sampling:
         """The options that are those of every answer."""
@@ -58,16 +59,24 @@ def predict(
     """Answer the rows of a file, or those that a run held out, and measure the answers. Returns what results.json has.
 
     In `out`, `predictions.jsonl` has a line for each row (`where`, `prompt`, `prediction`, `label`, `finish`, `tokens`,
-    `measures`), `against.jsonl` the same of the model that is compared with, and `results.json` and `results.md` the
-    measures of all. The same command goes on where it was stopped.
+    `measures`, and `logprobs` of its tokens where they are asked for), `against.jsonl` the same of the model that is
+    compared with, and `results.json` and `results.md` the measures of all. The same command goes on where it was
+    stopped.
 
     Raises:
         RunError: `out` holds something else, or what was begun with another model, file or options.
         RunError, ModelError, DataError, TemplateError: as the model's loading and the file's reading.
     """
+    if file is None and is_address(path):
+        raise RunError(
+            f"{path} is a server's model, and no run held rows out for it: say FILE, the rows to be answered"
+        )
+    if file is None and not (Path(path).expanduser() / record.FILE).is_file():
+        raise RunError(f"{path} is no run, which held rows out: say FILE, the rows to be answered")
     others = None if against is None else other_of(path, against)
     with atomic.room(out, RunError, GO_ON):
-        _begin(out, {"model": _identity(path), "against": others and _identity(others), "file": file} | _spelled(how))
+        models = {"model": _identity(path, how), "against": others and _identity(others, how)}
+        _begin(out, models | {"file": file} | _spelled(how) | {CONTENT: _content(path, file, how)})
         ours = _answered(path, file, out / OURS, how, say, of_run=path)
         theirs = None if others is None else _answered(others, file, out / THEIRS, how, say, of_run=path)
         results = report.results(path, ours, others, theirs, say)
@@ -77,13 +86,29 @@ def predict(
 
 
 def _spelled(how: Prediction) -> dict[str, Any]:
-    return how.model_dump(mode="json") | {"format": spell(how.format)}
+    return how.model_dump(mode="json", exclude={"server"}) | {"format": spell(how.format)}
 
 
-def _identity(path: str) -> dict[str, Any]:
-    """A model by its place and what its files hold."""
+def _content(path: str, file: str | None, how: Prediction) -> str:
+    """What tells the rows that are answered from others of the same name."""
+    return read.content_held_out(Path(path)) if file is None else read.content(_source(file, how))
+
+
+def _source(file: str, how: Prediction) -> Source:
+    return Source(path=file, format=how.format, num_samples=how.num_samples)
+
+
+def _identity(path: str, how: Prediction) -> dict[str, Any]:
+    """A model by its place and what its files hold; what a server's holds is not known."""
+    if is_address(path):
+        return {"place": path} | how.server.model_dump(include={"tokenizer", "only_openai"})
     holds = json.dumps(files_of(path)).encode()
     return {"place": locate(path), "digest": hashlib.sha256(holds).hexdigest()[:16]}
+
+
+def _told(setting: Any) -> str:
+    """A setting for people: a model by its place, and by what its files hold."""
+    return ", ".join(map(str, setting.values())) if isinstance(setting, dict) else repr(setting)
 
 
 def _begin(out: Path, settings: Mapping[str, Any]) -> None:
@@ -95,7 +120,7 @@ def _begin(out: Path, settings: Mapping[str, Any]) -> None:
         other = next((name for name in settings if past.get(name) != settings[name]), None)
         if other is not None:
             raise RunError(
-                f"{out} was begun with another {other} ({past.get(other)!r}, and now {settings[other]!r}): "
+                f"{out} was begun with another {other} ({_told(past.get(other))}, and now {_told(settings[other])}): "
                 "choose another folder"
             )
         return
@@ -109,56 +134,53 @@ def _answered(
     path: str, file: str | None, out: Path, how: Prediction, say: Callable[[str], None], of_run: str
 ) -> list[dict[str, Any]]:
     """The rows answered by one model, in their order."""
-    from tunesmith.generate.engine import Generator
-
-    generator = Generator.open(path, how.device, how.dtype)
-    found = _rows(of_run, file, generator, how, say)
+    model = answering.find(path, how.device, how.dtype, how.server)
+    found = _rows(of_run, file, model, how, say)
     for line in found.lines():
         say(line)
+    if how.token_accuracy and model.tokenizer is None:
+        say("token_accuracy is not measured: say server.tokenizer=PATH, where the tokenizer of the server's model is")
     journal = Journal(out, "where")
     done = {entry["where"] for entry in journal.entries}
     left = [one for one in found.asked if one.where not in done]
     if done:
         say(f"{len(done):,} are answered already in {out}")
     for start in range(0, len(left), TOGETHER):
-        for entry in _some(generator, left[start : start + TOGETHER], how):
+        for entry in _some(model, left[start : start + TOGETHER], how):
             journal.append(entry)
         say(f"{path}: {len(journal.entries):,} of {len(found.asked):,} answered")
     by_place = {entry["where"]: entry for entry in journal.entries}
     return [by_place[one.where] for one in found.asked]
 
 
-def _rows(path: str, file: str | None, generator: "Generator", how: Prediction, say: Callable[[str], None]) -> Rows:
+def _rows(path: str, file: str | None, model: Answering, how: Prediction, say: Callable[[str], None]) -> Rows:
     if file is not None:
-        return read.of_file(Source(path=file, format=how.format, num_samples=how.num_samples), generator.tokenizer)
-    found = read.held_out(Path(path).expanduser().absolute(), generator.tokenizer, say)
+        return read.of_file(_source(file, how), model.tokenizer)
+    found = read.held_out(Path(path), model.tokenizer, say)
     return Rows(found.asked[: how.num_samples], found.dropped)
 
 
-def _some(generator: "Generator", asked: Sequence[Asked], how: Prediction) -> list[dict[str, Any]]:
+def _some(model: Answering, asked: Sequence[Asked], how: Prediction) -> list[dict[str, Any]]:
     """Some rows answered together. A row's draws are by its own seed, so that they do not depend on the others."""
-    prompts = [generator.prompt(one.messages, how.max_new_tokens, one.tools) for one in asked]
-    requests = [generator.request(prompt, _sampling(how, one)) for one, prompt in zip(asked, prompts, strict=True)]
+    answers = model.some([(one, _sampling(how, one)) for one in asked], how.token_accuracy)
     found = []
-    for one, prompt, reply in zip(asked, prompts, generator.answers(requests), strict=True):
+    for one, answered in zip(asked, answers, strict=True):
+        reply = answered.reply
         prediction = reply.text.strip()
         of_row = measures.of_row(prediction, one.label)
-        if how.token_accuracy and one.label_ids:
-            likeliest = logits_of(generator.model, prompt.ids, one.label_ids).argmax(-1).tolist()
-            hits = sum(pair[0] == pair[1] for pair in zip(likeliest, one.label_ids, strict=True))
-            of_row["token_accuracy"] = hits / len(one.label_ids)
-        found.append(
-            {
-                "where": one.where,
-                "prompt": str(generator.tokenizer.decode(list(prompt.ids))),
-                "prediction": prediction,
-                "label": one.label,
-                "finish": reply.finish,
-                "tokens": reply.num_tokens,
-                "dropped_turns": prompt.dropped_turns,
-                "measures": of_row,
-            }
-        )
+        if answered.token_accuracy is not None:
+            of_row["token_accuracy"] = answered.token_accuracy
+        entry = {
+            "where": one.where,
+            "prompt": answered.prompt,
+            "prediction": prediction,
+            "label": one.label,
+            "finish": reply.finish,
+            "tokens": reply.num_tokens,
+            "dropped_turns": answered.dropped_turns,
+            "measures": of_row,
+        }
+        found.append(entry | ({} if how.logprobs is None else {"logprobs": list(reply.logprobs)}))
     return found
 
 

@@ -50,7 +50,7 @@ class Rows:
             yield f"{entry['count']:,} dropped: {reason} ({places(entry)})"
 
 
-def of_file(one: Source, tokenizer: "PreTrainedTokenizerBase") -> Rows:
+def of_file(one: Source, tokenizer: "PreTrainedTokenizerBase | None") -> Rows:
     """The rows of a file, dataset or glob.
 
     Raises:
@@ -59,20 +59,26 @@ def of_file(one: Source, tokenizer: "PreTrainedTokenizerBase") -> Rows:
     return _read(((where, row, one.format) for where, row in source.read(one)), tokenizer, one.path)
 
 
-def held_out(run: Path, tokenizer: "PreTrainedTokenizerBase", say: Callable[[str], None]) -> Rows:
+def content(one: Source) -> str:
+    """What tells the rows of a file, dataset or glob from others. Raises DataError."""
+    return source.fingerprint(one)[:16]
+
+
+def content_held_out(run: Path) -> str:
+    """What tells the rows that a run held out, or held them out of, from others. Raises as `held_out`."""
+    with _begun(run) as recipe:
+        sources = recipe.data.eval if isinstance(recipe.data.eval, tuple) else recipe.data.train
+        return " ".join(map(content, sources))
+
+
+def held_out(run: Path, tokenizer: "PreTrainedTokenizerBase | None", say: Callable[[str], None]) -> Rows:
     """The rows that a run held out: of its `data.eval`, or those of `data.train` that it did not train on.
 
     Raises:
         RunError: it held nothing out, or was given its rows by a script.
         DataError: the rows are no longer there.
     """
-    past = record.read(run)
-    if "rows" in past["given"]:
-        raise RunError(f"{run} was given its rows by a script: say FILE, the rows to be answered")
-    with contextlib.chdir(past["working_folder"] if Path(past["working_folder"]).is_dir() else "."):
-        recipe = registry.applied(with_values(Recipe.load(str(run / "recipe.yaml")), past["derived"]))
-        if not recipe.data.eval:
-            raise RunError(f"{run} held no rows out (data.eval is {recipe.data.eval!r}): say FILE, rows to be answered")
+    with _begun(run) as recipe:
         if isinstance(recipe.data.eval, tuple):
             kept, sources = None, recipe.data.eval
         else:
@@ -84,8 +90,22 @@ def held_out(run: Path, tokenizer: "PreTrainedTokenizerBase", say: Callable[[str
         return _read(((*read,) for read in rows if kept is None or read[0] in kept), tokenizer, str(run))
 
 
+@contextlib.contextmanager
+def _begun(run: Path) -> Iterator[Recipe]:
+    """The recipe of a run that held rows out, and a block in the folder that its paths are from. Raises RunError."""
+    run = run.expanduser().absolute()
+    past = record.read(run)
+    if "rows" in past["given"]:
+        raise RunError(f"{run} was given its rows by a script: say FILE, the rows to be answered")
+    with contextlib.chdir(past["working_folder"] if Path(past["working_folder"]).is_dir() else "."):
+        recipe = registry.applied(with_values(Recipe.load(str(run / "recipe.yaml")), past["derived"]))
+        if not recipe.data.eval:
+            raise RunError(f"{run} held no rows out (data.eval is {recipe.data.eval!r}): say FILE, rows to be answered")
+        yield recipe
+
+
 def _read(
-    rows: Iterator[tuple[str, Mapping[str, Any], Format]], tokenizer: "PreTrainedTokenizerBase", name: str
+    rows: Iterator[tuple[str, Mapping[str, Any], Format]], tokenizer: "PreTrainedTokenizerBase | None", name: str
 ) -> Rows:
     found = Rows()
     for where, row, format_ in rows:
@@ -98,7 +118,7 @@ def _read(
     return found
 
 
-def asked(where: str, row: Mapping[str, Any], format_: Format, tokenizer: "PreTrainedTokenizerBase") -> Asked:
+def asked(where: str, row: Mapping[str, Any], format_: Format, tokenizer: "PreTrainedTokenizerBase | None") -> Asked:
     """What one row asks. Of alternatives the first, which is the best, is the answer.
 
     Raises:
@@ -119,12 +139,17 @@ def _label(
     spoken: tuple[dict[str, Any], ...],
     tools: tuple[Mapping[str, Any], ...],
     answer: Message,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | None",
 ) -> tuple[str, tuple[int, ...]]:
-    """The last turn as a model would write it: calls of tools and reasoning too, without what ends a turn."""
+    """The last turn as a model would write it: calls of tools and reasoning too, without what ends a turn.
+
+    Without a tokenizer, its text alone.
+    """
     text = (
         answer.content if isinstance(answer.content, str) else "".join(part.get("text", "") for part in answer.content)
     )
+    if tokenizer is None:
+        return text.strip(), ()
     if tokenizer.chat_template:
         whole, begun = apply(tokenizer, [*spoken], tools), apply(tokenizer, [*spoken[:-1]], tools, prompt=True)
         if whole.startswith(begun):

@@ -14,8 +14,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from tunesmith.data import refuse
 from tunesmith.data.prompt import prompt_ids
 from tunesmith.data.sides import source_ids
-from tunesmith.engine.model import load_tokenizer, num_rows
-from tunesmith.errors import ModelError, RecipeError, near
+from tunesmith.engine.model import num_rows
+from tunesmith.errors import RecipeError, near
 from tunesmith.formats.messages import Messages
 from tunesmith.generate.alone import encodes
 from tunesmith.generate.answer_format import AnswerFormat, find
@@ -26,7 +26,6 @@ from tunesmith.generate.judge import Judge
 from tunesmith.generate.load import locate, stored_head
 from tunesmith.generate.text import HALF_CHARACTER
 from tunesmith.generate.worker import Worker
-from tunesmith.recipe import Model
 from tunesmith.serve.options import Serving
 from tunesmith.serve.problem import Problem, too_long
 
@@ -94,8 +93,8 @@ class Served:
         if generator is not None:
             self._worker = Worker(generator.batch(), options.max_waiting)
             self.speakers[name] = Speaker(name, generator.tokenizer)
-            for adapter, folder in options.adapters.items():
-                self.speakers[adapter] = Speaker(adapter, _tokenizer(folder, generator), adapter)
+            for adapter in options.adapters:
+                self.speakers[adapter] = Speaker(adapter, generator.written(adapter).tokenizer, adapter)
 
     @classmethod
     def open(cls, path: str, options: Serving) -> "Served":
@@ -149,7 +148,7 @@ class Served:
     def forms(self, speaker: Speaker) -> Forms:
         """What answers of a speaker can be held to. It belongs to the thread of `asking`."""
         if speaker.name not in self._forms:
-            self._forms[speaker.name] = Forms(speaker.tokenizer, self.generator.stops)
+            self._forms[speaker.name] = Forms(speaker.tokenizer, self.generator.written(speaker.adapter).stops)
         return self._forms[speaker.name]
 
     @cached_property
@@ -225,18 +224,6 @@ class Served:
         if self._worker is not None:
             self._worker.stop(0)
         self.asking.shutdown()
-
-
-def _tokenizer(folder: str, generator: Generator) -> "PreTrainedTokenizerBase":
-    """The tokenizer of an adapter's folder, or the model's where it has none. Raises ModelError when they differ."""
-    place = locate(folder)
-    if not (Path(place) / "tokenizer_config.json").is_file():
-        return generator.tokenizer
-    found = load_tokenizer(Model(path=place, tokenizer=place))
-    rows = num_rows(generator.model)
-    if len(found) > rows:
-        raise ModelError(f"the tokenizer of {folder} has {len(found)} tokens, and the model {rows}: it is another's")
-    return found
 
 
 def called(path: str) -> str:

@@ -16,6 +16,7 @@ import psutil
 from tunesmith import atomic
 from tunesmith.data.ledger import FIRST_PLACES, places
 from tunesmith.errors import RunError
+from tunesmith.generate.endpoint import shown
 from tunesmith.journal import Journal
 from tunesmith.synthesis import author, seeds, stages
 from tunesmith.synthesis.options import Synthesis
@@ -106,7 +107,7 @@ def _begin(out: Path, path: str, options: Synthesis, tasks: Sequence[Task]) -> N
     """Say in the folder what it is for, or refuse one in which something was written for other options or seeds."""
     said = options.model_dump(mode="json")
     if options.is_address:
-        said["model"] = author.shown(options.model)
+        said["model"] = shown(options.model)
     content = json.dumps([asdict(task) for task in tasks], sort_keys=True).encode()
     settings = {"seeds": hashlib.sha256(content).hexdigest(), "options": said}
     place, journals = out / SETTINGS, [out / name for name in JOURNALS]

@@ -1,12 +1,12 @@
 """What is asked for when instruction data is made: the options of `tunesmith synthesize`."""
 
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from tunesmith.component import Section
 from tunesmith.errors import RecipeError
+from tunesmith.generate.endpoint import is_address, problem_of
 
 BANNED = (
     "image", "images", "graph", "graphs", "picture", "pictures", "photo", "photos", "file", "files", "map", "maps",
@@ -58,8 +58,9 @@ class Synthesis(Section):
     def _goes_together(self) -> "Synthesis":
         if self.num_prompt_generated >= self.num_prompt_tasks:
             raise ValueError(f"num_prompt_generated must be below num_prompt_tasks ({self.num_prompt_tasks})")
-        if self.is_address:
-            _refuse_address(self.model)
+        problem = problem_of(self.model, "model") if self.is_address else None
+        if problem is not None:
+            raise ValueError(problem)
         if self.is_address and self.name is None:
             raise ValueError("name is required with an address: say which of its models to ask for")
         for option in ("name", "key_variable"):
@@ -70,7 +71,7 @@ class Synthesis(Section):
     @property
     def is_address(self) -> bool:
         """Whether the model is asked over HTTP."""
-        return self.model.startswith(("http://", "https://"))
+        return is_address(self.model)
 
     def __init__(self, **options: Any) -> None:
         from pydantic import ValidationError
@@ -81,16 +82,3 @@ class Synthesis(Section):
             super().__init__(**options)
         except ValidationError as error:
             raise RecipeError(explain(error, Synthesis)) from None
-
-
-def _refuse_address(address: str) -> None:
-    """Raise ValueError for an address without a host, with a port that is none, or with a password in it."""
-    parts = urlsplit(address)
-    try:
-        whole = parts.hostname is not None and (parts.port or 1) > 0
-    except ValueError:
-        whole = False
-    if not whole:
-        raise ValueError("model is no address. Say it as http://127.0.0.1:8000/v1")
-    if parts.username is not None or parts.query:
-        raise ValueError("an address has no user, password or query in it: say key_variable=NAME, where the key is")

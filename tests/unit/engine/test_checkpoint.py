@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
-from tunesmith.engine.checkpoint import MANIFEST, atomic_folder, damage
+from fixtures_models import tiny_model
+from tunesmith.engine.checkpoint import MANIFEST, atomic_folder, damage, load_weights, save_weights
 
 
 def save(folder, content):
@@ -40,3 +42,14 @@ def test_what_changed_is_named(tmp_path):
     assert str(damage(tmp_path / "a")).endswith("weights is missing")
     (tmp_path / "a" / MANIFEST).write_text("{")
     assert str(damage(tmp_path / "a")).endswith(f"has no readable {MANIFEST}")
+
+
+def test_a_head_in_float32_is_read_back_as_it_was(tmp_path):
+    model, other = (tiny_model(tied=False, seed=seed).to(torch.bfloat16) for seed in (0, 1))
+    for one in (model, other):
+        one.lm_head.float()
+    torch.nn.init.normal_(model.lm_head.weight)
+    save_weights(model, tmp_path)
+    load_weights(other, tmp_path)
+    kept = other.state_dict()
+    assert all(torch.equal(one, kept[name]) for name, one in model.state_dict().items())

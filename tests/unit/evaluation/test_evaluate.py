@@ -13,7 +13,7 @@ from tunesmith.evaluation import _against, _kept, _remembered, _shares
 from tunesmith.evaluation._against import Side
 from tunesmith.evaluation.multiple_choice import MultipleChoice
 from tunesmith.generate import load
-from tunesmith.generate.subject import Subject
+from tunesmith.generate.subject import Loaded, Subject
 
 QUESTIONS = [
     {
@@ -49,13 +49,13 @@ def words(data, **options):
 def computed(monkeypatch):
     """How many sequences a model was given."""
     seen = []
-    plain = Subject.logps_by_row
+    plain = Loaded.logps_by_row
 
     def counting(self, sequences):
         seen.append(len(sequences))
         return plain(self, sequences)
 
-    monkeypatch.setattr(Subject, "logps_by_row", counting)
+    monkeypatch.setattr(Loaded, "logps_by_row", counting)
     return seen
 
 
@@ -114,7 +114,7 @@ def test_a_task_that_says_no_digest_is_never_kept(folder, tmp_path):
 
 
 def test_a_killed_evaluation_goes_on(folder, data, computed, monkeypatch):
-    plain, rows = Subject.logps_by_row, []
+    plain, rows = Loaded.logps_by_row, []
 
     def stopping(self, sequences):
         for row in plain(self, sequences):
@@ -128,7 +128,7 @@ def test_a_killed_evaluation_goes_on(folder, data, computed, monkeypatch):
     tasks, how = read(["multiple_choice"], words(data, num_shots=0))
     how = how.model_copy(update={"cache_dir": str(data.parent / "another")})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Subject, "logps_by_row", stopping)
+        patch.setattr(Loaded, "logps_by_row", stopping)
         evaluate(str(folder), tasks, how, None, print)
     said = []
     again = evaluate(str(folder), tasks, how, None, said.append)

@@ -217,7 +217,7 @@ def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=f"run has a gemma model, and .gguf files are written of {known}: export type="):
         Gguf().write(run, tmp_path / "out")
     assert unchanged(tmp_path)
-    monkeypatch.setattr("tunesmith.engine.quantised.find_spec", lambda name: None)
+    monkeypatch.setattr("tunesmith.extras.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"type=gguf needs gguf, which is not installed: pip install 'tunesmith\[gg"):
         Gguf().write(run, tmp_path / "out")
 

@@ -1,11 +1,14 @@
 """Model cards, and pushes that are dry unless they are asked for."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tunesmith.errors import RunError
+from tunesmith.exports import _signature
+from tunesmith.exports.adapter import PlainAdapter
 from tunesmith.exports.hub import Hub
 from tunesmith.exports.merged import Merged
 from unit.exports.test_exports import make_run
@@ -13,7 +16,7 @@ from unit.exports.test_exports import make_run
 RECORD = {
     "recipe": {
         "model": {"path": "someone/base"},
-        "data": {"train": [{"path": "someone/rows"}, {"path": "/srv/me/secret/own.json"}]},
+        "data": {"train": [{"path": "someone/rows"}, {"path": "/srv/me/secret/own.json"}, {"path": "data/own.json"}]},
         "adapter": {"type": "lora"},
         "objective": {"type": "sft"},
     },
@@ -47,7 +50,7 @@ def hub(monkeypatch):
             calls.append((repo, options))
 
         def upload_folder(self, repo_id, folder_path, **options):
-            calls.append((repo_id, folder_path))
+            calls.append((repo_id, {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}))
             return type("Sent", (), {"commit_url": f"https://hub/{repo_id}/commit/1"})
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
@@ -76,9 +79,45 @@ def test_a_dry_run_writes_the_card_and_sends_nothing(run, hub, tmp_path):
 
 def test_a_push_sends_the_folder(run, hub, tmp_path):
     report = Hub(repo="me/tuned", push=True).write(run, tmp_path / "out")
-    assert hub == [("me/tuned", {"private": True, "exist_ok": True}), ("me/tuned", str(tmp_path / "out"))]
+    asked, (repo, sent) = hub
+    assert asked == ("me/tuned", {"private": True, "exist_ok": True}) and repo == "me/tuned"
+    assert sent == {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     assert report.notes[-1].endswith("pushed to https://hub/me/tuned/commit/1")
     assert "License: not said." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_adapter_is_sent_with_a_base_that_others_have(run, hub, tmp_path):
+    out = tmp_path / "adapter"
+    PlainAdapter().write(run, out)
+    files = {file.name: file.read_bytes() for file in out.iterdir()}
+    note = Hub(repo="me/tuned").write(run, out).notes[-1]
+    assert note.endswith(f"and base_model=OWNER/NAME, for {tmp_path}/base is on this machine alone")
+    with pytest.raises(
+        RunError, match="adapter is an adapter of .*base, which is not on the hub: say base_model=OWNER"
+    ):
+        Hub(repo="me/tuned", push=True).write(run, out)
+    assert hub == []
+    Hub(repo="me/tuned", push=True, base_model="someone/base").write(run, out)
+    sent = hub[1][1]
+    assert json.loads(sent["adapter_config.json"])["base_model_name_or_path"] == "someone/base"
+    assert "\nbase_model: someone/base\n" in sent["README.md"].decode()
+    assert not [name for name, content in sent.items() if str(tmp_path).encode() in content]
+    assert files == {file.name: file.read_bytes() for file in out.iterdir() if file.name != "README.md"}
+    (tmp_path / "got").mkdir()
+    for name, content in sent.items():
+        (tmp_path / "got" / name).write_bytes(content)
+    assert _signature.damage(tmp_path / "got", _signature.signed(tmp_path / "got")[1]) is None
+
+
+def test_places_of_this_machine_are_not_sent(run, hub, tmp_path):
+    """A merged one was told them, and says in export.json what it was told."""
+    (tmp_path / "more").mkdir()
+    make_run(tmp_path / "more", prompts=["What is two and three?"])
+    Merged(adapters=(str(tmp_path / "more/run/final"),)).write(run, tmp_path / "both")
+    assert str(tmp_path) in (tmp_path / "both" / "export.json").read_text()
+    Hub(repo="me/tuned", push=True).write(run, tmp_path / "both")
+    assert not [name for name, content in hub[1][1].items() if str(tmp_path).encode() in content]
+    assert json.loads(hub[1][1]["export.json"])["export"]["adapters"] == ["final"]
 
 
 def test_what_cannot_be_pushed(run, tmp_path, monkeypatch):

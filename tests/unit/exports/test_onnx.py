@@ -26,7 +26,7 @@ def test_a_graph_says_what_the_run_says_and_is_caught_when_it_does_not(tmp_path)
 
 
 def test_without_its_packages_it_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("tunesmith.engine.quantised.find_spec", lambda name: None)
+    monkeypatch.setattr("tunesmith.extras.find_spec", lambda name: None)
     run = make_run(tmp_path, prompts=["What is two and three?"])
     with pytest.raises(
         MissingExtra, match=r"needs onnx and onnxscript and onnxruntime, .*pip install 'tunesmith\[onnx\]'"

@@ -3,10 +3,13 @@
 import json
 import math
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
+import fixtures_models
+from tunesmith.cli.main import main
 from tunesmith.component import pick
 from tunesmith.errors import DataError, RunError
 from tunesmith.exports import _quantised, bnb
@@ -76,6 +79,27 @@ def test_a_run_without_held_out_rows_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(_quantised, "held_out", none)
     cost = _quantised.Cost(tmp_path, None)
     assert math.isnan(cost.of(None)) and cost.note(math.nan) == "perplexity was not compared: there are no rows"
+
+
+@bitsandbytes
+def test_rows_that_the_run_held_out_are_found_from_another_folder(tmp_path, monkeypatch, capsys):
+    """The run is named from where the command is given, and its rows from where it was trained."""
+    rows = [{"instruction": f"What is {i} and two?", "output": f"It is {i + 2}."} for i in range(6)]
+    fixtures_models.save_model(tmp_path / "base", fixtures_models.tiny_model(arch="qwen2"))
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {path: base, dtype: float32}\ndata: {train: rows.json, eval: 2, cache_dir: cache}\n"
+        "train: {output_dir: runs/first, max_steps: 1, row_tokens: 128, device: cpu}\n"
+        "eval: {prompts: [What is two and three]}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "recipe.yaml"]) == 0
+    monkeypatch.chdir(tmp_path / "runs")
+    assert main(["export", "first", "out", "type=bnb"]) == 0
+    assert "perplexity of 2 held-out answers: " in capsys.readouterr().out
+    (tmp_path / "base").rename(tmp_path / "gone")  # what cannot be read costs the price alone
+    cost = _quantised.Cost(Path("first"), None)
+    assert cost.rows == [] and "base" in cost.note(math.nan)
 
 
 @bitsandbytes

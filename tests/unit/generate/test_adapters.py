@@ -1,6 +1,7 @@
 """Adapters by name: each answer as with its adapter alone, in one pass with others, and without merging."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -128,3 +129,75 @@ def test_an_adapter_of_another_base_is_told_and_one_that_does_not_fit_refused(fo
     change(place, r=3)
     with pytest.raises(ModelError, match="moved cannot be put on"):
         load(base, adapters={"small": adapters["small"], "one": place})
+
+
+def test_each_answer_ends_where_its_adapter_was_trained_to_end(folders, tmp_path):
+    """The base ends with a token that training did not; of the adapter's folder one file or the other says which."""
+    from transformers import GenerationConfig
+
+    base, adapters = folders
+    prompt, most = (5, 6, 7, 8, 9, 10), Sampling(max_new_tokens=9)
+    free = Generator(*load(adapters["rs"]))
+    text = free.batch().add(Request(prompt, most))
+    end = [token.id for piece in text for token in piece.tokens][4]
+    by_config, by_tokenizer = tmp_path / "config", tmp_path / "tokenizer"
+    for folder in (by_config, by_tokenizer):
+        shutil.copytree(adapters["rs"], folder)
+    GenerationConfig(eos_token_id=[end]).save_pretrained(by_config)
+    tokenizer = fixtures_models.tiny_tokenizer()
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    tokenizer.save_pretrained(by_tokenizer)
+    named = {"config": str(by_config), "tokenizer": str(by_tokenizer), "neither": adapters["rs"]}
+    generator = Generator(*load(base, adapters=named))
+    batch = generator.batch()
+    streams = {name: batch.add(Request(prompt, most, name)) for name in (*named, None)}
+    for stream in streams.values():
+        list(stream)
+    for name, folder in named.items():
+        alone = Generator(*load(folder))
+        assert generator.written(name).stops == alone.stops
+        single = alone.batch().add(Request(prompt, most))
+        assert [token.id for piece in single for token in piece.tokens] == streams[name].ids
+    assert [streams[name].finish for name in named] == ["stop", "stop", "length"]
+    assert len(streams["config"].ids) == text.ids.index(end) == len(streams["tokenizer"].ids)
+    assert end not in generator.written().stops
+
+
+def test_stretched_positions_are_refused_and_a_base_in_few_bits_is_told(folders, tmp_path, caplog):
+    base, adapters = folders
+    stretched, rounded, same = tmp_path / "stretched", tmp_path / "rounded", tmp_path / "same"
+    for folder in (stretched, rounded, same):
+        shutil.copytree(adapters["small"], folder)
+    config = fixtures_models.tiny_config()
+    config.rope_parameters = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    config.save_pretrained(stretched)
+    with pytest.raises(ModelError, match="the adapter far .*rotary positions that are stretched otherwise"):
+        load(base, adapters={"far": str(stretched)})
+    model = fixtures_models.save_model(tmp_path / "long", tokenizer=None)
+    config.save_pretrained(model)
+    load(str(model), adapters={"far": str(stretched)})
+    with pytest.raises(ModelError, match="rotary positions"):  # those of the base are, and it was trained without
+        fixtures_models.tiny_config().save_pretrained(same)
+        load(str(model), adapters={"near": str(same)})
+    (rounded / "quantization_config.json").write_text(json.dumps({"quant_method": "bitsandbytes"}))
+    load(base, adapters={"few": str(rounded)})
+    assert "the adapter few was trained with its base held in bitsandbytes, and answers here with" in caplog.text
+
+
+def test_a_server_asks_an_adapter_with_its_tokenizer_and_holds_it_to_its_ends(folders, tmp_path):
+    from transformers import GenerationConfig
+
+    from tunesmith.serve.options import Serving
+    from tunesmith.serve.served import Served
+
+    base, adapters = folders
+    shutil.copytree(adapters["rs"], tmp_path / "rs")
+    GenerationConfig(eos_token_id=[7, 9]).save_pretrained(tmp_path / "rs")
+    fixtures_models.tiny_tokenizer("its own").save_pretrained(tmp_path / "rs")
+    served = Served.open(base, Serving(adapter=(f"rs={tmp_path}/rs",), device="cpu"))
+    try:
+        assert served.speaker("rs").tokenizer.chat_template == "its own"
+        assert served.forms(served.speaker("rs")).stops == {7, 9, 2}
+        assert served.forms(served.speaker(None)).stops == {2}
+    finally:
+        served.close()

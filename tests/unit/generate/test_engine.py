@@ -271,6 +271,20 @@ def test_unfinished_run_says_how_to_go_on(run):
     assert "checkpoint" not in str(caught.value)
 
 
+def test_a_checkpoint_in_parts_says_what_it_is_and_is_not_offered(run):
+    """Processes that share weights write `shares/` in place of a model, and only the run itself goes on from that."""
+    import shutil
+
+    shutil.rmtree(run / "final")
+    parts = run / "checkpoints" / "step-11"
+    (parts / "shares" / "weights").mkdir(parents=True)
+    with pytest.raises(RunError, match=f"has no final/ yet.*tunesmith train {run}, or .*step-10$"):
+        Generator.open(str(run))
+    said = f"of {parts} lie in parts.*tunesmith export {parts} OUT type=merged, or go on with: tunesmith train {run}$"
+    with pytest.raises(ModelError, match=said):
+        Generator.open(str(parts))
+
+
 def test_missing_places_are_named(run, tmp_path):
     with pytest.raises(RunError, match="there is no run .*frist.* Did you mean 'first'"):
         Generator.open(str(run.parent / "frist"))

@@ -7,29 +7,31 @@ import sys
 
 import pytest
 
+from tunesmith import extras
 from tunesmith.component import all_of
-from tunesmith.errors import RecipeError
+from tunesmith.errors import MissingExtra, RecipeError
 from tunesmith.explain import choose
-from tunesmith.launching import Launcher
+from tunesmith.launching import Launcher, split, start
 
 ARGUMENTS = ["train", "my recipes/a.yaml", "train.output_dir=runs/it's", "eval={prompts: [Who are you?]}"]
+STOP = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120"
 APART = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
 SAID = "train 'my recipes/a.yaml' 'train.output_dir=runs/it'\"'\"'s' 'eval={prompts: [Who are you?]}'"
 GOLDEN = {
     "local": ({}, f"python -m tunesmith {SAID}"),
     "torchrun": (
         {"nproc_per_node": 8},
-        f"python -m torch.distributed.run --nnodes=1 --nproc-per-node=8 --standalone -m tunesmith {SAID}",
+        f"env {STOP} python -m torch.distributed.run --nnodes=1 --nproc-per-node=8 --standalone -m tunesmith {SAID}",
     ),
     "torchrun on four machines": (
         {"nnodes": 4, "rdzv_endpoint": "node-0:29500", "rdzv_id": "first", "max_restarts": 3},
-        f"env {APART} python -m torch.distributed.run --nnodes=4 --nproc-per-node=gpu --rdzv-backend=c10d "
+        f"env {STOP} {APART} python -m torch.distributed.run --nnodes=4 --nproc-per-node=gpu --rdzv-backend=c10d "
         f"--rdzv-endpoint=node-0:29500 --rdzv-id=first --max-restarts=3 -m tunesmith {SAID}",
     ),
     "torchrun elastic": (
-        {"nnodes": "2:4", "nproc_per_node": 8, "rdzv_endpoint": "node-0:29500"},
-        f"env {APART} python -m torch.distributed.run --nnodes=2:4 --nproc-per-node=8 --rdzv-backend=c10d "
-        f"--rdzv-endpoint=node-0:29500 -m tunesmith {SAID}",
+        {"nnodes": "2:4", "nproc_per_node": 8, "rdzv_endpoint": "node-0:29500", "rdzv_id": "long"},
+        f"env {STOP} {APART} python -m torch.distributed.run --nnodes=2:4 --nproc-per-node=8 --rdzv-backend=c10d "
+        f"--rdzv-endpoint=node-0:29500 --rdzv-id=long -m tunesmith {SAID}",
     ),
     "deepspeed": (
         {"num_gpus": 2},
@@ -61,8 +63,9 @@ module load cuda
 source venv/bin/activate
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun --kill-on-bad-exit=1 env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 python -m torch.distributed.run --nnodes=2 \
---nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint="$head:29500" --rdzv-id="$SLURM_JOB_ID" --max-restarts=3 \
+srun --kill-on-bad-exit=1 env TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \
+python -m torch.distributed.run --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint="$head:29500" \
+--rdzv-id="$SLURM_JOB_ID" --max-restarts=3 \
 -m tunesmith """
 
 
@@ -78,11 +81,10 @@ def made(name, **options):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_the_command_is_golden_and_a_shell_reads_the_same_words(name):
+def test_the_command_is_golden(name):
     options, command = GOLDEN[name]
     words = made(name.partition(" ")[0], **options).command(ARGUMENTS)
     assert shlex.join(words) == command
-    assert shlex.split(command) == words
 
 
 def test_every_launcher_has_a_golden_command():
@@ -119,10 +121,11 @@ def test_a_shell_gives_each_machine_the_words_of_the_script(tmp_path):
     assert "--rdzv-endpoint=n 1:29500" in words and "--rdzv-id=7" in words
 
 
-def test_words_go_over_ssh_as_they_are():
+def test_words_go_over_ssh_as_they_are(tmp_path):
     """pdsh has a shell on the other machine read the line; DeepSpeed puts words with spaces in double quotes."""
-    words = made("deepspeed", hostfile="hosts").command(["train", "a b$c", "x='y'", "z"])
-    assert "--hostfile=hosts" in words and "--force_multi" in words
+    (tmp_path / "hosts").write_text("worker-1 slots=8\n")
+    words = made("deepspeed", hostfile=str(tmp_path / "hosts")).command(["train", "a b$c", "x='y'", "z"])
+    assert f"--hostfile={tmp_path}/hosts" in words and "--force_multi" in words
     written = [f'"{word}"' if " " in word else word for word in words[-4:]]  # as its PDSHRunner does
     said = subprocess.run(
         ["sh", "-c", f'printf "%s\\n" {" ".join(written)}'], capture_output=True, text=True, check=True
@@ -134,6 +137,13 @@ def test_words_go_over_ssh_as_they_are():
     ("name", "options", "message"),
     [
         ("torchrun", {"nnodes": 2}, "nnodes: several machines meet at an address: set rdzv_endpoint"),
+        (
+            "torchrun",
+            {"nnodes": "3:1", "rdzv_endpoint": "a:1"},
+            "nnodes=3:1: the most machines are fewer than the least",
+        ),
+        ("torchrun", {"nnodes": "1:3", "rdzv_endpoint": "a:1"}, "nnodes=1:3: machines that come later know the run by"),
+        ("deepspeed", {"hostfile": "/nope"}, "hostfile=/nope: there is no such file"),
         ("torchrun", {"nproc_per_node": 0}, "nproc_per_node: must be greater than 0"),
         ("torchrun", {"rdzv_endpoint": "node-0"}, "rdzv_endpoint: must match"),
         ("torchrun", {"nnode": 2}, "nnode: no such option. Did you mean 'nnodes'"),
@@ -149,3 +159,18 @@ def test_what_cannot_be_is_said(name, options, message):
     with pytest.raises(RecipeError) as caught:
         made(name, **options)
     assert message in str(caught.value)
+
+
+def test_an_option_is_named_as_it_was_said():
+    with pytest.raises(RecipeError, match=r"^launcher\.nnode: no such option"):
+        split(["launcher=torchrun", "launcher.nnode=2"])
+    with pytest.raises(RecipeError, match="^launcher: there is no launcher 'ssh'"):
+        split(["launcher=ssh"])
+
+
+def test_a_starter_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(
+        MissingExtra, match=r"launcher=deepspeed needs deepspeed, .* pip install 'tunesmith\[deepspeed\]'"
+    ):
+        start(made("deepspeed"), ["train", "quickstart"], "")

@@ -98,17 +98,10 @@ def test_what_failed_first_is_said_once(tmp_path):
     assert "Traceback" not in told(out)
 
 
-@pytest.mark.skipif(HAS_RAY, reason="Ray is installed")
-def test_without_ray_one_line_says_what_is_missing(capsys, monkeypatch):
-    monkeypatch.delenv("TUNESMITH_ERRORS", raising=False)
-    assert _on_ray.main(["--num-workers=2", "--placement=PACK", "--", "train", "quickstart"]) == 1
-    assert capsys.readouterr().err == "error: launcher=ray needs ray: pip install 'tunesmith[ray]'\n"
-
-
 def test_of_ranks_the_first_is_heard_that_had_a_reason_of_its_own():
-    lost, late, early = Failed(f"rank 0: {LOST}closed", 1.0), Failed("rank 2: b", 3.0), Failed("rank 1: a", 2.0)
+    lost, late, early = Failed(f"rank 0: {LOST}", 1.0), Failed("rank 2: b", 3.0), Failed("rank 1: a", 2.0)
     assert first_of({0: lost, 2: late, 1: early}) == "rank 1: a"
-    assert first_of({0: lost}) == f"rank 0: {LOST}closed"
+    assert first_of({0: lost}) == f"rank 0: {LOST}"
     assert first_of({0: lost, 3: ConnectionError()}) == "rank 3: its process is gone and left no word (ConnectionError)"
 
 

@@ -89,6 +89,15 @@ def test_a_killed_one_goes_on_and_draws_the_same(model, file, tmp_path, monkeypa
         )
 
 
+def test_rows_that_changed_are_not_mixed_with_answers_to_the_old_ones(model, file, tmp_path):
+    """The name, the number of rows and their length are as they were."""
+    how = Prediction(max_new_tokens=3, device="cpu", token_accuracy=False)
+    predict(str(model), str(file), tmp_path / "out", how, None, lambda _: None)
+    file.write_text(file.read_text().replace("What is 3", "What is 9"))
+    with pytest.raises(RunError, match="out was begun with another content of the rows .*: choose another folder"):
+        predict(str(model), str(file), tmp_path / "out", how, None, lambda _: None)
+
+
 def test_beside_a_base_model(file, tmp_path, capsys):
     base = fixtures_models.save_model(tmp_path / "base")
     model = fixtures_models.tiny_model()
@@ -121,6 +130,10 @@ def test_a_run_answers_the_rows_that_it_held_out(file, tmp_path, model):
     ledger = json.loads((tmp_path / "run" / "ledger.json").read_text(encoding="utf-8"))
     assert ledger["eval"]["samples"] == 2
     assert {row["label"] for row in lines(tmp_path / "out" / "predictions.jsonl")} < {row["output"] for row in ROWS}
+    assert predict(str(tmp_path / "run"), None, tmp_path / "out", how, None, lambda _: None) == results
+    file.write_text(file.read_text().replace("What is 3", "What is 9"))
+    with pytest.raises(RunError, match="out was begun with another content of the rows"):
+        predict(str(tmp_path / "run"), None, tmp_path / "out", how, None, lambda _: None)
 
 
 def test_labels_are_what_the_template_writes():
@@ -159,3 +172,9 @@ def test_rows_without_an_answer_are_counted(model, tmp_path, capsys):
 def test_bad_words_are_one_line(model, tmp_path, capsys, words, line):
     assert cli.main(["predict", str(model), *words, "--out", str(tmp_path / "out")]) == 1
     assert line in (said := capsys.readouterr().err) and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_a_model_without_a_file_has_no_rows(tmp_path):
+    with pytest.raises(RunError, match="^builtin:tiny is no run, which held rows out: say FILE"):
+        predict("builtin:tiny", None, tmp_path / "out", Prediction(), None, print)
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fixtures_models import save_model, tiny_model
-from tunesmith import Recipe, train
+from tunesmith import Recipe, extras, train
 from tunesmith.adapted import adapt
 from tunesmith.engine import quantised
 from tunesmith.errors import MissingExtra, ModelError, RecipeError, RunError
@@ -21,7 +21,7 @@ pytestmark = [  # torchao 0.18 uses old names of torch 2.13 as it is imported: h
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "scale": 0.1}
-has = quantised.find_spec
+has = extras.find_spec
 bnb = pytest.mark.skipif(has("bitsandbytes") is None, reason="bitsandbytes is not installed")
 torchao = pytest.mark.skipif(has("torchao") is None, reason="torchao is not installed")
 gguf = pytest.mark.skipif(has("gguf") is None, reason="gguf is not installed")
@@ -94,7 +94,7 @@ def test_what_does_not_go_together_is_refused(model, words, place):
 
 @pytest.mark.parametrize(("way", "package"), [("bnb_4bit", "bitsandbytes"), ("torchao", "torchao")])
 def test_a_missing_package_is_told_with_the_command(way, package, place, monkeypatch):
-    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(
         MissingExtra, match=rf"model.quantization={way} needs {package}.*pip install 'tunesmith\[{package}\]'"
     ):
@@ -113,7 +113,7 @@ def stored(place, tmp_path, **said):
     ("method", "extra"), [("gptq", "gptq"), ("awq", "awq"), ("compressed-tensors", "compressed-tensors")]
 )
 def test_a_stored_model_without_its_package_is_told_with_the_command(method, extra, place, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     folder = stored(place, tmp_path, quant_method=method, bits=4, group_size=32)
     with pytest.raises(MissingExtra, match=rf"held in {method}, which needs .*pip install 'tunesmith\[{extra}\]'"):
         adapt(recipe(place, {"path": str(folder)}), "cpu", None)
@@ -170,7 +170,7 @@ def test_a_gguf_file_is_widened_trained_and_found_again(place):
 
 
 def test_a_gguf_file_without_its_package_and_a_folder_with_several(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     (tmp_path / "a.gguf").touch()
     with pytest.raises(MissingExtra, match=r"a.gguf needs gguf, .*pip install 'tunesmith\[gguf\]'"):
         adapt(recipe(place, {"path": str(tmp_path)}), "cpu", None)

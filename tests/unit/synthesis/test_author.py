@@ -8,8 +8,9 @@ import pytest
 from fixtures_authors import server
 from fixtures_models import tiny_model, tiny_tokenizer
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.generate.endpoint import MOST_BYTES, shown
 from tunesmith.generate.engine import Generator
-from tunesmith.synthesis.author import MOST_BYTES, Address, Local, Reply, shown
+from tunesmith.synthesis.author import Address, Local, Reply
 from tunesmith.synthesis.options import Synthesis
 
 KEY = "k-0123456789abcdef"

@@ -1,0 +1,94 @@
+"""Who answers the rows of a data set: a model in this process, or one behind an address."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tunesmith.generate.addressed import Addressed
+from tunesmith.generate.alone import logits_of
+from tunesmith.generate.endpoint import Server, is_address
+from tunesmith.generate.engine import Generator, Reply
+from tunesmith.generate.sampling import Sampling
+from tunesmith.prediction.rows import Asked
+from tunesmith.recipe import Dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Job = tuple[Asked, Sampling]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a row was asked as text, and the answer."""
+
+    prompt: str
+    reply: Reply
+    dropped_turns: int
+    token_accuracy: float | None = None  # None: not measured
+
+
+class Answering(ABC):
+    """A model that answers rows. Without a tokenizer, what rows know is compared as text alone."""
+
+    tokenizer: "PreTrainedTokenizerBase | None"
+
+    @abstractmethod
+    def some(self, jobs: Sequence[Job], token_accuracy: bool) -> Iterator[Answered]:
+        """Some rows answered together, in their order. Raises ModelError, TemplateError."""
+
+
+class Here(Answering):
+    """A model in this process."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator, self.tokenizer = generator, generator.tokenizer
+
+    def some(self, jobs: Sequence[Job], token_accuracy: bool) -> Iterator[Answered]:
+        """As `Answering` says it."""
+        own = self.generator
+        prompts = [own.prompt(one.messages, how.max_new_tokens, one.tools) for one, how in jobs]
+        replies = own.answers([own.request(prompt, how) for prompt, (_, how) in zip(prompts, jobs, strict=True)])
+        for (one, _), prompt, reply in zip(jobs, prompts, replies, strict=True):
+            share = None
+            if token_accuracy and one.label_ids:
+                likeliest = logits_of(own.model, prompt.ids, one.label_ids).argmax(-1).tolist()
+                hits = [pair[0] == pair[1] for pair in zip(likeliest, one.label_ids, strict=True)]
+                share = sum(hits) / len(hits)
+            text = str(own.tokenizer.decode(list(prompt.ids)))
+            yield Answered(text, reply, prompt.dropped_turns, share)
+
+
+class There(Answering):
+    """A model behind an address: asked by tokens where its tokenizer is here, else by messages."""
+
+    def __init__(self, addressed: Addressed) -> None:
+        self.addressed, self.tokenizer = addressed, addressed.tokenizer
+
+    def some(self, jobs: Sequence[Job], token_accuracy: bool) -> Iterator[Answered]:
+        """As `Answering` says it. Raises ModelError where the server lacks what is asked."""
+        ask = self._said if self.tokenizer is None else self._by_tokens
+        return self.addressed.in_order([partial(ask, one, how, token_accuracy) for one, how in jobs])
+
+    def _said(self, one: Asked, how: Sampling, token_accuracy: bool) -> Answered:
+        reply, dropped = self.addressed.answer(one.messages, one.tools, how)
+        text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in one.messages[dropped:])
+        return Answered(text, reply, dropped)
+
+    def _by_tokens(self, one: Asked, how: Sampling, token_accuracy: bool) -> Answered:
+        assert self.tokenizer is not None
+        prompt = self.addressed.prompt(one.messages, one.tools, how.max_new_tokens)
+        reply, share = self.addressed.complete(prompt.ids, how), None
+        if token_accuracy and one.label_ids:
+            hits = self.addressed.likeliest(prompt.ids, one.label_ids)
+            share = sum(hits) / len(hits)
+        return Answered(str(self.tokenizer.decode(list(prompt.ids))), reply, prompt.dropped_turns, share)
+
+
+def find(path: str, device: str, dtype: Dtype | None, server: Server) -> Answering:
+    """Who answers: the model of a path, hub id or address. Raises RunError, ModelError, RecipeError."""
+    if is_address(path):
+        return There(Addressed.open(path, server))
+    return Here(Generator.open(path, device, dtype))
