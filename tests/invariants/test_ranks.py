@@ -86,7 +86,7 @@ class Short(SFT):
 def test_what_processes_share_is_chosen_by_the_plan_and_kept(runs, first, tmp_path):
     """Where a device has little room; a run that goes on keeps it, wherever that is."""
     short = runs.own("short", SHORT)
-    said = together(2, by_two(runs, "short", short, *FULL))
+    said = together(2, by_two(runs, "short", short, *FULL, f"data.train={runs.rows('sft')}"))
     assert "parallel: auto takes fsdp: a whole model with its states needs 0." in said
     assert "the model's weights are shared out among processes (2)" in said
     again = killed(runs.folder / "two-short", 2, tmp_path / "again")
