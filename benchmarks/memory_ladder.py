@@ -7,7 +7,6 @@ Nothing is loaded: the models are the shapes below, and the device is a CUDA one
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 TOKENS = 2048
@@ -34,12 +33,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-NF4 = SimpleNamespace(bits_per_weight=4 + 8 / 64 + 32 / (64 * 256))  # with double quantisation, arXiv 2305.14314
 ADAPTERS: dict[str, tuple[dict[str, Any], Any]] = {
     "full": ({"type": "full"}, None),
     "freeze, 2 layers": ({"type": "freeze", "num_layers": 2}, None),
     "lora, r 16": ({"type": "lora", "r": 16}, None),
-    "lora, r 16, on nf4": ({"type": "lora", "r": 16}, NF4),
+    "lora, r 16, on nf4": ({"type": "lora", "r": 16}, "bnb_4bit"),
 }
 COLUMNS = [(checkpointing, optimizer) for checkpointing in (False, True) for optimizer in ("adamw", "adamw8bit")]
 PAGE = """\
@@ -117,7 +115,7 @@ def predicted(name: str, adapter: str, checkpointing: bool, optimizer: str) -> A
 
     options, quantization = ADAPTERS[adapter]
     recipe = Recipe(
-        model="builtin:tiny",  # whose config is replaced
+        model={"path": "builtin:tiny", "quantization": quantization},  # whose config is replaced
         data={"train": "builtin:identity", "max_tokens": TOKENS},
         adapter=options,
         optimizer=optimizer,
@@ -125,7 +123,7 @@ def predicted(name: str, adapter: str, checkpointing: bool, optimizer: str) -> A
     )
     device = Device("cuda", "a CUDA device", True)
     recipe = resolve(recipe, device).recipe
-    return memory.estimate(recipe, shape(name, adapter, recipe), device, quantization)
+    return memory.estimate(recipe, shape(name, adapter, recipe), device)
 
 
 def shape(name: str, adapter: str, recipe: Any, known: dict[tuple[str, str], Any] = {}) -> Any:  # noqa: B006

@@ -106,12 +106,13 @@ def compared(case: tuple[Any, ...], shape: dict[str, Any], tokens: int, longest:
 
 
 def measured(recipe: Any, config: Any) -> int:
-    """The most bytes that a step of a resolved recipe holds, in its second step."""
+    """The most bytes that a step of a resolved recipe holds, in its second step; of several processes, in this one."""
     import torch
     import transformers
     from torch.profiler import ProfilerActivity, profile
 
-    from tunesmith.engine import kernels, memory
+    from tunesmith.adapted import precision
+    from tunesmith.engine import kernels, memory, shared_out
     from tunesmith.engine.activations import checkpoint_activations
 
     torch.manual_seed(0)
@@ -119,8 +120,11 @@ def measured(recipe: Any, config: Any) -> int:
     dtype = getattr(torch, recipe.model.dtype)
     model = recipe.adapter.apply(transformers.AutoModelForCausalLM.from_config(config, dtype=dtype))
     checkpoint_activations(model, recipe.train)
+    shared_out.share_out(model, recipe, "cpu")
     ops, _ = kernels.elementwise(model, recipe.train.compile)
-    scorer = kernels.choose(model, ops).scorer
+    with precision(recipe, "cpu"):
+        scorer = kernels.choose(model, ops).scorer
+    shared_out.rest(model)  # the optimizer has what is a process's own
     model.train()
     optimizer = recipe.optimizer.build(model)
     batch = in_pairs(memory.random_batch(model, recipe.data.max_tokens, recipe.train.row_tokens))
@@ -128,7 +132,8 @@ def measured(recipe: Any, config: Any) -> int:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def step() -> None:
-        scores = scorer(model, batch, likelihood=likelihood)
+        with precision(recipe, "cpu"):
+            scores = scorer(model, batch, likelihood=likelihood)
         (recipe.objective.loss(scores, batch).total / recipe.objective.count(batch)).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -136,10 +141,8 @@ def measured(recipe: Any, config: Any) -> int:
 
     step()
     states = (value for state in optimizer.state.values() for value in state.values())
-    tensors = [*model.parameters(), *model.buffers(), *states, *vars_of(batch)]
-    before = {
-        one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in filter(torch.is_tensor, tensors)
-    }
+    tensors = map(own, filter(torch.is_tensor, [*model.parameters(), *model.buffers(), *states, *vars_of(batch)]))
+    before = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
     changes = (one for one in recorded.profiler.kineto_results.events() if one.name() == "[memory]")
@@ -148,6 +151,11 @@ def measured(recipe: Any, config: Any) -> int:
         held += change.nbytes()
         most = max(most, held)
     return most
+
+
+def own(tensor: Any) -> Any:
+    """What this process has of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def in_pairs(batch: Any) -> Any:

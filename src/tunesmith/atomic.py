@@ -60,7 +60,10 @@ def folder(final: Path, work: Path | None = None, replace: Callable[[Path], bool
     if work is None:
         work = partial(final)
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        try:
+            work.mkdir(parents=True)
+        except OSError as error:  # it is named by what was asked for
+            raise OSError(error.errno, error.strerror, str(final)) from error
     try:
         yield work
         for path in [*work.rglob("*"), work]:

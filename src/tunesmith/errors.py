@@ -10,6 +10,7 @@ from pathlib import Path
 FOLDER_OF_ERRORS = "TUNESMITH_ERRORS"  # of the environment: where a launcher's processes write why they failed
 JOB = "TUNESMITH_JOB"  # of the environment: what our own launcher calls processes that it may begin again
 RESTART_COUNT = "TUNESMITH_RESTART_COUNT"  # of the environment: how often our own launcher began the run again
+LOST = "another rank is gone and left no word (-v shows what it saw of it)"
 REASON_CHARACTERS = 80
 LONGEST_NAME = 200  # characters of a wrong name that near ones are looked for: a longer one is none
 _REASON_END = re.compile(r"[(;]|[.:] ")  # where a message goes on to values and to what to do
@@ -101,6 +102,5 @@ def first_error(folder: Path) -> str | None:
     if not written:
         return None
     found = json.loads(written[0].read_text(encoding="utf-8"))
-    lost = "another rank is gone and left no word: " if written[0].stem.endswith("lost") else ""
     rank = "" if found["rank"] is None else f"rank {found['rank']}: "
-    return f"{rank}{lost}{found['message']}"
+    return rank + (LOST if written[0].stem.endswith("lost") else found["message"])

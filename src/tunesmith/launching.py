@@ -19,13 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tunesmith import extras
 from tunesmith.component import Component, name_of
-from tunesmith.errors import FOLDER_OF_ERRORS, JOB, RESTART_COUNT, RecipeError, RunError, first_error
+from tunesmith.errors import FOLDER_OF_ERRORS, JOB, LOST, RESTART_COUNT, RecipeError, RunError, first_error
 from tunesmith.explain import choose
 from tunesmith.recipe_text import read_words
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TUNESMITH = ("-m", "tunesmith")
+OUT_OF_MEMORY = ", as the system ends one when memory runs out"
 
 
 class Launcher(Component):
@@ -34,6 +36,8 @@ class Launcher(Component):
     seam: ClassVar[str] = "launchers"
     default: ClassVar[str] = "local"
     own_lines: ClassVar[str] = r"(?!)"  # a regular expression of lines in which the program speaks of itself
+    extra: ClassVar[str | None] = None  # of this package, which brings the program
+    prefix: ClassVar[str] = ""  # of the beginning of a line, which is left out: who says it
     failed_line: ClassVar[str] = r"(?!)"  # of these, one that says which rank ended: groups code, rank
     own_files: ClassVar[str] = r"(?!)"  # of files in a traceback that is the program's own: nothing follows it
 
@@ -59,7 +63,11 @@ def split(words: Sequence[str]) -> tuple[Launcher | None, list[str]]:
     said = [word for word in words if word.startswith(("launcher=", "launcher."))]
     if not said:
         return None, list(words)
-    launcher = choose(Launcher, read_words({}, said)["launcher"])
+    try:
+        launcher = choose(Launcher, read_words({}, said)["launcher"])
+    except RecipeError as error:
+        lines = (line if line.startswith("launcher") else f"launcher.{line}" for line in str(error).splitlines())
+        raise RecipeError("\n".join(lines)) from None
     assert isinstance(launcher, Launcher)
     return launcher, [word for word in words if word not in said]
 
@@ -69,6 +77,7 @@ def start(launcher: Launcher, arguments: Sequence[str], output_dir: str, verbose
 
     Raises:
         RecipeError: runs that are begun again need a folder that is known.
+        MissingExtra: what brings the command is not installed.
         RunError: the command is not there.
     """
     if launcher.begins_again() and not output_dir:
@@ -76,19 +85,24 @@ def start(launcher: Launcher, arguments: Sequence[str], output_dir: str, verbose
             f"train.output_dir: a run that {name_of(launcher)} begins again goes on in its folder, which must be known "
             "beforehand: say train.output_dir=FOLDER"
         )
+    if launcher.extra is not None:
+        extras.need(f"launcher={name_of(launcher)}", launcher.extra)
     for path, text in launcher.files(arguments).items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text, encoding="utf-8")
         _tell(f"wrote {path}\n")
     command = launcher.command(arguments)
     _tell(f"{shlex.join(command)}\n")
-    job = uuid.uuid4().hex
+    job, run = uuid.uuid4().hex, Path(output_dir).expanduser() / "recipe.yaml"
+    was_there = run.is_file()
     for number in range(launcher.restarts() + 1):
         if number:
             _tell(f"begun again, {number} of {launcher.restarts()} times\n")
         code, stopped = _attempt(launcher, command, {JOB: job, RESTART_COUNT: str(number)}, verbose)
-        if not code or stopped or not (Path(output_dir).expanduser() / "recipe.yaml").is_file():
+        if not code or stopped or not run.is_file():
             break  # what fails before there is a run fails again
+    if code and not stopped and output_dir and run.is_file() and not was_there:
+        _tell(f"go on with: tunesmith train {shlex.quote(output_dir)}\n")
     return code
 
 
@@ -162,17 +176,26 @@ class Heard:
             _tell(line)
         failed = re.search(self.launcher.failed_line, line)
         if failed is not None:
-            self.failure = f"rank {failed['rank']} of its machine ended with {_ending(int(failed['code']))}"
-            if not self._tell_error() and self.launcher.begins_again():
-                _tell(f"error: {self.failure}\n")
+            self._failed(failed["rank"], int(failed["code"]))
         if self.verbose or self.over or re.search(self.launcher.own_lines, line):
             return
+        line = re.sub(self.launcher.prefix, "", line)
         if self.traceback or line.startswith("Traceback "):
             self.traceback.append(line)
             if len(self.traceback) > 1 and not line.startswith((" ", "\n")):
                 self._let_go()
             return
         _tell(line)
+
+    def _failed(self, rank: str, code: int) -> None:
+        """Tell why a process ended that the program says ended first: by its own word, or by a signal."""
+        self.failure = f"rank {rank} of its machine ended with {_ending(code)}"
+        said = first_error(self.errors)
+        if code < 0 and (said is None or LOST in said):
+            self.told.add(self.failure)
+            _tell(f"error: {self.failure}{OUT_OF_MEMORY if code == -signal.SIGKILL else ''}\n")
+        elif not self._tell_error() and self.launcher.begins_again():
+            _tell(f"error: {self.failure}\n")
 
     def _let_go(self) -> None:
         """Tell a traceback that is over, if it is of a process; after the program's own there is nothing to tell."""
@@ -193,7 +216,8 @@ class Heard:
     def _tell_error(self) -> bool:
         """Tell the error of the rank that failed first in this attempt, once; whether there is one."""
         found = first_error(self.errors)
-        if found is not None and found not in self.told:
+        lost = found is not None and LOST in found and bool(self.told)  # it is told who is gone
+        if found is not None and found not in self.told and not lost:
             self.told.add(found)
             _tell("".join(f"error: {line}\n" for line in found.splitlines()))
         return found is not None

@@ -5,6 +5,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from tunesmith import __version__, atomic
 from tunesmith.defaults import Device, Resolved
 from tunesmith.engine import ranks
 from tunesmith.errors import RunError
+from tunesmith.recipe import Recipe
 
 FILE = "record.json"
 SAYS_NOTHING = {  # of a config, about numbers
@@ -45,6 +47,22 @@ def begin(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "resumed": [],
     }
+
+
+def changes(past: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
+    """What a recipe says otherwise than the one that a record is of, as a person may have changed it: a line each."""
+    began, now = (dict(_options(tree)) for tree in (past["recipe"], recipe.model_dump(mode="json")))
+    for name in sorted({*began, *now} - {*past["derived"]}):
+        if name in began and began[name] != now.get(name):
+            yield f"{name} is {now.get(name)!r} now, and the run began with {began[name]!r}"
+
+
+def _options(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _options(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def versions() -> dict[str, str]:

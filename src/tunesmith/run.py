@@ -146,6 +146,8 @@ def resume(
         )
     with _working_folder(past["working_folder"], say):
         recipe = Recipe.load(str(folder / "recipe.yaml"))
+        for line in record.changes(past, with_values(recipe, past["derived"])):
+            say(f"{folder}/recipe.yaml was changed: {line}")
         look_for_files(recipe, with_train=given.rows is None)
         derived = past["derived"] | _shared_anew(folder, with_values(recipe, past["derived"]), past)
         resolved = Resolved(with_values(recipe, derived), derived)
@@ -221,7 +223,7 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
             explained = memory.explained(
                 trainer.place, lambda: _fitting_row(job, loaded, trainer), folder, trainer.recipe
             )
-            with stop.listening(), contextlib.closing(progress), explained:
+            with stop.listening(), contextlib.closing(progress), explained, trainer.saving:
                 if start is None and loaded.rows.held_out is not None:
                     trainer.evaluate()
                 if start is None or not trainer.was_over(start):
@@ -253,7 +255,7 @@ def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
     """The tokens of a row that would have fitted where memory ran out."""
     from tunesmith.engine import memory, shared_out
 
-    if shared_out.is_shared(loaded.model) or loaded.group is not None:
+    if loaded.begun is not None or shared_out.is_shared(loaded.model) or loaded.group is not None:
         said = trainer.recipe.parallel
         raise RecipeError(
             f"parallel.strategy={said.strategy}, parallel.context={said.context}: one process cannot measure what all "
@@ -337,7 +339,10 @@ def _last_weights(trainer: "Trainer", folder: Path) -> "Mapping[str, torch.Tenso
         return None
     shared_out.rest(model)
     with companions.settled(trainer.companions):
-        return None if is_adapted(model) else shared_out.whole_state(model)
+        if is_adapted(model):
+            shared_out.gather([one for one in model.parameters() if one.requires_grad])
+            return None
+        return shared_out.whole_state(model)
 
 
 def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path, state: "Mapping[str, torch.Tensor] | None") -> None:

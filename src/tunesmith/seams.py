@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from tunesmith.component import Component, name_of
 from tunesmith.errors import DataError, RecipeError, RunError
-from tunesmith.types import Batch, Divergence, Head, Label, LossSum, Message, Sample, Scores
+from tunesmith.types import Batch, Divergence, Head, Label, LossSum, Message, Report, Sample, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -258,10 +258,11 @@ class Quantization(Component):
 
     @abstractmethod
     def config(self, dtype: "torch.dtype", device: str) -> Any:
-        """What transformers takes as `quantization_config`, for a model whose other weights are of a dtype.
+        """The `quantization_config` of transformers beside weights of a dtype. Raises MissingExtra, RecipeError."""
 
-        Raises MissingExtra without the package that it needs, RecipeError on a device that cannot train so.
-        """
+    @abstractmethod
+    def bits_per_weight(self) -> tuple[float, float]:
+        """Bits of a weight with its share of scales, and of what else there is for each row of a matrix."""
 
 
 class Optimizer(Component):
@@ -304,53 +305,17 @@ class Optimizer(Component):
         assert self.learning_rate is not None, "resolved before the run"
         return self.learning_rate
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """What `build`'s optimizer keeps of one parameter after a step: as a guess, two values for each of its own."""
         return 2 * parameter.nbytes
 
-    def state_bytes(self, model: "torch.nn.Module") -> int:
-        """What it keeps at most of the trained parameters of a model."""
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        return sum(self.kept_bytes(name, parameter) for name, parameter in named)
+    def state_bytes(self, named: "Iterable[tuple[str, torch.Tensor]]", head_dim: int = 1) -> int:
+        """What it keeps at most of those that require gradients; `head_dim`: rows of a head of queries and keys."""
+        return sum(self.kept_bytes(name, one, head_dim) for name, one in named if one.requires_grad)
 
     def companion(self, built: "torch.optim.Optimizer", model: Any, num_steps: int) -> Companion | None:
         """What goes with the optimizer through a run of so many steps, where something does."""
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What an export wrote and how it compares with the checkpoint it came from."""
-
-    path: Path
-    same_greedy_tokens: bool
-    prompts: int
-    largest_logit_difference: float
-    tolerance: float
-    partings: tuple[float, ...] = ()  # where greedy tokens part on a prompt: the lead of the run's own token
-    compared: str = "greedy tokens"  # or "values", of a reward model or classifier, which has no tokens
-    divergence: float = 0.0  # mean KL divergence of the next token from the run's own: nats
-    notes: tuple[str, ...] = ()  # what else was found, in words
-
-    def lines(self) -> tuple[str, ...]:
-        """The report for people."""
-        other = f"other {self.compared} at {len(self.partings)} {'ties' if self.passed else 'places'} than"
-        tokens = f"the same {self.compared} as" if self.same_greedy_tokens else other
-        return (
-            f"verified on {self.prompts} prompts: {tokens} the run; largest logit difference",
-            f"{self.largest_logit_difference:.3g} (allowed {self.tolerance:.3g}), mean divergence "
-            f"{self.divergence:.2g} nats",
-            *self.notes,
-        )
-
-    @property
-    def passed(self) -> bool:
-        """Whether the export is within the tolerance of the run, and parts from its greedy tokens at ties alone.
-
-        A tie is a lead that two logits, each within the tolerance, can lose.
-        """
-        ties = all(lead <= 2 * self.tolerance for lead in self.partings)
-        return ties and self.largest_logit_difference <= self.tolerance
 
 
 class Export(Component):
@@ -373,7 +338,8 @@ class TaskResult:
     """What a task found: its numbers by name, a table, a line for each item, and a picture as PNG where it draws one.
 
     The first number is the one that models are compared by. The rows of the table have the same keys, in the order of
-    its columns. `intervals` are the 95 % intervals of some numbers, by their names.
+    its columns. `intervals` are the 95 % intervals of some numbers, by their names. `lower_is_better` is of the first
+    number, where the task itself cannot say it of all.
     """
 
     metrics: Mapping[str, float]
@@ -381,6 +347,7 @@ class TaskResult:
     items: tuple[Mapping[str, Any], ...] = ()
     picture: bytes | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    lower_is_better: bool | None = None
 
 
 class Task(Component):

@@ -5,9 +5,8 @@ import torch
 
 from contracts.test_adapters import MODEL, OPTIONS
 from fixtures_models import tiny_model
-from tunesmith import selftest, together
+from tunesmith import extras, selftest, together
 from tunesmith.component import all_of, refusal
-from tunesmith.engine import quantised
 from tunesmith.errors import MissingExtra, RecipeError
 from tunesmith.seams import Adapter, Objective, Optimizer
 
@@ -31,8 +30,8 @@ def test_a_case_does_what_is_declared(case, folder):
 
 
 def test_what_needs_an_extra_says_how_to_get_it(folder, monkeypatch):
-    found = quantised.find_spec
-    monkeypatch.setattr(quantised, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    found = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
     outcome = selftest.attempt(selftest.Case("sft", "lora", "bnb_4bit"), folder)
     assert (outcome.status, outcome.note) == (
         "missing",

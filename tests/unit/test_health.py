@@ -52,7 +52,7 @@ def test_every_extra_is_told_of_and_can_be_installed(facts):
     """The table is that of pyproject.toml, but of what developers alone want."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     declared = {
-        name: {re.split(r"[<>=]", line)[0] for line in lines}
+        name: {re.split(r"[<>=\[]", line)[0] for line in lines}
         for name, lines in project["optional-dependencies"].items()
     }
     told = {name: {*packages} for name, packages in extras.EXTRAS.items()}

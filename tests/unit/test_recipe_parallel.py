@@ -25,10 +25,6 @@ def test_what_is_not_there_is_refused_with_what_is(word):
     assert "strategy=fsdp" in said or "train.activation" in said
 
 
-def test_deepspeed_is_no_strategy():
-    assert "strategy=deepspeed cannot be had" in problem(parallel={"strategy": "deepspeed"})
-
-
 @pytest.mark.parametrize("name", ["fsdp", "replicate"])
 def test_sizes_are_of_shared_weights(name):
     assert f"{name}=2 is for strategy=fsdp, and this is auto" in problem(parallel={name: 2})
@@ -51,6 +47,36 @@ def test_sizes_are_of_shared_weights(name):
 def test_what_does_not_go_with_parts_of_weights(options, said):
     assert said in problem(**options, parallel=SHARED)
     Recipe(**(LEAST | options))  # without it
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"train": {"row_tokens": "auto"}}, "train.row_tokens=auto"),
+        ({"train": {"neftune_noise_alpha": 5}}, "train.neftune_noise_alpha=5"),
+        ({"train": {"router_aux_loss_coef": 0.1}}, "train.router_aux_loss_coef=0.1"),
+        ({"train": {"shifted_sparse_attention": 64}}, "train.shifted_sparse_attention=64"),
+        ({"train": {"transformers": {"torch_compile": True}}}, "train.transformers.torch_compile"),
+        (
+            {"model": {"path": "builtin:tiny", "rope_scaling": {"rope_type": "dynamic", "factor": 2}}},
+            "model.rope_scaling.rope_type=dynamic",
+        ),
+        ({"data": {**LEAST["data"], "streaming": True}, "train": {"max_steps": 1}}, "data.streaming=true"),
+        ({"objective": "seq2seq"}, "an encoder and a decoder"),
+        ({"adapter": "prompt"}, "adapter=prompt puts tokens before every row"),
+        ({"objective": "distill", "teacher": {"model": "builtin:tiny"}}, "teacher.compute=auto has the teacher"),
+    ],
+)
+def test_what_does_not_go_with_rows_in_pieces(options, said):
+    found = problem(**options, parallel={"context": 2})
+    assert said in found and "parallel.context=2" in found
+    Recipe(**(LEAST | options))  # without it
+
+
+def test_rows_lie_in_pieces_beside_weights_in_parts():
+    Recipe(**LEAST, parallel=SHARED | {"context": 2})
+    held = {"model": {"path": "builtin:tiny", "frozen_dtype": "int8"}}
+    Recipe(**(LEAST | held), parallel={"context": 2})
 
 
 def test_what_an_adapter_adds_lies_whole():

@@ -106,6 +106,18 @@ def test_a_changed_model_is_refused(make, tmp_path):
         resume(run.folder)
 
 
+def test_a_changed_recipe_is_followed_and_said(make, capsys):
+    run = train(make())
+    cut_back(run.folder, 4)
+    resume(run.folder)
+    assert "was changed" not in capsys.readouterr().err
+    cut_back(run.folder, 4)
+    said = run.folder / "recipe.yaml"
+    said.write_text(said.read_text().replace("max_steps: 6", "max_steps: 7"))
+    assert resume(run.folder).summary["steps"] == 7
+    assert "recipe.yaml was changed: train.max_steps is 7 now, and the run began with 6" in capsys.readouterr().err
+
+
 def test_a_run_goes_on_from_another_folder(make, tmp_path, monkeypatch):
     run = train(make())
     folder = run.folder.absolute()

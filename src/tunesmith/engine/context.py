@@ -237,7 +237,7 @@ def use(model: Any, scorer: Scorer | ValueScorer, recipe: Recipe) -> Group | Non
     group = Group.of_neighbours(number)
     AttentionInterface.register(NAME, group.attend)
     base.set_attn_implementation(NAME)
-    problem = _trial(model, scorer, group)
+    problem = problem_of(model, scorer, group)
     if problem is not None:
         raise RecipeError(
             f"{option}: {type(base).__name__} does not compute the same of a row in pieces ({problem}): leave it out"
@@ -270,7 +270,7 @@ def _refuse(base: Any, packed: bool, number: int, option: str) -> None:
 
 
 @torch.no_grad()
-def _trial(model: Any, scorer: Scorer | ValueScorer, group: Group) -> str | None:
+def problem_of(model: Any, scorer: Scorer | ValueScorer, group: Group) -> str | None:
     """What is wrong with the scores of a few sequences in pieces, if anything."""
     was_training = model.training
     model.eval()

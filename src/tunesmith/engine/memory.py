@@ -128,7 +128,9 @@ def fitting_row(model: Any, scorer: Scorer | ValueScorer, recipe: Recipe, reserv
 
 def state_bytes(model: Any, recipe: Recipe) -> int:
     """What the optimizer keeps of the trained weights once it has made a step."""
-    return recipe.optimizer.state_bytes(model)
+    from tunesmith.optimizers._groups import head_dim
+
+    return recipe.optimizer.state_bytes(model.named_parameters(), head_dim(base_of(model)))
 
 
 @contextlib.contextmanager

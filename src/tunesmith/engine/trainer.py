@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import torch
 import transformers
 
 from tunesmith.data.batch import PackedRows, join
-from tunesmith.data.stream import StreamedRows, write_account
+from tunesmith.data.stream import StreamedRows, place_in
 from tunesmith.engine import checkpoint as checkpoints
 from tunesmith.engine import companions, context, joint, ranks, shared_out, shares
 from tunesmith.engine.averaged import Averaged
@@ -39,6 +40,7 @@ from tunesmith.engine.metrics import MetricsFile
 from tunesmith.engine.reference import Reference
 from tunesmith.engine.release import ReleasedGradients
 from tunesmith.engine.router import Routed, balanced
+from tunesmith.engine.saving import Saving, Writer
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
 from tunesmith.seams import Companion
@@ -91,6 +93,7 @@ class Trainer(transformers.Trainer):
         self.tokens = self.trained_tokens = self.in_hand_tokens = 0
         self.seconds_before = 0.0  # of the runs that this one continues
         self.started = time.monotonic()
+        self.saving = Saving()
         self.metrics_file = MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl")
         super().__init__(
             model=model,
@@ -107,20 +110,24 @@ class Trainer(transformers.Trainer):
         """The recipe's optimizer."""
         trained: Any = self.model if model is None else model
         shared_out.rest(trained)
-        adapter, num_steps = self.recipe.adapter, int(self.args.max_steps)
+        adapter = self.recipe.adapter
         self.optimizer = self.recipe.optimizer.build(trained, adapter.factors(trained))
         self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
-        decay = self.recipe.train.ema_decay
+        self.accompany(self.optimizer)
+        return self.optimizer
+
+    def accompany(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make what goes with the steps of an optimizer."""
+        trained, num_steps, decay = self.model, int(self.args.max_steps), self.recipe.train.ema_decay
         average = None if decay is None else Averaged(trained, decay)  # of all that is trained, whoever's turn it is
         found = (
-            adapter.companion(trained, num_steps),
-            self.recipe.optimizer.companion(self.optimizer, trained, num_steps),
+            self.recipe.adapter.companion(trained, num_steps),
+            self.recipe.optimizer.companion(optimizer, trained, num_steps),
             average,
         )
         self.companions = tuple(one for one in found if one is not None)
         if self.companions:
             self.add_callback(companions.Accompanied(self.companions))
-        return self.optimizer
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return self.released.take_norm() if self.released else super()._get_grad_norm(model, grad_norm)
@@ -308,46 +315,55 @@ class Trainer(transformers.Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         sums, random = ranks.added(self.sums, self.each), ranks.everyones(checkpoints.random_state())
         self._refuse_infinite("loss", sums["loss"][0] if "loss" in sums else 0.0)
-        shared = shared_out.is_shared(model)
+        shared = self.each_saves(model)
         if not self.args.should_save and not shared:
             return
-        run = Path(str(self.args.output_dir))
+        run, train = Path(str(self.args.output_dir)), self.recipe.train
+        trained = self.state.global_step * train.per_device_train_batch_size * train.gradient_accumulation_steps
         counters = {
             "over": self.control.should_training_stop and not self.interrupted(),
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "seconds": self.seconds(),
             "sums": sums,
-            "stream": self._place_in_stream(run),
+            "stream": place_in(self.train_dataset, run, trained),
         }
-        assert self.optimizer is not None, "made before the first step"
         final = checkpoints.place(run, self.state.global_step)
-        with checkpoints.folder_of_all(final) if shared else checkpoints.atomic_folder(final) as folder:
-            if shared:
-                shares.save(model, self.optimizer, folder)
-            if self.args.should_save:
-                if not shares.there(folder):
-                    checkpoints.save_weights(self.accelerator.unwrap_model(model), folder)
-                self.tokenizer.save_pretrained(folder)
-                companions.save(self.companions, folder)
-                scaler = self.accelerator.scaler
-                checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, scaler, counters, random)
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-        if self.args.should_save:
-            checkpoints.prune(run, self.recipe.train.save_total_limit, self.state.best_global_step)
 
-    def _place_in_stream(self, run: Path) -> dict[str, Any] | None:
-        """Where a stream stands after the rows that were trained on, those that wait for the next step not counted.
+        def beside(folder: Path) -> None:
+            self.write_weights(self.accelerator.unwrap_model(model), folder)
+            self.tokenizer.save_pretrained(folder)
+            companions.save(self.companions, folder)
+            scaler = self.accelerator.scaler
+            checkpoints.save_state(folder, self.state_of_optimizer(), self.lr_scheduler, scaler, counters, random)
+            self.state.save_to_json(str(folder / "trainer_state.json"))
 
-        What it read up to there goes into the run's ledger.
-        """
-        rows = self.train_dataset
-        if not isinstance(rows, StreamedRows):
-            return None
-        train = self.recipe.train
-        trained = self.state.global_step * train.per_device_train_batch_size * train.gradient_accumulation_steps
-        write_account(run, rows, trained)
-        return rows.point(trained)
+        prune = partial(checkpoints.prune, run, train.save_total_limit, self.state.best_global_step)
+        if shared:
+            self.saving.begin(final, partial(self.staged, model), beside, prune)
+            return
+        with checkpoints.atomic_folder(final) as folder:
+            beside(folder)
+        prune()
+
+    def each_saves(self, model: Any) -> bool:
+        """Whether every process has something to write into a checkpoint."""
+        return shared_out.is_shared(model)
+
+    def staged(self, model: Any) -> Writer:
+        """What this process has parts of, copied to the host's memory, by what writes it into a folder."""
+        assert self.optimizer is not None, "made before the first step"
+        return partial(shares.write, shares.staged(model, self.optimizer))
+
+    def write_weights(self, model: Any, folder: Path) -> None:
+        """Write weights that lie whole; of those that all processes write parts of, what model they are of."""
+        write = shares.describe if shares.are_in(model) else checkpoints.save_weights
+        write(model, folder)
+
+    def state_of_optimizer(self) -> dict[str, Any]:
+        """What of the optimizer lies whole on this process."""
+        assert self.optimizer is not None, "made before the first step"
+        return self.optimizer.state_dict()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -3,13 +3,16 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.errors import ModelError, RunError, near
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.ends import Written
 from tunesmith.generate.sampling import Drawing, Grammar, Sampling, Token, Unheld, draw
 from tunesmith.generate.text import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Finish = Literal["stop", "length", "closed"]  # the model or a stop text ended it, no room, or nobody reads it
 
@@ -105,11 +108,18 @@ class Stream(Iterator[Piece]):
 class Batch:
     """The answers of one decoder. A step goes on with each by a token; answers join and leave between steps.
 
-    It belongs to one thread. `written` says how the model (None) and its adapters by name write answers.
+    It belongs to one thread. The model answers with `tokenizer` up to a token of `stops`, and each adapter as
+    `adapters` says by its name.
     """
 
-    def __init__(self, decoder: Decoder, written: Mapping[str | None, Written]) -> None:
-        self.decoder, self._written = decoder, written
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: "PreTrainedTokenizerBase",
+        stops: frozenset[int],
+        adapters: Mapping[str, Written] = {},
+    ) -> None:
+        self.decoder, self._own, self._adapters = decoder, Written(tokenizer, stops), adapters
         self.waiting: deque[Stream] = deque()
         self.running: dict[Stream, Any] = {}  # with their places in the decoder, the oldest first
         self._last: dict[Stream, int] = {}  # the newest token of those whose prompts are read
@@ -128,7 +138,7 @@ class Batch:
         room = self.decoder.most_tokens
         if room is not None and len(request.prompt) > room:
             raise ModelError(f"a prompt of {len(request.prompt)} tokens has no room in a cache of {room}: shorten it")
-        written = self._written[request.adapter]
+        written = self._own if request.adapter is None else self._adapters[request.adapter]
         text = Text(written.tokenizer, request.sampling.stop, request.special)
         stream = Stream(request, text, written.stops, drive or self.step)
         self.waiting.append(stream)

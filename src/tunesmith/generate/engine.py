@@ -191,7 +191,9 @@ class Generator:
 
     def batch(self) -> Batch:
         """A batch of no answers yet."""
-        return Batch(self.decoder, {name: self.written(name) for name in (None, *self.decoder.adapters)})
+        return Batch(
+            self.decoder, self.tokenizer, self.stops, {name: self.written(name) for name in self.decoder.adapters}
+        )
 
     def answers(
         self, requests: Iterable[Request], within: Callable[[], AbstractContextManager[Any]] = nullcontext

@@ -76,7 +76,7 @@ class Token:
 
 
 class Unheld(RunError):
-    """An answer cannot be held to its form, or not any longer."""
+    """An answer cannot be held to its form, or not any further: it is more than a guide can follow."""
 
 
 class Constraint(Protocol):

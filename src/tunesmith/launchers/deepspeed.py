@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
@@ -14,6 +15,7 @@ from tunesmith.launching import TUNESMITH, Launcher
 class DeepSpeed(Launcher):
     """The machines of a hostfile, which must be reached by ssh without a password, or the devices of this one."""
 
+    extra: ClassVar[str | None] = "deepspeed"
     own_lines: ClassVar[str] = (
         r"^\[\d{4}-\d\d-\d\d [\d:,]+\] \[(INFO|WARNING|ERROR)\] \[(runner|launch|multinode_runner)"
     )
@@ -38,6 +40,8 @@ class DeepSpeed(Launcher):
     def _counts_or_names(self) -> "DeepSpeed":
         if self.include is not None and (self.num_nodes is not None or self.num_gpus is not None):
             raise ValueError("include names machines and devices: leave num_nodes and num_gpus out")
+        if self.hostfile is not None and not Path(self.hostfile).expanduser().is_file():
+            raise ValueError(f"hostfile={self.hostfile}: there is no such file")
         return self
 
     def command(self, arguments: Sequence[str]) -> list[str]:

@@ -45,7 +45,10 @@ class Torchrun(Launcher):
     def _meets_somewhere(self) -> "Torchrun":
         if self.nnodes != "1" and self.rdzv_endpoint is None:
             raise ValueError("nnodes: several machines meet at an address: set rdzv_endpoint=HOST:PORT")
-        if ":" in self.nnodes and self.rdzv_id is None:
+        least, _, most = self.nnodes.partition(":")
+        if most and int(most) < int(least):
+            raise ValueError(f"nnodes={self.nnodes}: the most machines are fewer than the least: say {most}:{least}")
+        if most and self.rdzv_id is None:
             raise ValueError(f"nnodes={self.nnodes}: machines that come later know the run by a word: set rdzv_id=WORD")
         return self
 

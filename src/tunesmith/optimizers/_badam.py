@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,7 @@ class Turns(Companion):
 
     def __init__(self, optimizer: BlockAdamW, model: Any, switch_every: int, switch_mode: str) -> None:
         self.optimizer, self.switch_every, self.switch_mode = optimizer, switch_every, switch_mode
-        self.blocks = blocks_of(model)
+        self.blocks = blocks_of(model.named_parameters())
         self.step = 0
         self.alone = not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1)
         if not self.alone and optimizer.parts == 1:
@@ -104,11 +104,11 @@ def whose(turn: int, blocks: int, switch_mode: str) -> int:
     return place if switch_mode == "ascending" else blocks - 1 - place
 
 
-def blocks_of(model: Any) -> list[list[torch.Tensor]]:
-    """The trained parameters by layer, in the order; what is before all layers is a block, and what is after."""
+def blocks_of(named: Iterable[tuple[str, torch.Tensor]]) -> list[list[torch.Tensor]]:
+    """The trained ones of a model's parameters by layer, in the order; what is before and after all is a block each."""
     blocks: dict[str, list[torch.Tensor]] = {}
     seen = False
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         layer = LAYER.match(name)
         seen = seen or layer is not None
         if parameter.requires_grad:

@@ -64,3 +64,12 @@ def divided_groups(
             parts.setdefault(value_of[parameter], []).append(parameter)
         found += [group | {"params": params, key: one} for one, params in parts.items()]
     return found
+
+
+def head_dim(model: Any) -> int:
+    """The rows of a head in the matrices of queries and keys; 1 where a module is no language model."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return 1
+    config = config.get_text_config()
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

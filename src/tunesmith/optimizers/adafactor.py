@@ -30,7 +30,7 @@ class Adafactor(Optimizer):
         groups = parameter_groups(self, model, factors)
         return torch.optim.Adafactor(groups, lr=self.rate(), beta2_decay=self.beta2_decay, d=self.clip_threshold)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """Means of rows and columns, or of every value of a vector; and a count in float32."""
         values = parameter.numel()
         if parameter.ndim >= 2:

@@ -31,7 +31,7 @@ class AdaLomo(Optimizer):
         options = self.model_dump(include={"decay_rate", "clip_threshold", "clip_grad_value"})
         return RowsAndColumns(parameter_groups(self, model, factors), lr=self.rate(), **options)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """Means of rows and columns, or of every value of a vector."""
         if parameter.ndim < 2:
             return parameter.nbytes

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunesmith.optimizers.adamw import AdamW
 
@@ -18,22 +18,18 @@ class AdamMini(AdamW):
     def build(self, model: "torch.nn.Module", factors: Mapping[str, float] = {}) -> "torch.optim.Optimizer":
         """Adam-mini over the trainable parameters."""
         from tunesmith.optimizers._adam_mini import OneRateABlock
-        from tunesmith.optimizers._groups import divided_groups, parameter_groups
+        from tunesmith.optimizers._groups import divided_groups, head_dim, parameter_groups
 
         dim = head_dim(model)
         groups = parameter_groups(self, model, factors)
         groups = divided_groups(groups, model, "rows", lambda name, parameter: rows_of_a_block(name, parameter, dim))
         return OneRateABlock(groups, lr=self.rate(), betas=self.betas, eps=self.epsilon)
 
-    def state_bytes(self, model: "torch.nn.Module") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """One mean of every value, and a number for each block of rows."""
-        dim, kept = head_dim(model), 0
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                rows = rows_of_a_block(name, parameter, dim)
-                blocks = parameter.numel() // parameter.shape[-1] // rows if rows else 1
-                kept += parameter.nbytes + blocks * parameter.itemsize
-        return kept
+        rows = rows_of_a_block(name, parameter, head_dim)
+        blocks = parameter.numel() // parameter.shape[-1] // rows if rows else 1
+        return parameter.nbytes + blocks * parameter.itemsize
 
 
 def rows_of_a_block(name: str, parameter: "torch.Tensor", head_dim: int) -> int:
@@ -41,12 +37,3 @@ def rows_of_a_block(name: str, parameter: "torch.Tensor", head_dim: int) -> int:
     if parameter.ndim < 2:
         return 0
     return head_dim if BY_HEAD.search(name) and parameter.shape[-2] % head_dim == 0 else 1
-
-
-def head_dim(model: Any) -> int:
-    """The rows of a head in the matrices of queries and keys; 1 where a module is no language model."""
-    config = getattr(model, "config", None)
-    if config is None:
-        return 1
-    config = config.get_text_config()
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

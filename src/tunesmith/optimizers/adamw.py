@@ -30,6 +30,6 @@ class AdamW(Optimizer):
         groups = parameter_groups(self, model, factors)
         return torch.optim.AdamW(groups, lr=self.rate(), betas=self.betas, eps=self.epsilon, fused=True)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """Two means, and a count in float32."""
         return 2 * parameter.nbytes + 4

@@ -39,7 +39,7 @@ class AdamW8bit(AdamW):
         groups = parameter_groups(self, model, factors)
         return PlainAdamW8bit(groups, lr=self.rate(), betas=self.betas, eps=self.epsilon, is_paged=self.paged)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """Two bytes a value and two scales a block, or two means in float32; the maps are shared, and not counted."""
         values = parameter.numel()
         return 8 * values if values < SMALL else 2 * values + 8 * -(-values // BLOCK)

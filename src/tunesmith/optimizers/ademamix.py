@@ -39,6 +39,6 @@ class AdEMAMix(Optimizer):
             group["warmup_steps"] = num_steps if self.warmup_steps is None else self.warmup_steps
         return None
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """Three means."""
         return 3 * parameter.nbytes

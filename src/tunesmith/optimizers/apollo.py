@@ -35,7 +35,7 @@ class Apollo(AdamW):
         options = self.model_dump(include={"betas", "rank", "update_proj_gap", "scale", "norm_growth"})
         return ScaledGradients(groups, lr=self.rate(), eps=self.epsilon, by_channel=self.by_channel, **options)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """Two means in the subspace and a norm, or two means of every value."""
         from tunesmith.optimizers._groups import is_hidden_matrix
 

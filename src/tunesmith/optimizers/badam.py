@@ -1,6 +1,6 @@
 """BAdam (arXiv 2404.02827): Adam on one block of the weights at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -44,11 +44,11 @@ class BAdam(AdamW):
         assert isinstance(built, BlockAdamW), "made by build"
         return Turns(built, model, self.switch_every, self.switch_mode)
 
-    def state_bytes(self, model: "torch.nn.Module") -> int:
+    def state_bytes(self, named: "Iterable[tuple[str, torch.Tensor]]", head_dim: int = 1) -> int:
         """Two means of the largest block: of the parameters of a layer, or of one part of each."""
         from tunesmith.optimizers._badam import blocks_of, bounds
 
-        blocks, parts = blocks_of(model), self.parts()
+        blocks, parts = blocks_of(named), self.parts()
         if parts == 1:
             return max(sum(2 * parameter.nbytes for parameter in block) for block in blocks)
         every = [parameter for block in blocks for parameter in block]

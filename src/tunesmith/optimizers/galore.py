@@ -33,7 +33,7 @@ class GaLore(AdamW):
         options = self.model_dump(include={"betas", "rank", "update_proj_gap", "scale"})
         return InSubspace(groups, lr=self.rate(), eps=self.epsilon, **options)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """Two means in the subspace and the subspace, or two means of every value."""
         from tunesmith.optimizers._groups import is_hidden_matrix
 

@@ -27,6 +27,6 @@ class Lion(Optimizer):
 
         return SignOfMean(parameter_groups(self, model, factors), lr=self.rate(), betas=self.betas)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """One mean."""
         return parameter.nbytes

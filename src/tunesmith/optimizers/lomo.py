@@ -26,6 +26,6 @@ class Lomo(Optimizer):
 
         return Stateless(parameter_groups(self, model, factors), lr=self.rate(), clip_grad_value=self.clip_grad_value)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """Nothing."""
         return 0

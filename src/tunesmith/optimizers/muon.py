@@ -33,7 +33,7 @@ class Muon(AdamW):
         options = self.model_dump(include={"momentum", "nesterov", "ns_steps", "adjust_lr_fn", "betas"})
         return MuonAndAdamW(groups, lr=self.rate(), eps=self.epsilon, **options)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """One mean of a matrix of a layer, two of what else there is."""
         from tunesmith.optimizers._groups import is_hidden_matrix
 

@@ -38,6 +38,6 @@ class ScheduleFree(Optimizer):
         assert isinstance(built, AveragedAdamW), "made by build"
         return Averaged(built)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """The fast weights, and a mean of squares."""
         return 2 * parameter.nbytes

@@ -39,6 +39,6 @@ class SGD(Optimizer):
         groups = parameter_groups(self, model, factors)
         return torch.optim.SGD(groups, lr=self.rate(), momentum=self.momentum, nesterov=self.nesterov, fused=True)
 
-    def kept_bytes(self, name: str, parameter: "torch.Tensor") -> int:
+    def kept_bytes(self, name: str, parameter: "torch.Tensor", head_dim: int) -> int:
         """One sum, where there is momentum."""
         return parameter.nbytes if self.momentum else 0

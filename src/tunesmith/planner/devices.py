@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tunesmith.errors import RecipeError, near
 
+MOST = 1_000_000  # devices of a machine that are planned: a slip of the keyboard is more
 HOST_MEMORY = 2e12  # bytes of a machine's own memory, as a DGX H100 has them: what is offloaded must fit there
 
 
@@ -56,13 +57,16 @@ def cluster_of(text: str, nodes: int = 1, memory: str | None = None) -> Cluster:
 
     `memory` is what each is planned to have, as 75GB, in place of all.
     """
-    found = re.fullmatch(r"(?:([1-9]\d*)x)?(.+)", text)
+    found = re.fullmatch(r"(?:(\d+)x)?(.+)", text)
     assert found is not None or not text
     name = "" if found is None else found[2]
     if name not in table():
         raise RecipeError(f"--devices: there is no device {name!r} (it was {text!r}). {near(name, table())}")
+    number = int(found[1] or 1) if found else 1
+    if not 0 < number <= MOST:
+        raise RecipeError(f"--devices: {number} devices (it was {text!r}): say from 1 to {MOST} of a machine")
     device = table()[name] if memory is None else replace(table()[name], memory=float(bytes_of(memory)))
-    return Cluster(device, int(found[1] or 1) if found else 1, nodes)
+    return Cluster(device, number, nodes)
 
 
 def bytes_of(text: str) -> int:

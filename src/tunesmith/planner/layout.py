@@ -40,8 +40,8 @@ class Layout:
     @property
     def here(self) -> bool:
         """Whether this package trains so; other layouts are planned to be compared with, for other trainers."""
-        own = self.strategy in ("one", "ddp", "fsdp") and self.offload == "none"
-        return own and self.tensor == self.context == 1
+        own = self.strategy in ("one", "ddp", "fsdp") and self.offload == "none" and not self.sequence
+        return own and self.tensor == 1
 
     @property
     def gathers(self) -> bool:
@@ -60,9 +60,11 @@ class Layout:
         """The recipe's words that select it; () where none need be said, or none is."""
         if self.strategy == "one" or not self.here:
             return ()
-        sizes = {"replicate": self.replicate, "fsdp": self.fsdp} if self.replicate > 1 else {}
-        said = sizes.items() if self.strategy == "fsdp" else ()
-        return (f"parallel.strategy={self.strategy}", *(f"parallel.{name}={size}" for name, size in said))
+        copies = (
+            {"replicate": self.replicate, "fsdp": self.fsdp} if self.strategy == "fsdp" and self.replicate > 1 else {}
+        )
+        sizes = copies | ({"context": self.context} if self.context > 1 else {})
+        return (f"parallel.strategy={self.strategy}", *(f"parallel.{name}={size}" for name, size in sizes.items()))
 
     def __str__(self) -> str:
         sizes = {"x": self.replicate, "fsdp ": self.fsdp, "tp ": self.tensor, "cp ": self.context}
@@ -89,7 +91,7 @@ def layouts(cluster: Cluster, shape: Shape, row_tokens: int, adapted: bool) -> I
         fits = size <= each and many % size == 0
         if fits and not adapted and shape.heads % size == 0 and shape.key_heads % size == 0:
             yield Layout("fsdp", fsdp=many // size, tensor=size)
-        if fits and row_tokens % size == 0 and row_tokens // size >= 1024:
+        if fits and shape.heads % size == 0 and row_tokens // size >= 1024:
             yield Layout("fsdp", fsdp=many // size, context=size)
     for stage in (1, 2, 3):
         yield Layout("deepspeed", replicate=many, zero_stage=stage)

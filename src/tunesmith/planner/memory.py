@@ -8,13 +8,13 @@ driver holds (`CONTEXT`) and what an allocator's gaps take are named apart, not 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunesmith.component import name_of
+from tunesmith.planner.others import other_models
 from tunesmith.planner.passes import HeadPass, Pass
-from tunesmith.planner.shapes import Linear, Shape, Weight
+from tunesmith.planner.shapes import FROZEN_BITS, Linear, Shape
 from tunesmith.recipe import Recipe
-from tunesmith.seams import Optimizer
 
 if TYPE_CHECKING:
     from tunesmith.defaults import Device
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 CONTEXT = {
     "cuda": 500_000_000
 }  # bytes that CUDA's driver and its libraries hold of a device: about so much, unmeasured
+FORWARD, BACKWARD, EMBEDDING = "the head, forward", "the head, backward", "the embedding, backward"
+UPDATE = "the update"
 BATCH_BYTES = 5 * 8 + 2 * 4  # of a token: five numbers of int64, two of float32
 UPDATE_SCRATCH = {("adamw8bit", "cpu"): 24}  # bytes a value of the weight in hand: bitsandbytes' update in plain torch
-ABSMAX_BLOCK, NESTED_BLOCK = 64, 256  # weights of a 4-bit base with one scale; scales with one scale of their own
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,19 @@ class Estimate:
         return max(self.moments, key=lambda one: one.total)
 
 
-def estimate(recipe: Recipe, shape: Shape, device: "Device", quantization: Any | None = None) -> Estimate:
-    """The memory of a step of a resolved recipe whose `train.row_tokens` is a number.
-
-    `quantization` is a component in place of `model.quantization`.
-    """
-    held = getattr(recipe.model, "quantization", None) if quantization is None else quantization
-    bits = bits_per_weight(held, recipe.model.frozen_dtype)
+def estimate(recipe: Recipe, shape: Shape, device: "Device") -> Estimate:
+    """The memory of a step of a resolved recipe whose `train.row_tokens` is a number."""
+    bits = bits_per_weight(recipe)
     run = pass_of(recipe, shape, device, bits is not None)
     trained = [one for one in shape.weights if one.trained]
-    state = sum(state_bytes(recipe.optimizer, one) for one in trained)
     under = {
-        "weights": sum(_weight_bytes(one, bits) for one in shape.weights) + shape.buffer_bytes,
-        "optimizer state": state,
+        "weights": sum(one.bytes_in(bits) for one in shape.weights) + shape.buffer_bytes,
+        "optimizer state": state_bytes(recipe, shape),
         "row": run.tokens * BATCH_BYTES + 2 * run.tokens * shape.head_size * run.states,
     }
+    others = other_models(recipe, shape)
+    if others:
+        under["other models"] = others
     if device.type in CONTEXT:
         under["driver"] = CONTEXT[device.type]
     found = _moments(recipe, run, under, sum(one.nbytes for one in trained))
@@ -123,14 +122,14 @@ def _moments(recipe: Recipe, run: Pass, under: Mapping[str, int], gradients: int
 
     found = [
         at(
-            "the head, forward",
+            FORWARD,
             activations=sum(held) + head.kept(),
             gradients=before,
-            autocast_copies=sum(copies),
+            autocast_copies=sum(copies) + head.copied(),
             head_blocks=head.forward(),
         ),
         at(
-            "the head, backward",
+            BACKWARD,
             activations=sum(held) + head.kept(),
             gradients=before,
             autocast_copies=_left(run, copies, len(layers)),
@@ -157,8 +156,8 @@ def _moments(recipe: Recipe, run: Pass, under: Mapping[str, int], gradients: int
         come += layer.trained_bytes
     embedding = run.shape.vocabulary * run.shape.hidden * run.states * run.shape.embedding_trained
     whole = _largest(run) if released else gradients
-    found.append(at("the embedding, backward", gradients=whole, kernels=embedding * (run.shape.tied or accumulates)))
-    found.append(at("the update", gradients=whole))
+    found.append(at(EMBEDDING, gradients=whole, kernels=embedding * (run.shape.tied or accumulates)))
+    found.append(at(UPDATE, gradients=whole))
     return found
 
 
@@ -183,35 +182,21 @@ def _largest(run: Pass) -> int:
     return max((one.nbytes for one in run.shape.weights if one.trained), default=0)
 
 
-def _weight_bytes(weight: Weight, bits: "tuple[float, float] | None") -> int:
-    if bits is None or not weight.in_layers:
-        return weight.nbytes
-    per_weight, per_row = bits
-    return int((weight.numel * per_weight + weight.shape[0] * per_row) / 8)
+def bits_per_weight(recipe: Recipe) -> tuple[float, float] | None:
+    """Bits of a weight of a frozen linear layer, and of a row of them; None: it is held in its own dtype."""
+    held, named = recipe.model.quantization, recipe.model.frozen_dtype
+    if named is not None:
+        return FROZEN_BITS[named]
+    return None if held is None else held.bits_per_weight()
 
 
-def bits_per_weight(quantization: Any | None, frozen_dtype: str | None) -> tuple[float, float] | None:
-    """Bits of a weight of a frozen linear layer, and of a row of them; None: it is held in its own dtype.
-
-    4 bits have a float32 scale for every 64 weights (QLoRA, arXiv 2305.14314); with double quantisation 8 bits for
-    each, and a float32 for every 256 of these: 0.127 bits a weight. A component may say `bits_per_weight` itself.
-    """
-    if frozen_dtype is not None:
-        return (8.0, 32.0) if frozen_dtype == "int8" else (16.0, 64.0)  # float8 has a transposed copy
-    if quantization is None:
-        return None
-    said = getattr(quantization, "bits_per_weight", None)
-    if said is not None:
-        return (float(said() if callable(said) else said), 0.0)
-    nested = 8 / ABSMAX_BLOCK + 32 / (ABSMAX_BLOCK * NESTED_BLOCK)
-    scales = nested if getattr(quantization, "use_double_quant", False) else 32 / ABSMAX_BLOCK
-    bits = float(getattr(quantization, "bits", getattr(quantization, "nbits", 4)))
-    return {"bnb_4bit": (4 + scales, 0.0), "bnb_8bit": (8.0, 32.0)}.get(name_of(quantization), (bits + 0.5, 0.0))
-
-
-def state_bytes(optimizer: Optimizer, weight: Weight) -> int:
-    """What an optimizer keeps of a trained weight, as it says itself."""
+def state_bytes(recipe: Recipe, shape: Shape) -> int:
+    """What the optimizer keeps of the trained weights, as it says itself."""
     import torch
 
-    dtype = {2: torch.bfloat16, 4: torch.float32}[weight.item_bytes]
-    return optimizer.kept_bytes(weight.name, torch.empty(weight.shape, dtype=dtype, device="meta"))
+    dtypes = {2: torch.bfloat16, 4: torch.float32}
+    named = (
+        (one.name, torch.empty(one.shape, dtype=dtypes[one.item_bytes], device="meta", requires_grad=one.trained))
+        for one in shape.weights
+    )
+    return recipe.optimizer.state_bytes(named, shape.head_size)

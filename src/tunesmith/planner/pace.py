@@ -107,12 +107,13 @@ def _traffic(shape: Shape, fused: bool, tensor: int) -> float:
 def _waited(shape: Shape, layout: Layout, cluster: Cluster, row: int, again: float) -> float:
     """Seconds of a micro-step in which layers wait for other devices.
 
-    Tensor parallelism sums [T, H] twice a layer and pass, in 2 (t-1)/t of its bytes each; context parallelism passes
-    keys and values [T, K] on from device to device.
+    Tensor parallelism sums [T, H] twice a layer and pass, in 2 (t-1)/t of its bytes each; context parallelism exchanges
+    the heads of a piece's queries, keys, values and outputs for those of other pieces.
     """
     passes = 2 + again
     tensor = 2 * 2 * (layout.tensor - 1) / layout.tensor * row * shape.hidden * HALF / layout.context
-    context = 2 * (layout.context - 1) / layout.context * row * shape.keys * HALF * 2
+    moved = 2 * (shape.queries + max(shape.keys, layout.context * shape.head_size))  # a key head for each device
+    context = (layout.context - 1) / layout.context * row / layout.context * moved * HALF
     link = cluster.link(layout.tensor * layout.context)
     return len(shape.layers) * passes * (tensor + context) / link
 

@@ -224,6 +224,11 @@ class HeadPass:
         copy = words * run.computed * (run.autocast and shape.head.item_bytes != run.computed)
         return run.norm(True, shape.last_norm_trained) + slopes + own + copy
 
+    def copied(self) -> int:
+        """Autocast's own copy of a trained head's weight [V, H] c, which the model's call of it makes for no tokens."""
+        run, head = self.run, self.run.shape.head
+        return head.inputs * head.outputs * run.computed * (run.autocast and self.trained and head.item_bytes == WIDE)
+
     def forward(self) -> int:
         """What exists for a moment in the forward pass beside what is kept.
 

@@ -4,6 +4,7 @@ The model is made on torch's meta device from its config, and the recipe's own a
 adapter of any kind is counted by what it does.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 NEEDED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FROZEN_BITS = {"int8": (8.0, 32.0), "float8": (16.0, 64.0)}  # a weight and a row; float8 has a transposed copy
 GROUPS = ("embeddings", "head", "attention", "mlp", "norms", "others")
 
 
@@ -43,6 +45,12 @@ class Weight:
         """Bytes in its own dtype."""
         return self.numel * self.item_bytes
 
+    def bytes_in(self, bits: tuple[float, float] | None) -> int:
+        """Bytes where linear layers are held in so many bits a weight, and so many more a row; None: in its dtype."""
+        if bits is None or not self.in_layers:
+            return self.nbytes
+        return int((self.numel * bits[0] + self.shape[0] * bits[1]) / 8)
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -50,7 +58,7 @@ class Linear:
 
     inputs: int
     outputs: int
-    rank: int  # of the low-rank update beside it; 0: none
+    rank: int  # of the update beside it, 1 where that is of another kind; 0: none
     trained: bool  # its own weight
     item_bytes: int  # of a number of its weight
 
@@ -136,19 +144,19 @@ def adapted(recipe: Recipe, config: Any) -> Any:
 
     dtype = getattr(torch, "float32" if recipe.model.dtype == "auto" else recipe.model.dtype)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # llama_pro lengthens it
         return recipe.adapter.apply(model)
 
 
 def of_model(model: Any) -> Shape:
     """The shape of an adapted model, on whatever device. Raises ModelError for layers of an unknown kind."""
-    from tunesmith.engine.model import base_of
+    from tunesmith.engine.model import base_of, num_virtual_tokens
 
     base = base_of(model)
     config = base.config.get_text_config()
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     embedding = base.get_input_embeddings()
-    trained_before = any(one.requires_grad for one in embedding.parameters())
+    trained_before = any(one.requires_grad for one in embedding.parameters()) or num_virtual_tokens(model) > 0
     layers = []
     for module in _decoder_layers(base):
         layers.append(_layer(module, trained_before, type(base).__name__))
@@ -160,11 +168,11 @@ def of_model(model: Any) -> Shape:
         key_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_size=head_size,
         inner=config.intermediate_size,
-        vocabulary=head.out_features,
+        vocabulary=_weight_of(head).shape[0],
         tied=_weight_of(head) is _weight_of(embedding),
         window=getattr(config, "sliding_window", None) if _has_windows(config) else None,
         layers=tuple(layers),
-        weights=tuple(_weights(model)),
+        weights=tuple(weights_of(model)),
         head=_linear(head),
         embedding_trained=any(one.requires_grad for one in embedding.parameters()),
         last_norm_trained=any(one.requires_grad for one in base.get_decoder().norm.parameters()),
@@ -211,10 +219,18 @@ def _layer(module: Any, below: bool, name: str) -> Layer:
 def _linear(module: Any) -> Linear:
     """A linear layer, or peft's layer around one."""
     weight = _weight_of(module)
-    downs = getattr(module, "lora_A", {})
-    rank = sum(one.weight.shape[0] for one in downs.values())
     whole = getattr(module, "modules_to_save", None)
-    return Linear(weight.shape[1], weight.shape[0], rank, weight.requires_grad or bool(whole), weight.element_size())
+    trained = weight.requires_grad or bool(whole)
+    return Linear(weight.shape[1], weight.shape[0], _rank(module), trained, weight.element_size())
+
+
+def _rank(module: Any) -> int:
+    """The rank of what peft has beside a weight: 1 of an update of another kind, which keeps its input too."""
+    found = 0
+    for name in ("lora_A", "hira_A", "vera_lambda_d"):  # [R, inputs], or [R]
+        found += sum(getattr(one, "weight", one).shape[0] for one in getattr(module, name, {}).values())
+    beside = hasattr(module, "get_base_layer") and any(one.requires_grad for one in module.parameters())
+    return found or int(beside)
 
 
 def _weight_of(module: Any) -> "torch.Tensor":
@@ -223,7 +239,7 @@ def _weight_of(module: Any) -> "torch.Tensor":
     return weight
 
 
-def _weights(model: Any) -> Iterator[Weight]:
+def weights_of(model: Any) -> Iterator[Weight]:
     """Every parameter once, by the name it has first."""
     from tunesmith.engine.model import base_of, head_modules
 

@@ -10,15 +10,14 @@ What one device alone would need (`memory.py`) is divided as the layout says, an
 - offload to the host: its optimizer's state, gradients and weights lie there, and on the device what is gathered.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunesmith.defaults import with_values
 from tunesmith.planner.layout import Layout
-from tunesmith.planner.memory import Moment, bits_per_weight, estimate
+from tunesmith.planner.memory import BACKWARD, EMBEDDING, FORWARD, UPDATE, Moment, bits_per_weight, estimate
 from tunesmith.planner.passes import WIDE
-from tunesmith.planner.shapes import Layer, Shape
+from tunesmith.planner.shapes import Layer, Linear, Shape
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -41,36 +40,37 @@ class Share:
         return max(self.moments, key=lambda one: one.total)
 
 
-def share(recipe: Recipe, shape: Shape, device: "Device", layout: Layout, quantization: Any | None = None) -> Share:
+def share(recipe: Recipe, shape: Shape, device: "Device", layout: Layout) -> Share:
     """The memory of one device in a step of a resolved recipe."""
     tokens = recipe.train.row_tokens
     assert isinstance(tokens, int), "resolved before"
     computed = 2 if recipe.train.bf16 or recipe.train.fp16 or recipe.model.dtype != "float32" else WIDE
     parts = layout.context * (layout.tensor if layout.sequence else 1)
     one = with_values(recipe, {"train.row_tokens": -(-tokens // parts)})
-    if layout.strategy in ("fsdp", "deepspeed") and computed < WIDE:  # weights come in the dtype of products, and so do
-        one = with_values(one, {"model.dtype": "bfloat16"})  # hidden states; nothing is copied by autocast
     local = shape if layout.sequence else divided(shape, layout.tensor)
-    alone = estimate(one, local, device, quantization)
+    if layout.strategy == "fsdp" and layout.here:
+        local = _gathered_in(local, computed)
+    elif layout.strategy in ("fsdp", "deepspeed") and computed < WIDE:  # of others: hidden states are in half precision
+        one = with_values(one, {"model.dtype": "bfloat16"})  # too, and nothing is copied by autocast
+    alone = estimate(one, local, device)
     over = layout.tensor if layout.sequence else 1
     weights, gradients, state = (count * over for count in layout.shares())
     trained = sum(weight.numel for weight in local.weights if weight.trained)
     base = sum(weight.nbytes for weight in local.weights if weight.trained)
+    whole = base if layout.strategy == "fsdp" and layout.here and type(recipe.adapter).beside else 0
     master = trained * WIDE if layout.strategy == "deepspeed" and computed < WIDE else 0
     lighter = base - trained * computed if layout.strategy == "deepspeed" else 0  # its weights are in half precision
-    beside = other_models(recipe, shape) // (weights if layout.gathers else over)
-    added = dict(_added(recipe, local, layout, computed, quantization, over))
     away = layout.offload != "none"
 
     def moved(moment: Moment) -> Moment:
         found = dict(moment.parts)
-        found["weights"] = (found["weights"] - lighter) // weights * (not away)
-        found["optimizer state"] = (found["optimizer state"] + master) // state * (not away)
-        found["gradients"] = found.get("gradients", 0) // gradients * (not away)
+        found["weights"] = (whole + (found["weights"] - lighter - whole) // weights) * (not away)
+        if not whole:  # what an adapter adds lies on every process, with its gradients and state
+            found["optimizer state"] = (found["optimizer state"] + master) // state * (not away)
+            found["gradients"] = found.get("gradients", 0) // gradients * (not away)
         if layout.strategy != "one" and "driver" in found:
             found["driver"] += COMMUNICATORS
-        found |= {name: size for name, size in added.items() if moment.name != "the update"}
-        found["other models"] = beside
+        found |= _added(recipe, local, layout, computed, over, moment.name)
         return Moment(moment.name, {name: size for name, size in found.items() if size})
 
     last = alone.moments[-1].parts
@@ -78,45 +78,66 @@ def share(recipe: Recipe, shape: Shape, device: "Device", layout: Layout, quanti
     return Share(tuple(map(moved, alone.moments)), (held + base // gradients) * away)
 
 
-def _added(
-    recipe: Recipe, shape: Shape, layout: Layout, computed: int, quantization: Any | None, over: int
-) -> Iterator[tuple[str, int]]:
-    """What a layout needs beside."""
-    held = getattr(recipe.model, "quantization", None) if quantization is None else quantization
-    bits = bits_per_weight(held, recipe.model.frozen_dtype)
+def _gathered_in(shape: Shape, computed: int) -> Shape:
+    """The shape whose layers have their weights as they are gathered here: in the dtype of products, if not wider."""
+
+    def smaller(linear: Linear) -> Linear:
+        return replace(linear, item_bytes=min(linear.item_bytes, computed))
+
+    layers = (
+        replace(layer, linears={name: smaller(one) for name, one in layer.linears.items()}) for layer in shape.layers
+    )
+    return replace(shape, layers=tuple(layers))
+
+
+def _added(recipe: Recipe, shape: Shape, layout: Layout, computed: int, over: int, moment: str) -> dict[str, int]:
+    """What a layout needs beside at a moment, by part."""
+    if moment == UPDATE:
+        return {}
+    found = {}
+    bits = bits_per_weight(recipe)
     trained = sum(weight.nbytes for weight in shape.weights if weight.trained)
+    largest = max(_numbers(one, bits, computed) for one in shape.layers)
     if layout.strategy == "ddp":
-        yield "communication", trained
+        found["communication"] = trained
     if layout.sequence and layout.tensor > 1:  # inputs of attention and of the pair, and a gradient, of all tokens
         assert isinstance(recipe.train.row_tokens, int), "resolved before"
         tokens = recipe.train.row_tokens * recipe.train.per_device_train_batch_size
-        yield "gathered rows", 3 * tokens * shape.hidden * computed
+        found["gathered rows"] = 3 * tokens * shape.hidden * computed
     if layout.gathers and (layout.devices > 1 or layout.offload != "none"):
-        words = shape.vocabulary * shape.hidden * computed * (1 if shape.tied else 2)
-        yield "gathered", (2 * max(_numbers(one, bits, computed) for one in shape.layers) + words) // over
+        size = shape.head.item_bytes if layout.here else computed
+        words = shape.vocabulary * shape.hidden * size * (1 if shape.tied else 2)
+        layers = 0 if layout.here and moment == FORWARD else 2 * largest  # each is dropped after its forward pass
+        found["gathered"] = (layers + words) // over
     if layout.strategy == "fsdp" and layout.devices > 1:
-        yield "communication", max(one.trained for one in shape.layers) * (computed + WIDE) // over
+        found["communication"] = max(one.trained for one in shape.layers) * (computed + WIDE) // over
+        if layout.here:
+            found["communication"] = _whole_gradients(recipe, shape, computed, moment)
     if layout.strategy == "deepspeed" and layout.devices > 1:
-        yield "communication", 2 * min(shape.hidden**2 * computed, trained)
+        found["communication"] = 2 * min(shape.hidden**2 * computed, trained)
+    return found
+
+
+def _whole_gradients(recipe: Recipe, shape: Shape, computed: int, moment: str) -> int:
+    """Gradients that are not divided yet, and what sums them in float32.
+
+    Of a layer they are, while its backward pass runs. What is in no layer has its own until the backward pass is over.
+    """
+    if type(recipe.adapter).beside or moment == FORWARD:
+        return 0
+    words = shape.vocabulary * shape.hidden * shape.head.item_bytes
+    head, embedding = words * shape.head.trained, words * shape.embedding_trained
+    if moment == EMBEDDING:
+        return 2 * (max(head, embedding) if shape.tied else head + embedding)
+    layer = max(one.trained for one in shape.layers) * (computed + WIDE)
+    return head + layer * (moment != BACKWARD)
 
 
 def _numbers(layer: Layer, bits: tuple[float, float] | None, computed: int) -> int:
     """Bytes of a layer's weights as they are gathered: those that stay in few bits come in these."""
     plain = sum(one.inputs * one.outputs for one in layer.linears.values())
     each = computed if bits is None else bits[0] / 8
-    beside = layer.trained if any(one.rank for one in layer.linears.values()) else 0
-    return int(plain * each) + beside * computed
-
-
-def other_models(recipe: Recipe, shape: Shape) -> int:
-    """Bytes of a reference model that is asked in every step, where it is not the trained one with its adapter off."""
-    needs = "reference" in type(recipe.objective).needs
-    once = recipe.reference.compute == "once" or (recipe.reference.compute == "auto" and not recipe.data.streaming)
-    if not needs or once or (type(recipe.adapter).beside and recipe.reference.model is None):
-        return 0
-    numbers = sum(one.numel for one in shape.weights if ".lora_" not in one.name)
-    size = {"float32": WIDE}.get(recipe.model.dtype, 2)
-    return numbers * (1 if recipe.reference.frozen_dtype else size)
+    return int(plain * each)
 
 
 def divided(shape: Shape, parts: int) -> Shape:

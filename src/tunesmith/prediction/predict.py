@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tunesmith import atomic
+from tunesmith import atomic, record
 from tunesmith.component import default, spell
 from tunesmith.errors import RunError
 from tunesmith.generate.endpoint import Server, is_address
@@ -71,6 +71,8 @@ def predict(
         raise RunError(
             f"{path} is a server's model, and no run held rows out for it: say FILE, the rows to be answered"
         )
+    if file is None and not (Path(path).expanduser() / record.FILE).is_file():
+        raise RunError(f"{path} is no run, which held rows out: say FILE, the rows to be answered")
     others = None if against is None else other_of(path, against)
     with atomic.room(out, RunError, GO_ON):
         models = {"model": _identity(path, how), "against": others and _identity(others, how)}
@@ -104,6 +106,11 @@ def _identity(path: str, how: Prediction) -> dict[str, Any]:
     return {"place": locate(path), "digest": hashlib.sha256(holds).hexdigest()[:16]}
 
 
+def _told(setting: Any) -> str:
+    """A setting for people: a model by its place, and by what its files hold."""
+    return ", ".join(map(str, setting.values())) if isinstance(setting, dict) else repr(setting)
+
+
 def _begin(out: Path, settings: Mapping[str, Any]) -> None:
     """Make the folder, or find it as the same command left it. Raises RunError."""
     file = out / SETTINGS
@@ -113,7 +120,7 @@ def _begin(out: Path, settings: Mapping[str, Any]) -> None:
         other = next((name for name in settings if past.get(name) != settings[name]), None)
         if other is not None:
             raise RunError(
-                f"{out} was begun with another {other} ({past.get(other)!r}, and now {settings[other]!r}): "
+                f"{out} was begun with another {other} ({_told(past.get(other))}, and now {_told(settings[other])}): "
                 "choose another folder"
             )
         return

@@ -7,6 +7,8 @@ from tunesmith.seams import Quantization
 if TYPE_CHECKING:
     import torch
 
+BLOCK, NESTED_BLOCK = 64, 256  # weights with one scale; scales with one scale of their own
+
 
 class FourBit(Quantization):
     """bitsandbytes' 4 bit weights. They are widened to the dtype of the states, and multiplied in it."""
@@ -17,6 +19,11 @@ class FourBit(Quantization):
     """Hold the scales in 8 bit too: 4.13 bits a weight, not 4.5."""
     quant_storage: Literal["uint8", "float16", "bfloat16", "float32"] = "uint8"
     """What the bytes of the weights are called. Sharding (FSDP, ZeRO-3) wants them called like the other weights."""
+
+    def bits_per_weight(self) -> tuple[float, float]:
+        """4, and a float32 for a block; with double quantisation 8 bits, and a float32 for every 256 of these."""
+        scales = 8 / BLOCK + 32 / (BLOCK * NESTED_BLOCK) if self.use_double_quant else 32 / BLOCK
+        return 4 + scales, 0.0
 
     def config(self, dtype: "torch.dtype", device: str) -> Any:
         """What transformers takes. Raises MissingExtra."""

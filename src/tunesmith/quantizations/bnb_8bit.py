@@ -17,6 +17,10 @@ class EightBit(Quantization):
     """On CUDA, the size from which the features of an input are multiplied apart, in half precision; 0 is none of them.
     A CPU widens the weights, and rounds no input."""
 
+    def bits_per_weight(self) -> tuple[float, float]:
+        """8, and a float32 for a row."""
+        return 8.0, 32.0
+
     def config(self, dtype: "torch.dtype", device: str) -> Any:
         """What transformers takes. Raises MissingExtra."""
         from tunesmith.extras import need

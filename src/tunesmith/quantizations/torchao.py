@@ -23,6 +23,10 @@ class TorchAO(Quantization):
             raise ValueError("torchao's products with int4 have no gradient: use type=bnb_4bit")
         return scheme
 
+    def bits_per_weight(self) -> tuple[float, float]:
+        """8, and a scale for a row: a float32 at most."""
+        return 8.0, 32.0
+
     def config(self, dtype: "torch.dtype", device: str) -> Any:
         """What transformers takes. Raises MissingExtra."""
         from tunesmith.extras import need

@@ -63,7 +63,7 @@ def of(error: Exception) -> Problem:
     if isinstance(error, Failed) and isinstance(error.__cause__, Refused):
         return of(error.__cause__)
     if isinstance(error, Failed) and isinstance(error.__cause__, Unheld):
-        return Problem(str(error), code="invalid_form")
+        return Problem(f"{error}. Ask for a smaller form", code="invalid_form")
     if isinstance(error, Failed):
         return Problem(f"the answer failed: {error}", 500, code="failed")
     if isinstance(error, TunesmithError):

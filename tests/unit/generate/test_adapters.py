@@ -182,3 +182,22 @@ def test_stretched_positions_are_refused_and_a_base_in_few_bits_is_told(folders,
     (rounded / "quantization_config.json").write_text(json.dumps({"quant_method": "bitsandbytes"}))
     load(base, adapters={"few": str(rounded)})
     assert "the adapter few was trained with its base held in bitsandbytes, and answers here with" in caplog.text
+
+
+def test_a_server_asks_an_adapter_with_its_tokenizer_and_holds_it_to_its_ends(folders, tmp_path):
+    from transformers import GenerationConfig
+
+    from tunesmith.serve.options import Serving
+    from tunesmith.serve.served import Served
+
+    base, adapters = folders
+    shutil.copytree(adapters["rs"], tmp_path / "rs")
+    GenerationConfig(eos_token_id=[7, 9]).save_pretrained(tmp_path / "rs")
+    fixtures_models.tiny_tokenizer("its own").save_pretrained(tmp_path / "rs")
+    served = Served.open(base, Serving(adapter=(f"rs={tmp_path}/rs",), device="cpu"))
+    try:
+        assert served.speaker("rs").tokenizer.chat_template == "its own"
+        assert served.forms(served.speaker("rs")).stops == {7, 9, 2}
+        assert served.forms(served.speaker(None)).stops == {2}
+    finally:
+        served.close()

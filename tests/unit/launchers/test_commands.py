@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
+from tunesmith import extras
 from tunesmith.component import all_of
-from tunesmith.errors import RecipeError
+from tunesmith.errors import MissingExtra, RecipeError
 from tunesmith.explain import choose
-from tunesmith.launching import Launcher
+from tunesmith.launching import Launcher, split, start
 
 ARGUMENTS = ["train", "my recipes/a.yaml", "train.output_dir=runs/it's", "eval={prompts: [Who are you?]}"]
 STOP = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120"
@@ -36,6 +37,11 @@ GOLDEN = {
         {"num_gpus": 2},
         "python -m deepspeed.launcher.runner --num_gpus=2 --master_port=29500 --no_local_rank --module tunesmith "
         f"{SAID}",
+    ),
+    "ray": (
+        {"num_workers": 16, "resources_per_worker": {"GPU": 1, "CPU": 8}, "address": "head:6379", "max_restarts": 3},
+        "env RAY_USAGE_STATS_ENABLED=0 RAY_DEDUP_LOGS=0 python -m tunesmith.launchers._on_ray --num-workers=16 "
+        f'\'--resources={{"GPU": 1.0, "CPU": 8.0}}\' --placement=PACK --address=head:6379 --max-restarts=3 -- {SAID}',
     ),
     "slurm": ({"script": "my job.sbatch"}, "sbatch 'my job.sbatch'"),
 }
@@ -115,10 +121,11 @@ def test_a_shell_gives_each_machine_the_words_of_the_script(tmp_path):
     assert "--rdzv-endpoint=n 1:29500" in words and "--rdzv-id=7" in words
 
 
-def test_words_go_over_ssh_as_they_are():
+def test_words_go_over_ssh_as_they_are(tmp_path):
     """pdsh has a shell on the other machine read the line; DeepSpeed puts words with spaces in double quotes."""
-    words = made("deepspeed", hostfile="hosts").command(["train", "a b$c", "x='y'", "z"])
-    assert "--hostfile=hosts" in words and "--force_multi" in words
+    (tmp_path / "hosts").write_text("worker-1 slots=8\n")
+    words = made("deepspeed", hostfile=str(tmp_path / "hosts")).command(["train", "a b$c", "x='y'", "z"])
+    assert f"--hostfile={tmp_path}/hosts" in words and "--force_multi" in words
     written = [f'"{word}"' if " " in word else word for word in words[-4:]]  # as its PDSHRunner does
     said = subprocess.run(
         ["sh", "-c", f'printf "%s\\n" {" ".join(written)}'], capture_output=True, text=True, check=True
@@ -130,10 +137,19 @@ def test_words_go_over_ssh_as_they_are():
     ("name", "options", "message"),
     [
         ("torchrun", {"nnodes": 2}, "nnodes: several machines meet at an address: set rdzv_endpoint"),
+        (
+            "torchrun",
+            {"nnodes": "3:1", "rdzv_endpoint": "a:1"},
+            "nnodes=3:1: the most machines are fewer than the least",
+        ),
+        ("torchrun", {"nnodes": "1:3", "rdzv_endpoint": "a:1"}, "nnodes=1:3: machines that come later know the run by"),
+        ("deepspeed", {"hostfile": "/nope"}, "hostfile=/nope: there is no such file"),
         ("torchrun", {"nproc_per_node": 0}, "nproc_per_node: must be greater than 0"),
         ("torchrun", {"rdzv_endpoint": "node-0"}, "rdzv_endpoint: must match"),
         ("torchrun", {"nnode": 2}, "nnode: no such option. Did you mean 'nnodes'"),
         ("deepspeed", {"include": "a:0", "num_gpus": 1}, "include names machines and devices"),
+        ("ray", {"address": "ray://head:10001"}, "address: must match"),
+        ("ray", {"resources_per_worker": {"GPU": -1}}, "resources_per_worker.GPU: must be greater than or equal to 0"),
         ("slurm", {"partition": "a\nrm -rf /"}, "partition: must match"),
         ("slurm", {"time": "soon"}, "time: must match"),
         ("torchrum", {}, "there is no launcher 'torchrum'. Did you mean 'torchrun'"),
@@ -143,3 +159,18 @@ def test_what_cannot_be_is_said(name, options, message):
     with pytest.raises(RecipeError) as caught:
         made(name, **options)
     assert message in str(caught.value)
+
+
+def test_an_option_is_named_as_it_was_said():
+    with pytest.raises(RecipeError, match=r"^launcher\.nnode: no such option"):
+        split(["launcher=torchrun", "launcher.nnode=2"])
+    with pytest.raises(RecipeError, match="^launcher: there is no launcher 'ssh'"):
+        split(["launcher=ssh"])
+
+
+def test_a_starter_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(
+        MissingExtra, match=r"launcher=deepspeed needs deepspeed, .* pip install 'tunesmith\[deepspeed\]'"
+    ):
+        start(made("deepspeed"), ["train", "quickstart"], "")

@@ -190,7 +190,7 @@ def test_the_first_error_of_the_newest_attempt_is_kept(tmp_path, monkeypatch):
         assert first_error(tmp_path) == {"0": "rank 1: a", "1": "rank 3: c"}[attempt]
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     assert left_to_launcher("RuntimeError: Connection closed by peer")
-    lost = "rank 2: another rank is gone and left no word: RuntimeError: Connection closed by peer"
+    lost = "rank 2: another rank is gone and left no word (-v shows what it saw of it)"
     assert first_error(tmp_path) == lost
     assert left_to_launcher("e") and first_error(tmp_path) == "rank 2: e"
 
@@ -217,8 +217,18 @@ def test_a_rank_that_could_say_nothing(tmp_path, capsys):
     lines = ["step 1", OWN + "failed (exitcode: -9) local_rank: 1 (pid: 7) of binary: python", *WALL]
     assert heard(tmp_path, capsys, lines) == [
         "step 1",
-        "error: the command ended with exit code 1: rank 1 of its machine ended with signal SIGKILL",
+        "error: rank 1 of its machine ended with signal SIGKILL, as the system ends one when memory runs out",
     ]
+
+
+def test_who_is_gone_is_told_and_not_who_misses_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(FOLDER_OF_ERRORS, str(tmp_path))
+    monkeypatch.setenv("RANK", "0")
+    assert left_to_launcher("RuntimeError: [/x/pair.cc:537] Read error [127.0.0.1]:3: Connection reset by peer")
+    lines = [OWN + "failed (exitcode: -11) local_rank: 1 (pid: 7) of binary: python"]
+    assert heard(tmp_path, capsys, lines) == ["error: rank 1 of its machine ended with signal SIGSEGV"]
+    (found,) = heard(tmp_path, capsys, [])
+    assert found == "error: rank 0: another rank is gone and left no word (-v shows what it saw of it)"
 
 
 def test_torchrun_itself_fails(tmp_path, capsys):

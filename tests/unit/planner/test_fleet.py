@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from fixtures_models import tiny_config
 from tunesmith.cli.main import main
 from tunesmith.defaults import Device, resolve, with_values
 from tunesmith.errors import RecipeError
-from tunesmith.planner import devices, fleet, memory, pace, plan, shapes, spread
+from tunesmith.planner import automatic, devices, fleet, memory, pace, plan, shapes, spread
 from tunesmith.planner.devices import Cluster, Rates
 from tunesmith.planner.layout import Layout, layouts
 from tunesmith.recipe import Recipe
@@ -66,7 +67,10 @@ def test_machines_as_they_are_said():
     assert (found.each, found.devices, found.device.memory) == (8, 32, 70e9)
     assert found.link(8) == 450e9 and found.link(9) == 50e9
     assert devices.cluster_of("L4-24GB").devices == 1
-    for wrong in ("8xH100-80", "", "0xH100-80GB", "x"):
+    for number in (0, 99999999999999):
+        with pytest.raises(RecipeError, match=f"--devices: {number} devices .*: say from 1 to 1000000 of a machine"):
+            devices.cluster_of(f"{number}xH100-80GB")
+    for wrong in ("8xH100-80", "", "x"):
         with pytest.raises(RecipeError, match="--devices: there is no device"):
             devices.cluster_of(wrong)
 
@@ -99,17 +103,33 @@ def test_weights_gradients_and_state_are_divided(told):
 
 
 def test_what_is_sent_lies_somewhere(told):
-    """DDP's buckets are the gradients again; of FSDP two layers in half precision, and the words, are whole."""
+    """DDP's buckets are the gradients again; of FSDP two layers in half precision, and the words, are whole.
+
+    The peak of FSDP itself is measured in tests/invariants/test_shared_peaks.py.
+    """
     recipe, shape = told()
     peak = {layout: spread.share(recipe, shape, CUDA, layout).moments[0].parts for layout in (ONE, DDP, FSDP)}
     numel, layer = sum(one.numel for one in shape.weights), shape.layers[0]
     products = sum(one.inputs * one.outputs for one in layer.linears.values())
     assert peak[DDP]["communication"] == 4 * numel and "communication" not in peak[ONE]
-    assert peak[FSDP]["gathered"] == 2 * 2 * products + 2 * 400 * 32
-    assert peak[FSDP]["communication"] == (2 + 4) * layer.trained
+    assert peak[FSDP]["gathered"] == 4 * 400 * 32  # words as hidden states are, in float32
+    assert "communication" not in peak[FSDP]  # there is no gradient yet
+    below = spread.share(recipe, shape, CUDA, FSDP).moments[2].parts
+    assert below["gathered"] == 2 * 2 * products + 4 * 400 * 32
+    assert below["communication"] == (2 + 4) * layer.trained + 4 * 400 * 32  # the head's gradient is not divided yet
     recipe, shape = told({"type": "lora", "r": 4})
     parts = spread.share(recipe, shape, CUDA, DDP).moments[0].parts
     assert parts["communication"] == sum(one.nbytes for one in shape.weights if one.trained)
+
+
+def test_what_an_adapter_adds_is_not_divided(told):
+    """It lies whole on each process, with its gradients and the state of its optimizer."""
+    recipe, shape = told({"type": "lora", "r": 4})
+    alone, parts = (last(recipe, shape, layout) for layout in (ONE, FSDP))
+    beside = sum(one.nbytes for one in shape.weights if one.trained)
+    assert parts["gradients"] == alone["gradients"] == beside
+    assert parts["optimizer state"] == alone["optimizer state"] >= 2 * beside
+    assert parts["weights"] == beside + (alone["weights"] - beside) // 4
 
 
 def test_a_layer_divided_by_tensor_parallelism(told):
@@ -128,8 +148,9 @@ def test_a_layer_divided_by_tensor_parallelism(told):
 def test_a_reference_is_beside_where_it_is_a_model(told, compute, adapter, beside):
     recipe, shape = told(adapter, objective="dpo", reference={"compute": compute})
     numel = sum(one.numel for one in shape.weights)
-    assert spread.other_models(recipe, shape) == beside * numel
-    assert last(recipe, shape, FSDP).get("other models", 0) == beside * numel // 4
+    for layout in (ONE, DDP, FSDP):  # each process has a whole one
+        assert last(recipe, shape, layout).get("other models", 0) == beside * numel
+    assert memory.estimate(recipe, shape, CUDA).moments[0].parts.get("other models", 0) == beside * numel
 
 
 @pytest.mark.parametrize("adapter", ["full", {"type": "lora", "r": 4}, {"type": "freeze", "num_layers": 1}])
@@ -192,6 +213,41 @@ def test_few_bits_are_not_shared_out(told):
     assert {one.layout.strategy for one in found if one.here} == {"ddp"}
 
 
+@pytest.mark.parametrize(
+    ("adapter", "sections", "said"),
+    [
+        ("full", {"optimizer": "muon"}, "optimizer=muon updates whole weights"),
+        (
+            "lora",
+            {"train": {"transformers": {"torch_compile": True}}},
+            "train.transformers.torch_compile does not go with parallel.strategy=fsdp",
+        ),
+    ],
+)
+def test_what_a_recipe_cannot_share_out_is_not_recommended(told, adapter, sections, said):
+    recipe, shape = told(adapter, **sections)
+    cluster = devices.cluster_of("4xH100-80GB")
+    assert {one.layout.strategy for one in fleet.choices(recipe, shape, cluster) if one.here} == {"ddp"}
+    assert any(said in line for line in fleet.lines(fleet.make(recipe, cluster)))
+
+
+def test_auto_shares_weights_where_a_whole_model_does_not_fit(told):
+    recipe, shape = told()
+    needed = spread.share(recipe, shape, CUDA, DDP).peak.total
+    room, short = int(needed / fleet.ROOM) + 1, int(needed / fleet.ROOM) - 1
+    assert automatic.strategy(recipe, CUDA, room, 4)[0] == "ddp"
+    chosen, why = automatic.strategy(recipe, CUDA, short, 4)
+    assert chosen == "fsdp" and why.startswith("a whole model with its states needs 1.")
+    muon, _ = told(optimizer="muon")
+    chosen, why = automatic.strategy(muon, CUDA, 1, 4)
+    assert chosen == "ddp" and "which will not do, and its weights cannot be shared out: optimizer=muon" in why
+    rows = with_values(recipe, {"train.row_tokens": "auto"})
+    assert automatic.strategy(rows, CUDA, 1, 4) == ("ddp", "train.row_tokens=auto fits rows beside a whole model")
+    classes, _ = told()
+    classes = Recipe(**classes.model_dump() | {"objective": {"type": "classify", "num_labels": 2}})
+    assert "the plan does not say what a whole model needs" in automatic.strategy(classes, CUDA, 1, 4)[1]
+
+
 def test_the_command(told, tmp_path, capsys):
     words = [f"model.path={told()[0].model.path}", "--devices", "2xH100-80GB", "--nodes", "2", "--price", "2.5"]
     assert main(["plan", "sft-full", *words]) == 0
@@ -207,6 +263,25 @@ def test_the_command(told, tmp_path, capsys):
     assert "nothing fits in 0 GB" in capsys.readouterr().out
     assert main(["plan", "sft-full", "--price", "2.5"]) == 1
     assert "--price 2.5 is of devices: say them as" in capsys.readouterr().err
+
+
+def test_rows_in_pieces_are_proposed_where_they_can_be_had(told):
+    recipe, shape = told(train={"row_tokens": 8192})
+    cluster = Cluster(ROUND, each=4)
+    found = {str(one.layout): one for one in fleet.choices(recipe, shape, cluster)}
+    assert found["fsdp 2 cp 2"].here and found["fsdp 1 cp 4"].here
+    assert found["fsdp 2 cp 2"].layout.words() == ("parallel.strategy=fsdp", "parallel.context=2")
+    noise = with_values(recipe, {"train.neftune_noise_alpha": 5.0})
+    assert not any(one.here for one in fleet.choices(noise, shape, cluster) if one.layout.context > 1)
+
+
+def test_what_pieces_of_a_row_exchange(told):
+    """Queries, keys, values and outputs of a device's tokens, but for its own heads of them, in half precision."""
+    recipe, shape = told(train={"row_tokens": 8192, "activation_checkpointing": False})
+    slow = Cluster(replace(ROUND, flops=1.0), each=2)  # what goes on beside products is hidden by them
+    moved = 8192 / 2 * (1 / 2) * 2 * (shape.queries + shape.keys) * 2
+    found = pace.pace(recipe, shape, Layout("fsdp", fsdp=1, context=2), slow, again=0)
+    assert found.links == pytest.approx(2 * len(shape.layers) * moved / ROUND.link)
 
 
 def test_train_warns_of_what_will_not_fit(told, monkeypatch):

@@ -2,8 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +12,8 @@ from tunesmith.cli.main import main
 from tunesmith.defaults import Device, resolve, with_values
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.planner import devices, memory, passes, plan, shapes
+from tunesmith.quantizations.bnb_4bit import FourBit
+from tunesmith.quantizations.torchao import TorchAO
 from tunesmith.recipe import Recipe
 
 CPU, CUDA = Device("cpu", "CPU", False), Device("cuda", "a CUDA device", True)
@@ -102,26 +104,27 @@ def test_bytes_that_lie_beneath(recipe):
     )  # and a count for each
     matrix = shapes.Weight("w", "mlp", (64, 256), 2, True, True)
     small = shapes.Weight("v", "norms", (64,), 4, True, False)
+    frozen = shapes.Weight("f", "norms", (64,), 4, False, False)
+    one, other = (replace(shape, weights=some) for some in ((matrix,), (small, frozen)))
     told = recipe(optimizer="adamw8bit")
-    assert memory.state_bytes(told.optimizer, matrix) == 2 * 64 * 256 + 8 * 64
-    assert memory.state_bytes(told.optimizer, small) == 8 * 64
-    assert memory.state_bytes(recipe().optimizer, matrix) == 2 * 2 * 64 * 256 + 4  # in the weight's own dtype
+    assert memory.state_bytes(told, one) == 2 * 64 * 256 + 8 * 64
+    assert memory.state_bytes(told, other) == 8 * 64
+    assert memory.state_bytes(recipe(), one) == 2 * 2 * 64 * 256 + 4  # in the weight's own dtype
 
 
 def test_a_base_in_fewer_bits(recipe):
     told = recipe(CUDA, {"type": "lora", "r": 4}, row_tokens=512)
     assert told.model.dtype == "bfloat16"
     shape = shapes.shape_of(told)
-    plain, rounded = (
-        memory.estimate(told, shape, CUDA, bits).moments[-1].parts["weights"]
-        for bits in (None, SimpleNamespace(bits_per_weight=4.5))
-    )
-    assert plain - rounded == (ATTENTION + MLP) * (16 - 4.5) / 8  # not the words, not the updates
-    assert memory.bits_per_weight(None, "int8") == (8, 32) and memory.bits_per_weight(None, None) is None
-    held = with_values(told, {"model.frozen_dtype": "int8"})
+    plain = memory.estimate(told, shape, CUDA).moments[-1].parts["weights"]
+    rounded = with_values(told, {"model.quantization": FourBit(use_double_quant=False)})
+    parts = memory.estimate(rounded, shape, CUDA).moments[-1].parts
+    assert plain - parts["weights"] == (ATTENTION + MLP) * (16 - 4.5) / 8  # not the words, not the updates
     rows = 2 * (32 + 16 + 16 + 32 + 64 + 64 + 32)  # each with a scale of float32
-    parts = memory.estimate(held, shape, CPU).moments[-1].parts
-    assert plain - parts["weights"] == ATTENTION + MLP - 4 * rows
+    for values in ({"model.frozen_dtype": "int8"}, {"model.quantization": TorchAO()}):
+        parts = memory.estimate(with_values(told, values), shape, CPU).moments[-1].parts
+        assert plain - parts["weights"] == ATTENTION + MLP - 4 * rows
+    assert memory.bits_per_weight(told) is None
 
 
 @pytest.mark.parametrize(

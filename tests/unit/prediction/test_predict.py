@@ -172,3 +172,9 @@ def test_rows_without_an_answer_are_counted(model, tmp_path, capsys):
 def test_bad_words_are_one_line(model, tmp_path, capsys, words, line):
     assert cli.main(["predict", str(model), *words, "--out", str(tmp_path / "out")]) == 1
     assert line in (said := capsys.readouterr().err) and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_a_model_without_a_file_has_no_rows(tmp_path):
+    with pytest.raises(RunError, match="^builtin:tiny is no run, which held rows out: say FILE"):
+        predict("builtin:tiny", None, tmp_path / "out", Prediction(), None, print)
+    assert not (tmp_path / "out").exists()
