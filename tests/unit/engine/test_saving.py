@@ -19,18 +19,20 @@ def alone(tmp_path):
 
 
 def begin(saving, final, then=lambda: None):
-    model = torch.nn.Linear(2, 2)
+    def write(folder, group):
+        (folder / "part.json").write_text(json.dumps(2))
 
     def beside(folder):
         (folder / "state.json").write_text(json.dumps(1))
 
-    saving.begin(final, model, torch.optim.SGD(model.parameters()), beside, then)
+    saving.begin(final, lambda: write, beside, then)
 
 
 def test_the_folder_takes_its_name_at_the_end(alone, tmp_path):
     done = []
     with Saving() as saving:
         begin(saving, tmp_path / "step-1", lambda: done.append((tmp_path / "step-1").is_dir()))
+    assert {path.name for path in (tmp_path / "step-1").iterdir()} == {"part.json", "state.json", checkpoint.MANIFEST}
     assert done == [True] and checkpoint.damage(tmp_path / "step-1") is None
     assert not list(tmp_path.glob(".*"))
 
