@@ -373,7 +373,8 @@ class TaskResult:
     """What a task found: its numbers by name, a table, a line for each item, and a picture as PNG where it draws one.
 
     The first number is the one that models are compared by. The rows of the table have the same keys, in the order of
-    its columns. `intervals` are the 95 % intervals of some numbers, by their names.
+    its columns. `intervals` are the 95 % intervals of some numbers, by their names. `lower_is_better` is of the first
+    number, where the task itself cannot say it of all.
     """
 
     metrics: Mapping[str, float]
@@ -381,6 +382,7 @@ class TaskResult:
     items: tuple[Mapping[str, Any], ...] = ()
     picture: bytes | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    lower_is_better: bool | None = None
 
 
 class Task(Component):

@@ -111,3 +111,24 @@ def test_a_killed_run_goes_on_bit_for_bit_and_elsewhere_with_the_same_rows(resum
     assert json.loads((again[4] / "record.json").read_text())["derived"]["train.gradient_accumulation_steps"] == 6
     assert main(["train", str(again[1])]) == 0
     equal(whole, again[1])
+
+
+FOUR = {
+    "two groups of two": (f"{ACCUMULATED}=6", PIECES),
+    "two groups of two, in parts": (f"{ACCUMULATED}=6", PIECES, "parallel.strategy=fsdp"),
+    "more processes than key heads": (f"{ACCUMULATED}=12", "parallel.context=4"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOUR)
+def test_four_processes_equal_one(runs, name):
+    """Also where the last step, and the held-out rows, leave nothing for a group."""
+    uneven = ("data.eval=3",)
+    out = name.replace(" ", "-").replace(",", "")
+    cases = {"sft": (*FULL, ONE_A_ROW), "dpo": (STEP, "train.row_tokens=160")}
+    together(4, *(command(runs, 4, f"{out}-{one}", one, *uneven, *cases[one], *FOUR[name]) for one in cases))
+    for objective, own in cases.items():
+        one = runs.of(objective, *uneven, *own, f"{ACCUMULATED}=12")
+        assert learned(one)
+        equal(one, runs.folder / f"4-{out}-{objective}")

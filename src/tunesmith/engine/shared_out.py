@@ -6,14 +6,16 @@ is. What an adapter adds is small and lies whole on every process; the trainer a
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from tunesmith import recipe_zero
 from tunesmith.engine import ranks
-from tunesmith.engine.compat import layer_kinds
+from tunesmith.engine.compat import layer_kinds, without_hooks
 from tunesmith.engine.model import base_of
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
@@ -32,7 +34,8 @@ def wanted(recipe: Recipe) -> bool:
 
 def loading_place(recipe: Recipe, device: str) -> str:
     """Where a model is loaded: in the host's memory if it is to be shared out, as it need not fit on a device."""
-    return "cpu" if wanted(recipe) else device
+    parts = recipe.parallel.strategy == "deepspeed" and ranks.number() > 1 and recipe_zero.stage(recipe.parallel) == 3
+    return "cpu" if wanted(recipe) or parts else device
 
 
 def sizes(parallel: Parallel, number: int) -> tuple[int, int]:
@@ -127,7 +130,12 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
 
 def is_shared(model: torch.nn.Module) -> bool:
     """Whether a model is shared out."""
-    return any(isinstance(one, DTensor) for one in model.parameters())
+    return any(isinstance(one, DTensor) or is_parted(one) for one in model.parameters())
+
+
+def is_parted(parameter: torch.Tensor) -> bool:
+    """Whether DeepSpeed has a parameter in parts."""
+    return hasattr(parameter, "ds_tensor")
 
 
 def plain_class(model: torch.nn.Module) -> Any:
@@ -162,7 +170,7 @@ def whole_copy(module: torch.nn.Module) -> torch.nn.Module:
             bare = kind.__new__(kind)
             vars(bare).update(vars(one) | {name: type(vars(one)[name])() for name in HOOKS})
             known[id(one)] = copy.deepcopy(bare, known)
-    return copy.deepcopy(module, known)
+    return without_hooks(copy.deepcopy(module, known))
 
 
 def whole_state(model: torch.nn.Module) -> Mapping[str, torch.Tensor]:
@@ -177,11 +185,36 @@ def whole_state(model: torch.nn.Module) -> Mapping[str, torch.Tensor]:
     for name, one in model.state_dict().items():
         number = id(own.get(name, one))
         if number not in known:
-            tensor = _whole(one).cpu()
+            tensor = _whole(own.get(name, one)).cpu()
             known[number] = tensor if ranks.own() == 0 else tensor.new_empty(0)
         found[name] = known[number]
     return found if ranks.own() == 0 else {}
 
 
+def gather(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Have every process hold what DeepSpeed has in parts whole, until the next step. All of them call it."""
+    parted: list[Any] = [one for one in parameters if is_parted(one)]
+    if parted:
+        parted[0].all_gather(parted)
+
+
+@contextmanager
+def written(model: torch.nn.Module) -> Iterator[None]:
+    """A block that writes, on all processes alike, into trained weights, which DeepSpeed may have in parts."""
+    parted = [one for one in model.parameters() if one.requires_grad and is_parted(one)]
+    if not parted:
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(parted, modifier_rank=0):
+        yield
+
+
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    if is_parted(tensor):
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([tensor]):
+            return tensor.detach().clone()
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
