@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ELEMENTWISE = ("adamw", "ademamix", "lion")  # DeepSpeed hands an optimizer pieces of flattened weights
 OURS = ("optimizer", "scheduler", "bf16", "fp16", "torch_autocast")  # sections whose work the recipe's own parts do
 OFFLOADED = ("offload_optimizer", "offload_param")
+IN_PARTS = ("bnb_4bit",)  # quantizations whose weights are plain tensors in parameters, which can be cut
 NVME = "nvme"
 NO_NVME = (
     "DeepSpeed swaps state to files out of sight of checkpoints here, and needs libaio: say offload=cpu "
@@ -93,9 +94,10 @@ def problem(recipe: "Recipe") -> str | None:
 def _of_weights(recipe: "Recipe", own: bool) -> dict[str, bool]:
     """What does not go with weights in parts."""
     model = recipe.model
+    held = model.quantization and name_of(model.quantization)
     return {
         "eval.prompts": bool(recipe.eval.prompts),
-        f"model.quantization={model.quantization and name_of(model.quantization)}": model.quantization is not None,
+        f"model.quantization={held}": held not in (None, *IN_PARTS),
         f"model.frozen_dtype={model.frozen_dtype}": model.frozen_dtype is not None,
         f"train.ema_decay={recipe.train.ema_decay}": own and recipe.train.ema_decay is not None,
     }

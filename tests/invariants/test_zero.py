@@ -45,6 +45,8 @@ CELLS |= {
     "sft-file-2": ("sft", *FULL, "parallel.strategy=deepspeed", "parallel.deepspeed_config={folder}/own.json"),
     "dpo-once-3": ("dpo", *shared(3)),
 }
+if find_spec("bitsandbytes") is not None:
+    CELLS["sft-q4-3"] = ("sft", "model.quantization=bnb_4bit", *shared(3))
 OWN = {  # of a file of DeepSpeed's options
     "zero_optimization": {"stage": 2, "reduce_bucket_size": 500, "overlap_comm": False},
     "train_batch_size": "auto",

@@ -130,7 +130,7 @@ def test_files_on_a_disk_are_refused(file):
         ({"optimizer": "muon"}, 2, "optimizer=muon needs whole weights"),
         ({"optimizer": "schedule_free"}, 1, "optimizer=schedule_free needs whole weights or their means"),
         ({"objective": "seq2seq"}, 1, "an encoder and a decoder"),
-        ({"model": {"path": "builtin:tiny", "quantization": "bnb_4bit"}}, 3, "model.quantization=bnb_4bit"),
+        ({"model": {"path": "builtin:tiny", "quantization": "bnb_8bit"}}, 3, "model.quantization=bnb_8bit"),
         ({"model": {"path": "builtin:tiny", "frozen_dtype": "int8"}}, 3, "model.frozen_dtype=int8"),
         ({"eval": {"prompts": ["a"]}, "data": LEAST["data"] | {"eval": 2}}, 3, "eval.prompts"),
         ({"adapter": "full", "objective": "dpo", "reference": {"compute": "step"}}, 3, "reference.compute=step"),

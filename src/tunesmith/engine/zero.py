@@ -5,6 +5,8 @@ pass by the gradients of what that module gives. With weights in parts, a layer 
 (embeddings, head) stays gathered but for an optimizer's step, so that it is found outside of the module too.
 """
 
+import contextlib
+import sys
 import warnings
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -82,6 +84,11 @@ def begin(model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe, device: 
     """
     if not wanted(recipe):
         return None, []
+    with contextlib.redirect_stdout(sys.stderr):  # it speaks on stdout, which is for what a program reads
+        return _begun(model, optimizer, recipe, device)
+
+
+def _begun(model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe, device: str) -> tuple[Begun, list[str]]:
     import deepspeed
 
     # deepspeed 0.19 calls two functions of torch's by names that torch 2.13 warns of
@@ -100,6 +107,10 @@ def begin(model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe, device: 
         deepspeed.zero.Init(module=scoring, config_dict_or_path=config, dtype=next(model.parameters()).dtype)
         for buffer in scoring.buffers():
             buffer.data = buffer.data.to(device)
+        for one in model.parameters():
+            state: Any = getattr(one, "quant_state", None)
+            if state is not None:  # the scales of 4 bit, whole on every process
+                state.to(device)
     engine, *_ = deepspeed.initialize(model=scoring, optimizer=optimizer, config=config)
     if level == 3:
         within = {id(one) for layer in layers for one in layer.parameters()}
