@@ -295,10 +295,7 @@ class Optimizer(Component):
 
     @abstractmethod
     def build(self, model: "torch.nn.Module", factors: Mapping[str, float] = {}) -> "torch.optim.Optimizer":
-        """An optimizer with every trainable parameter in exactly one group.
-
-        `factors` are those of `Adapter.factors`. `optimizers/_groups.py` makes the groups.
-        """
+        """An optimizer with each trainable parameter in one group (`_groups.py`); `factors`: of `Adapter.factors`."""
 
     def rate(self) -> float:
         """The peak learning rate, which is resolved before the run."""
