@@ -66,11 +66,7 @@ def held_out(run: Path, tokenizer: "PreTrainedTokenizerBase | None", say: Callab
         RunError: it held nothing out, or was given its rows by a script.
         DataError: the rows are no longer there.
     """
-    past = record.read(run)
-    if "rows" in past["given"]:
-        raise RunError(f"{run} was given its rows by a script: say FILE, the rows to be answered")
-    with contextlib.chdir(past["working_folder"] if Path(past["working_folder"]).is_dir() else "."):
-        recipe = registry.applied(with_values(Recipe.load(str(run / "recipe.yaml")), past["derived"]))
+    with recipe_of(run, "say FILE, the rows to be answered") as recipe:
         if not recipe.data.eval:
             raise RunError(f"{run} held no rows out (data.eval is {recipe.data.eval!r}): say FILE, rows to be answered")
         if isinstance(recipe.data.eval, tuple):
@@ -82,6 +78,20 @@ def held_out(run: Path, tokenizer: "PreTrainedTokenizerBase | None", say: Callab
             kept, sources = {store.place(int(at)) for at in choose(recipe, store, None).held}, recipe.data.train
         rows = ((where, row, one.format) for one in sources for where, row in source.read(one))
         return _read(((*read,) for read in rows if kept is None or read[0] in kept), tokenizer, str(run))
+
+
+@contextlib.contextmanager
+def recipe_of(run: Path, instead: str) -> Iterator[Recipe]:
+    """The recipe of a run with what was derived from it, where its files are found as they were then.
+
+    Raises:
+        RunError: it was given its rows by a script; `instead` says what to do.
+    """
+    past = record.read(run)
+    if "rows" in past["given"]:
+        raise RunError(f"{run} was given its rows by a script: {instead}")
+    with contextlib.chdir(past["working_folder"] if Path(past["working_folder"]).is_dir() else "."):
+        yield registry.applied(with_values(Recipe.load(str(run / "recipe.yaml")), past["derived"]))
 
 
 def _read(
