@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 NAME = re.compile(r"[\w.-]+")
 NEVER_RUN = {  # packages of extras that no test here was run with, each with the reason
     "gcsfs": "needs a bucket",
-    "gptqmodel": "its wheels are built for CUDA",
+    "gptqmodel": "offered as source alone, and not built here",
     "hqq": "transformers 5.23 rounds no plain model by it",
     "liger-kernel": "needs CUDA",
     "modelscope": "needs its hub",

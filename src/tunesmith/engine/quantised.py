@@ -16,7 +16,7 @@ from tunesmith import extras
 from tunesmith.errors import ModelError
 
 CONFIG = "quantization_config.json"  # beside an adapter: what its base model was held in
-TRAINABLE = "bitsandbytes, hqq, torchao in int8, gptq, awq or compressed-tensors"  # what a stored model may be held in
+TRAINABLE = "bitsandbytes, hqq, torchao in int8, gptq or awq"  # what a stored model may be held in
 
 
 def stored_words(config: Any) -> Any | None:
@@ -55,7 +55,12 @@ def component_of(model: Any) -> str | None:
 
 
 def refuse_untrainable(model: Any, place: str) -> None:
-    """Raise ModelError for a loaded model that is held in what has no gradient."""
+    """Raise ModelError for a loaded model that is held in what has no gradient, or no weight beside which to train."""
+    if held_in(model) == "compressed-tensors":
+        raise ModelError(
+            f"{place} is held in compressed-tensors, whose layers have no weight until it is used: name the plain "
+            f"model, and set model.quantization, or name one held in {TRAINABLE}"
+        )
     if held_in(model) is not None and not model.hf_quantizer.is_trainable:
         raise ModelError(
             f"{place} is held in {held_in(model)}, whose products have no gradient: name the plain model, and set "

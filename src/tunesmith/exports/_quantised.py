@@ -5,6 +5,7 @@ Letters: K tokens of an answer, V vocabulary.
 
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from tunesmith.types import Report
 
 MOST_ROWS = 64  # held-out rows that perplexity is taken of
 MOST_TOKENS = 1024  # of a row
+Hold = Callable[[str, str, Path], None]  # a folder with a merged model, the kind of device, the folder to write
 
 
 class Cost:
@@ -81,10 +83,22 @@ def _prompt(tokenizer: Any, one: Asked) -> list[int]:
     return prompt_ids(tokenizer, one.messages, one.tools)
 
 
-def write(
-    export: Export, words: str | dict[str, str], device: DeviceName, share: float, run: Path, out: Path
-) -> Report:
-    """Merge a run, hold it in few bits as a quantization's `words` say, and write that.
+def in_words(words: str | dict[str, str], device: DeviceName) -> Hold:
+    """What writes a merged model as a quantization's `words` say. Raises MissingExtra, before anything is loaded."""
+    held = pick(Quantization, words)
+    assert isinstance(held, Quantization)
+    held.config(torch.float32, choose(device).type)
+
+    def hold(room: str, kind: str, folder: Path) -> None:
+        model: Any = load_model(Model(path=room, quantization=held), kind)
+        with without_progress_bar():
+            model.save_pretrained(folder)
+
+    return hold
+
+
+def write(export: Export, hold: Hold, device: DeviceName, share: float, run: Path, out: Path) -> Report:
+    """Merge a run, and have it written in few bits.
 
     `share` of the largest logit is what it may cost.
 
@@ -95,10 +109,6 @@ def write(
     """
     place = weights_of(run)
     refuse(run, place)
-    kind = choose(device).type
-    held = pick(Quantization, words)
-    assert isinstance(held, Quantization)
-    held.config(torch.float32, kind)  # which says what is missing before anything is loaded
     merged = Merged(device=device)
     with new_folder(out) as folder:
         opened, plan = merged.opened(run, place)
@@ -109,10 +119,7 @@ def write(
             merged.beside(opened, folder)
             merged.fill(opened, plan, place, Path(room))
             opened.closed()
-            model: Any = load_model(Model(path=room, quantization=held), kind)
-            with without_progress_bar():
-                model.save_pretrained(folder)
-        del model
+            hold(room, choose(device).type, folder)
         sealed = seal(folder)
         with watched(folder, sealed):
             report = _compared(folder, out, device, reference, cost, share)

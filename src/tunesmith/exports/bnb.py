@@ -21,7 +21,8 @@ class Bnb(Export):
         """Write the model. Raises MissingExtra, RunError: see `_quantised.write`."""
         from tunesmith.exports import _quantised
 
-        return _quantised.write(self, f"bnb_{self.bits}bit", self.device, COSTS[self.bits], run, out)
+        hold = _quantised.in_words(f"bnb_{self.bits}bit", self.device)
+        return _quantised.write(self, hold, self.device, COSTS[self.bits], run, out)
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare the model with the run that it is of again. Raises RunError where they differ."""

@@ -21,9 +21,8 @@ class TorchAO(Export):
         """Write the model. Raises MissingExtra, RunError: see `_quantised.write`."""
         from tunesmith.exports import _quantised
 
-        return _quantised.write(
-            self, {"type": "torchao", "scheme": self.scheme}, self.device, COSTS[self.scheme], run, out
-        )
+        hold = _quantised.in_words({"type": "torchao", "scheme": self.scheme}, self.device)
+        return _quantised.write(self, hold, self.device, COSTS[self.scheme], run, out)
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare the model with the run that it is of again. Raises RunError where they differ."""

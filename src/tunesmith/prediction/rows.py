@@ -91,14 +91,24 @@ def held_out(run: Path, tokenizer: "PreTrainedTokenizerBase | None", say: Callab
 
 
 @contextlib.contextmanager
-def _begun(run: Path) -> Iterator[Recipe]:
-    """The recipe of a run that held rows out, and a block in the folder that its paths are from. Raises RunError."""
+def recipe_of(run: Path, instead: str) -> Iterator[Recipe]:
+    """The recipe of a run with what was derived from it, in a block in the folder that its paths are from.
+
+    Raises:
+        RunError: it was given its rows by a script; `instead` says what to do.
+    """
     run = run.expanduser().absolute()
     past = record.read(run)
     if "rows" in past["given"]:
-        raise RunError(f"{run} was given its rows by a script: say FILE, the rows to be answered")
+        raise RunError(f"{run} was given its rows by a script: {instead}")
     with contextlib.chdir(past["working_folder"] if Path(past["working_folder"]).is_dir() else "."):
-        recipe = registry.applied(with_values(Recipe.load(str(run / "recipe.yaml")), past["derived"]))
+        yield registry.applied(with_values(Recipe.load(str(run / "recipe.yaml")), past["derived"]))
+
+
+@contextlib.contextmanager
+def _begun(run: Path) -> Iterator[Recipe]:
+    """The recipe of a run that held rows out, in a block as that of `recipe_of`. Raises RunError."""
+    with recipe_of(run, "say FILE, the rows to be answered") as recipe:
         if not recipe.data.eval:
             raise RunError(f"{run} held no rows out (data.eval is {recipe.data.eval!r}): say FILE, rows to be answered")
         yield recipe
