@@ -75,7 +75,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     )  # once, for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     parts = shared_out.share_out(model, recipe, device)
-    ops, notes = kernels.elementwise(model, recipe.train.compile)
+    ops, notes = kernels.elementwise(model, shared_out.compiles(recipe))
     notes.extend([*parts, *recipe.adapter.notes(model)])
     notes += _said_of_rows(recipe, model, rows)
     if head is not None:

@@ -30,7 +30,7 @@ import transformers
 from tunesmith.data.batch import PackedRows, join
 from tunesmith.data.stream import StreamedRows, write_account
 from tunesmith.engine import checkpoint as checkpoints
-from tunesmith.engine import companions, context, joint, ranks, shared_out, shares
+from tunesmith.engine import companions, context, joint, ranks, shared_out, shares, tensor
 from tunesmith.engine.averaged import Averaged
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
@@ -109,6 +109,8 @@ class Trainer(transformers.Trainer):
         shared_out.rest(trained)
         adapter, num_steps = self.recipe.adapter, int(self.args.max_steps)
         self.optimizer = self.recipe.optimizer.build(trained, adapter.factors(trained))
+        if shared_out.is_shared(trained):
+            tensor.step_apart(self.optimizer)
         self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
         decay = self.recipe.train.ema_decay
         average = None if decay is None else Averaged(trained, decay)  # of all that is trained, whoever's turn it is
