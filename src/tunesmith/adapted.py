@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tunesmith.engine.context import Group
     from tunesmith.engine.kernels import Kernels
+    from tunesmith.engine.zero import Begun
 
 
 SHOWN = 8  # names of classes that a line has
@@ -31,6 +32,7 @@ class Adapted:
     fingerprint: str | None  # of the weights that training starts from; None: a script brought them
     notes: tuple[str, ...] = ()  # what has to be said of it
     group: "Group | None" = None  # the processes that share rows with this one
+    begun: "Begun | None" = None  # DeepSpeed, where it trains
 
 
 def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
@@ -42,7 +44,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     import transformers
 
     from tunesmith import record
-    from tunesmith.engine import encoder_decoder, frozen, kernels, quantised, rope, shared_out
+    from tunesmith.engine import encoder_decoder, frozen, kernels, quantised, rope, shared_out, zero
     from tunesmith.engine.activations import checkpoint_activations
     from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer, with_padding
 
@@ -70,13 +72,14 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
         encoder_decoder.begin_answers(model, recipe.objective)
     rows = _new_rows(recipe)
     model = (recipe.adapter.training_rows(rows) if rows else recipe.adapter).apply(model)
-    recipe.optimizer.build(
+    built = recipe.optimizer.build(
         model, recipe.adapter.factors(model)
-    )  # once, for nothing: what it lacks would come out after the run folder is made
+    )  # once, mostly for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     parts = shared_out.share_out(model, recipe, device)
+    begun, said = zero.begin(model, built, recipe, device)
     ops, notes = kernels.elementwise(model, shared_out.compiles(recipe))
-    notes.extend([*parts, *recipe.adapter.notes(model)])
+    notes.extend([*parts, *said, *recipe.adapter.notes(model)])
     notes += _said_of_rows(recipe, model, rows)
     if head is not None:
         new = shared_out.plain_class(base_of(model)).__name__ not in (base_of(model).config.architectures or ())
@@ -89,7 +92,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     with precision(recipe, device):
         chosen = (encoder_decoder if type(recipe.objective).encodes else kernels).choose(model, ops)
         group, said = _attending(model, chosen, recipe)
-    return Adapted(model, chosen, fingerprint, (*notes, *chosen.notes, *said), group)
+    return Adapted(model, chosen, fingerprint, (*notes, *chosen.notes, *said), group, begun)
 
 
 def _attending(model: Any, chosen: "Kernels", recipe: Recipe) -> "tuple[Group | None, list[str]]":
@@ -208,11 +211,13 @@ PARTS = {
 
 def trained_by_part(model: Any) -> dict[str, int]:
     """How many numbers are trained in each part of a model, by the names of parameters; those in none are others."""
+    from tunesmith.engine.quantised import numel
+
     found: dict[str, int] = {}
     for name, one in model.named_parameters():
         if one.requires_grad:
             part = next((part for part, pattern in PARTS.items() if re.search(pattern, f".{name.lower()}.")), "others")
-            found[part] = found.get(part, 0) + one.numel()
+            found[part] = found.get(part, 0) + numel(one)
     return {part: found[part] for part in (*PARTS, "others") if part in found}
 
 

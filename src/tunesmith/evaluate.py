@@ -18,6 +18,8 @@ from tunesmith.recipe_text import read_words
 from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Task
 
+HARNESS = "lm-eval:"  # before the name of a task of lm-eval
+LOWER = "lower_is_better"
 RESULTS, PAGE = "results.json", "results.md"
 
 
@@ -56,14 +58,16 @@ def read(tasks: Sequence[str], words: Sequence[str]) -> tuple[dict[str, Task], E
 
     tree = read_words({}, words)
     found: dict[str, Task] = {}
-    for one in tasks:
-        name = Path(one).stem
-        options = tree.pop(name, {})
+    named = [_named(one) for one in tasks]
+    for name, kind, said in named:
+        options = tree.get(kind, {})
         if not isinstance(options, dict):
-            raise RecipeError(f"{name}={options!r} says nothing: say an option of the task, as in {name}.option=value")
-        chosen = choose(Task, {**options, "type": one})
+            raise RecipeError(f"{kind}={options!r} says nothing: say an option of the task, as in {kind}.option=value")
+        chosen = choose(Task, {**options, **said})
         assert isinstance(chosen, Task)
         found[name] = chosen
+    for _, kind, _ in named:
+        tree.pop(kind, None)
     unasked = next((name for name in tree if name in names(Task)), None)
     if unasked is not None:
         raise RecipeError(f"{unasked} has options and is not asked for: say --task {','.join([*found, unasked])}")
@@ -72,6 +76,15 @@ def read(tasks: Sequence[str], words: Sequence[str]) -> tuple[dict[str, Task], E
         known = [*found, *Evaluation.model_fields]
         raise RecipeError(f"{unknown} is neither a task here nor an option of loading. {near(unknown, known)}")
     return found, Evaluation(**tree)
+
+
+def _named(one: str) -> tuple[str, str, dict[str, str]]:
+    """What a task is called in the results, by what its options are said, and which it is."""
+    if one.startswith(HARNESS):
+        task = one.removeprefix(HARNESS)
+        name = Path(task).stem if task.endswith((".yaml", ".yml")) else task
+        return f"lm-eval-{name}", "lm_eval", {"type": "lm_eval", "task": task}
+    return Path(one).stem, Path(one).stem, {"type": one}
 
 
 @dataclass(frozen=True)
@@ -136,12 +149,17 @@ def evaluate(
         sides = [_against.Side(one.model, one.tuned, _against.shots_of(one.task), told) for one, told in found]
         names = [one.name for one, _ in found]
         by_task = {name: [side for side, of in zip(sides, names, strict=True) if of == name] for name in tasks}
-        told = {name: _against.compared(some, type(tasks[name]).lower_is_better) for name, some in by_task.items()}
+        told = {name: _against.compared(some, _lower(tasks[name], some)) for name, some in by_task.items()}
         results["against"] = {"model": base, "tasks": told}
     if out is not None:
         results["fingerprints"] = [one.mark for one in asked]
         _write(out, results, {one.file: told for one, told in found})
     return results
+
+
+def _lower(task: Task, sides: Sequence[_against.Side]) -> bool:
+    """Whether the lower number is the better one."""
+    return bool(sides[0].found.result.get(LOWER, type(task).lower_is_better))
 
 
 def _answered(
@@ -189,6 +207,7 @@ def _run(subject: Any, one: Asked, place: Path | None, say: Callable[[str], None
         "context_tokens": subject.context_tokens,
         "cached": False,
     }
+    result |= {} if told.lower_is_better is None else {LOWER: told.lower_is_better}
     found = _kept.Found(result, [dict(item) for item in told.items], told.picture)
     if place is not None:
         _kept.write(place, found)

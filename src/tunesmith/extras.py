@@ -15,7 +15,7 @@ EXTRAS = {  # those of pyproject.toml: what each of their packages is for
     "onnx": {"onnx": "export: onnx", "onnxscript": "export: onnx", "onnxruntime": "export: onnx"},
     "serve": {"fastapi": "tunesmith serve", "uvicorn": "tunesmith serve"},
     "constrained": {"llguidance": "answers in JSON, required calls"},
-    "deepspeed": {"deepspeed": "launcher: deepspeed"},
+    "deepspeed": {"deepspeed": "parallel.strategy: deepspeed, launcher: deepspeed"},
     "ray": {"ray": "launcher: ray"},
     "metrics": {"sacrebleu": "BLEU of predictions", "jieba": "ROUGE of Chinese by words"},
     "http": {"aiohttp": "rows at http:// and https://"},

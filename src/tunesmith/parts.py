@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tunesmith.engine.scores import Scorer
     from tunesmith.engine.trainer import Metric, Trainer
     from tunesmith.engine.values import ValueScorer
+    from tunesmith.engine.zero import Begun
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Loaded:
     referred: str | None = None  # tells the weights of a reference of its own from others
     reference_seconds: float = 0.0  # that making log-probabilities of frozen models once took
     group: "Group | None" = None  # the processes that share rows with this one
+    begun: "Begun | None" = None  # DeepSpeed, where it trains
 
     @property
     def teacher(self) -> str | None:
@@ -92,6 +95,9 @@ def speaker() -> Callable[[str], None]:
 
 def _adapted(job: Job, until_the_end: contextlib.ExitStack) -> Adapted:
     """The adapted model, whose layers and attention are its own again at the end, whatever ends it."""
+    from tunesmith.engine import zero
+
+    zero.refuse(job.resolved.recipe, job.device.type)
     adapted = adapt(job.resolved.recipe, job.device.type, job.given.model)
     until_the_end.callback(adapted.kernels.restore, adapted.model)
     alpha = job.resolved.recipe.train.neftune_noise_alpha
@@ -180,8 +186,8 @@ def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: c
         rows, reference = with_logps(recipe, reference, model, rows, job.device.type, say), None
     rows, scorer = with_teacher(recipe, adapted, rows, tokenizer, job.device.type, say)
     seconds = monotonic() - started
-    made = (adapted.kernels, scorer, adapted.fingerprint, reference, referred, seconds, adapted.group)
-    return Loaded(model, tokenizer, rows, *made)
+    told = (adapted.fingerprint, reference, referred, seconds, adapted.group, adapted.begun)
+    return Loaded(model, tokenizer, rows, adapted.kernels, scorer, *told)
 
 
 def _refuse_rows(recipe: Recipe, adapted: Adapted, rows: "Rows") -> None:
@@ -193,8 +199,9 @@ def _refuse_rows(recipe: Recipe, adapted: Adapted, rows: "Rows") -> None:
     group, scorer = recipe.train.shifted_sparse_attention, adapted.kernels.scorer
     if shared_out.is_shared(adapted.model) and isinstance(scorer, ValueScorer) and not scorer.packed:
         raise RecipeError(
-            f"parallel.strategy=fsdp: {type(base_of(adapted.model)).__name__} takes as many passes for a row as its "
-            "sequences have lengths, and processes that share it would wait for each other: use ddp"
+            f"parallel.strategy={recipe.parallel.strategy}: {type(base_of(adapted.model)).__name__} takes as many "
+            "passes for a row as its sequences have lengths, and processes that share it would wait for each other: "
+            "use ddp"
         )
     if any(part.get("shared_tokens") for part in rows.ledger.values()):
         if not adapted.kernels.shares:
@@ -229,7 +236,6 @@ def make_trainer(
     from tunesmith.engine import context, ranks
     from tunesmith.engine.arguments import arguments
     from tunesmith.engine.callbacks import AnswerQuestions, KeepBest, LastLine
-    from tunesmith.engine.trainer import Trainer
     from tunesmith.generate.alone import Alone
     from tunesmith.generate.engine import Generator
 
@@ -252,7 +258,7 @@ def make_trainer(
     scorer, reference = context.in_pieces(loaded.group, loaded.scorer, loaded.reference)
     args = arguments(recipe, folder, max_steps, rows.held_out is not None)
     try:
-        return (kind or Trainer)(
+        return (kind or _trainer(loaded))(
             recipe,
             loaded.model,
             scorer,
@@ -268,3 +274,14 @@ def make_trainer(
         raise
     except (RuntimeError, ValueError, ImportError) as error:  # a tracker that is not installed, mostly
         raise RecipeError(f"train: transformers says: {str(error).splitlines()[0]}") from error
+
+
+def _trainer(loaded: Loaded) -> "Callable[..., Trainer]":
+    """What trains: with DeepSpeed, where that was put around the model."""
+    if loaded.begun is None:
+        from tunesmith.engine.trainer import Trainer
+
+        return Trainer
+    from tunesmith.engine.zero_trainer import ZeroTrainer
+
+    return partial(ZeroTrainer, loaded.begun)

@@ -112,7 +112,7 @@ _WHY_REFUSED = {
     "nothing is uploaded in training": (
         "push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
     ),
-    "parallel.strategy=fsdp shares what ZeRO-3 shares, and DeepSpeed is not an engine here": ("deepspeed",),
+    "say parallel.strategy=deepspeed, and DeepSpeed's own options in parallel.deepspeed_config": ("deepspeed",),
     "tunesmith makes it of the section parallel": ("parallelism_config", "accelerator_config"),
     "it has no effect on a run": ("do_train", "do_eval", "do_predict"),
 }  # fmt: skip

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from tunesmith import recipe_zero
 from tunesmith.component import Section, name_of
 
 if TYPE_CHECKING:
@@ -21,19 +22,16 @@ BY_LONGEST = ("dynamic", "longrope")  # rotary positions that depend on the long
 MISSING = {  # what is asked for by these words of other tools, why it is not here, and what is
     "expert": "experts are shared out as all weights are: say strategy=fsdp",
     "pipeline": "transformers' pipeline parallelism has no backward pass: say strategy=fsdp",
-    "offload": "weights and states in the memory of the host are not tried here: say strategy=fsdp with more "
-    "processes, or adapter=lora",
-    "zero_stage": "DeepSpeed is not an engine here: strategy=fsdp shares what ZeRO-3 shares",
-    "deepspeed_config": "DeepSpeed is not an engine here: strategy=fsdp shares what ZeRO-3 shares",
 }
 
 
 class Parallel(Section):
     """Training by several processes, as torchrun starts them. One alone trains the same, and shares nothing."""
 
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
     """What the processes share. ddp: the rows of a step, each with a whole model. fsdp: the model's weights too, with
-    the gradients and the optimizer's state of those that are trained (torch's FSDP2). auto: ddp."""
+    the gradients and the optimizer's state of those that are trained (torch's FSDP2). deepspeed: what `zero_stage`
+    says. auto: ddp."""
     fsdp: Size | None = None
     """Processes that one copy of the model is shared out to, mostly those of one machine. None: all, or what
     `replicate` leaves."""
@@ -44,6 +42,15 @@ class Parallel(Section):
     heads in attention, whose number it divides."""
     tensor: Size = 1
     """Processes that compute the products of each layer together, each with a part of their weights; all there are."""
+    zero_stage: Literal[1, 2, 3] | None = None
+    """What DeepSpeed shares. 1: the optimizer's state; 2: gradients too; 3: weights too. None: what `deepspeed_config`
+    says, or 2."""
+    offload: Literal["cpu"] | None = None
+    """Where DeepSpeed keeps the optimizer's state, and the parts of weights at stage 3: in the host's memory. None:
+    what `deepspeed_config` says, or on the device."""
+    deepspeed_config: str | None = None
+    """A file of DeepSpeed's own options (JSON). What it says of the recipe's values has to agree with them; "auto" is
+    theirs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -51,8 +58,8 @@ class Parallel(Section):
         if isinstance(value, dict):
             for word in value.keys() & MISSING.keys():
                 raise ValueError(f"{word}={value[word]} cannot be had: {MISSING[word]}")
-            if value.get("strategy") == "deepspeed":
-                raise ValueError(f"strategy=deepspeed cannot be had: {MISSING['zero_stage']}")
+            if value.get("offload") == recipe_zero.NVME:
+                raise ValueError(f"offload={value['offload']} cannot be had: {recipe_zero.NO_NVME}")
         return value
 
     @model_validator(mode="after")
@@ -60,6 +67,9 @@ class Parallel(Section):
         for name in ("fsdp", "replicate"):
             if getattr(self, name) is not None and self.strategy != "fsdp":
                 raise ValueError(f"{name}={getattr(self, name)} is for strategy=fsdp, and this is {self.strategy}")
+        for name in ("zero_stage", "offload", "deepspeed_config"):
+            if getattr(self, name) is not None and self.strategy != "deepspeed":
+                raise ValueError(f"{name}={getattr(self, name)} is for strategy=deepspeed, and this is {self.strategy}")
         return self
 
     @property
@@ -79,6 +89,8 @@ def problem(recipe: "Recipe") -> str | None:
         return reason
     if recipe.parallel.tensor > 1:
         return _problem_of_products(recipe)
+    if recipe.parallel.strategy == "deepspeed":
+        return recipe_zero.problem(recipe)
     if not recipe.parallel.shares_weights:
         return None
     model, train, own = recipe.model, recipe.train, not type(recipe.adapter).beside
@@ -123,6 +135,8 @@ def problem_of_pieces(recipe: "Recipe") -> str | None:
     for said, wanted in refused.items():
         if wanted:
             return f"{said} needs whole rows, which {option} cuts into pieces: leave one out"
+    if recipe.parallel.strategy == "deepspeed":
+        return f"{option} does not go with parallel.strategy=deepspeed, which counts a row for each process: say fsdp"
     if type(recipe.objective).encodes:
         return f"{option} cuts packed rows, and an encoder and a decoder have none: leave it out"
     if type(recipe.adapter).virtual:
@@ -143,7 +157,7 @@ def _problem_of_products(recipe: "Recipe") -> str | None:
     parallel, model, train, objective = recipe.parallel, recipe.model, recipe.train, type(recipe.objective)
     beside = bool(objective.needs) or objective.encodes or recipe.objective.teaching() is not None
     refused = {
-        f"strategy={parallel.strategy}": (parallel.shares_weights, "leave one out"),
+        f"strategy={parallel.strategy}": (parallel.strategy not in ("auto", "ddp"), "leave one out"),
         f"parallel.context={parallel.context}": (parallel.context > 1, "leave one out"),
         f"adapter={name_of(recipe.adapter)}": (name_of(recipe.adapter) != "full", "use adapter=full, or strategy=fsdp"),
         f"optimizer={name_of(recipe.optimizer)}": (name_of(recipe.optimizer) != "adamw", "use adamw, or strategy=fsdp"),

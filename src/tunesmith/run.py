@@ -255,7 +255,7 @@ def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
     """The tokens of a row that would have fitted where memory ran out."""
     from tunesmith.engine import memory, shared_out
 
-    if shared_out.is_shared(loaded.model) or loaded.group is not None:
+    if loaded.begun is not None or shared_out.is_shared(loaded.model) or loaded.group is not None:
         said = trainer.recipe.parallel
         raise RecipeError(
             f"parallel.strategy={said.strategy}, parallel.context={said.context}: one process cannot measure what all "
@@ -339,7 +339,10 @@ def _last_weights(trainer: "Trainer", folder: Path) -> "Mapping[str, torch.Tenso
         return None
     shared_out.rest(model)
     with companions.settled(trainer.companions):
-        return None if is_adapted(model) else shared_out.whole_state(model)
+        if is_adapted(model):
+            shared_out.gather([one for one in model.parameters() if one.requires_grad])
+            return None
+        return shared_out.whole_state(model)
 
 
 def _save_final(trainer: "Trainer", loaded: Loaded, folder: Path, state: "Mapping[str, torch.Tensor] | None") -> None:

@@ -206,7 +206,6 @@ class Adapter(Component):
     default: ClassVar[str] = "lora"
     learning_rate: ClassVar[float]  # what optimizer.learning_rate is when the recipe does not say
     beside: ClassVar[bool]  # whether new weights are trained beside a frozen model, and saved alone
-
     unmerged: ClassVar[str | None] = None  # why what is trained cannot be put into the model's weights; None: it can
     virtual: ClassVar[bool] = False  # whether learned tokens stand before every sequence
     reads_gradients: ClassVar[bool] = False  # whether its companion needs the gradients of a step
@@ -373,7 +372,8 @@ class TaskResult:
     """What a task found: its numbers by name, a table, a line for each item, and a picture as PNG where it draws one.
 
     The first number is the one that models are compared by. The rows of the table have the same keys, in the order of
-    its columns. `intervals` are the 95 % intervals of some numbers, by their names.
+    its columns. `intervals` are the 95 % intervals of some numbers, by their names. `lower_is_better` is of the first
+    number, where the task itself cannot say it of all.
     """
 
     metrics: Mapping[str, float]
@@ -381,6 +381,7 @@ class TaskResult:
     items: tuple[Mapping[str, Any], ...] = ()
     picture: bytes | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    lower_is_better: bool | None = None
 
 
 class Task(Component):

@@ -6,6 +6,7 @@ compared with.
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import shlex
@@ -48,6 +49,21 @@ WAYS: dict[str, tuple[int, tuple[str, ...]]] = {  # processes and words; {all} s
     "two processes (fsdp)": (2, (*CUT, "train.gradient_accumulation_steps={each}", "parallel.strategy=fsdp")),
     "two processes (context)": (2, ("parallel.context=2",)),
 }
+
+
+if importlib.util.find_spec("deepspeed") is not None:
+    WAYS |= {
+        f"two processes (ZeRO-{stage})": (
+            2,
+            (
+                *CUT,
+                "train.gradient_accumulation_steps={each}",
+                "parallel.strategy=deepspeed",
+                f"parallel.zero_stage={stage}",
+            ),
+        )
+        for stage in (1, 2, 3)
+    }
 
 
 @dataclass(frozen=True)

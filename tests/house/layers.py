@@ -22,6 +22,7 @@ LAYERS = (
         "recipe_rope",
         "recipe_text",
         "recipe_train",
+        "recipe_zero",
         "schema",
         "defaults",
         "passthrough",
@@ -53,8 +54,8 @@ LEAVES = {"builtin"}  # data that this package made: imports nothing of it, and 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = {
     "", "errors", "types", "atomic", "component", "extras", "seams", "explain", "together", "recipe", "recipe_data",
-    "recipe_parallel", "recipe_rope", "recipe_text", "recipe_train", "schema", "defaults", "passthrough", "cli",
-    "formats", "templates", "objectives", "adapters", "optimizers", "quantizations", "exports", "evaluation",
+    "recipe_parallel", "recipe_rope", "recipe_text", "recipe_train", "recipe_zero", "schema", "defaults", "passthrough",
+    "cli", "formats", "templates", "objectives", "adapters", "optimizers", "quantizations", "exports", "evaluation",
     "data.source", "planner", "launching", "launchers",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""

@@ -9,7 +9,7 @@ from typing import Any
 from house.tree import Module, modules
 
 LIBRARIES = {"torch", "transformers", "peft", "accelerate"}
-ALLOWED = {"engine.trainer", "engine.compat"}
+ALLOWED = {"engine.trainer", "engine.zero_trainer", "engine.compat"}
 PUBLIC_DESPITE_UNDERSCORE = {"_replace", "_asdict", "_fields", "_make"}  # of named tuples, as Python documents
 DOCUMENTED = (
     "_foreach_"  # torch documents its functions of lists of tensors by these names (torch.html, Foreach Functions)

@@ -4,6 +4,7 @@ import transformers
 
 from house import private
 from tunesmith.engine.trainer import Trainer
+from tunesmith.engine.zero_trainer import ZeroTrainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,19 @@ OVERRIDDEN = {
 }
 """What the trainer overrides of transformers.Trainer, and why no option or callback serves."""
 
+OVERRIDDEN_FOR_DEEPSPEED = {
+    "__init__": "DeepSpeed's engine is there before the trainer",
+    "create_optimizer": "it is in the engine already",
+    "_prepare_for_training": "upstream would wrap the model",
+    "training_step": "DeepSpeed's backward pass",
+    "_clip_grad_norm": "DeepSpeed clips as it steps",
+    "_get_grad_norm": "DeepSpeed's step, which has to come before the norm is known",
+    "evaluate": "what is gathered beforehand is dropped afterwards",
+    "_save_checkpoint": "pieces of each process",
+    "_load_from_checkpoint": "pieces of each process",
+    "_load_optimizer_and_scheduler": "pieces of each process",
+}
+
 
 def test_private_names_are_used_in_one_file():
     assert private.check(ROOT) == []
@@ -31,3 +45,4 @@ def test_private_names_are_used_in_one_file():
 
 def test_what_the_trainer_overrides_is_still_upstream():
     assert private.check_overrides(Trainer, transformers.Trainer, OVERRIDDEN) == []
+    assert private.check_overrides(ZeroTrainer, transformers.Trainer, OVERRIDDEN_FOR_DEEPSPEED) == []

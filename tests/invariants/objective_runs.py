@@ -127,17 +127,17 @@ def new_runs(folder):
     return Runs(folder)
 
 
-def equal(one, other):
-    """The same losses and gradients to 1e-5 of themselves, and the same weights to 1e-5."""
+def equal(one, other, close=1e-5):
+    """The same losses and gradients to 1e-5 of themselves, and the same weights to 1e-5, or to what is said."""
     first, second = metrics(one), metrics(other)
     assert [line["step"] for line in first] == [line["step"] for line in second]
     for a, b in zip(first, second, strict=True):
         for name in a.keys() & {"loss", "eval_loss", "grad_norm"}:
-            assert a[name] == pytest.approx(b[name], rel=1e-5), (name, a["step"])
+            assert a[name] == pytest.approx(b[name], rel=close), (name, a["step"])
     mine, others = weights(one), weights(other)
     assert mine.keys() == others.keys()
     for name, tensor in mine.items():
-        torch.testing.assert_close(tensor, others[name], rtol=0, atol=1e-5, msg=name)
+        torch.testing.assert_close(tensor, others[name], rtol=0, atol=close, msg=name)
 
 
 def learned(run):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import psutil
 import pytest
@@ -21,6 +22,8 @@ STRATEGIES = {
     "ddp": ("adapter.lora_dropout=0.1",),
     "fsdp": ("parallel.strategy=fsdp", "adapter=full", "optimizer.learning_rate=1e-3"),
 }
+if find_spec("deepspeed") is not None:
+    STRATEGIES["deepspeed"] = ("parallel.strategy=deepspeed", "parallel.zero_stage=3", *STRATEGIES["fsdp"][1:])
 
 
 def start(runs, run, restarts, *words):

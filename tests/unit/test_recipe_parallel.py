@@ -25,10 +25,6 @@ def test_what_is_not_there_is_refused_with_what_is(word):
     assert "strategy=fsdp" in said or "train.activation" in said
 
 
-def test_deepspeed_is_no_strategy():
-    assert "strategy=deepspeed cannot be had" in problem(parallel={"strategy": "deepspeed"})
-
-
 @pytest.mark.parametrize("name", ["fsdp", "replicate"])
 def test_sizes_are_of_shared_weights(name):
     assert f"{name}=2 is for strategy=fsdp, and this is auto" in problem(parallel={name: 2})

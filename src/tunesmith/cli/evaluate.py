@@ -13,7 +13,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(names(Task))
     parser.add_argument("path", metavar="MODEL_OR_RUN", help="run, checkpoint, adapter or model folder, or hub id")
     parser.add_argument("words", nargs="*", default=[], metavar="a=b", help="options: see tunesmith options task")
-    parser.add_argument("--task", required=True, metavar="TASK,...", help=f"{known}, or a file or module of yours")
+    parser.add_argument("--task", required=True, metavar="TASK,...", help=f"{known}; lm-eval:NAME; a file or module")
     parser.add_argument("--against", metavar="MODEL", help="another model beside it; base: the one a run began with")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write results, items and pictures there")
     parser.add_argument("--fresh", action="store_true", help="compute again what the cache has")

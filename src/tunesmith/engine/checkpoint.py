@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from tunesmith import atomic
-from tunesmith.engine import initial, multi_adapter, quantised, ranks, rope, shared_out, shares
+from tunesmith.engine import flat_parts, initial, multi_adapter, quantised, ranks, rope, shared_out, shares
 from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.model import base_of, has_words, is_adapted, num_virtual_tokens, without_progress_bar
 from tunesmith.errors import RunError
@@ -130,14 +130,13 @@ def save_ends(model: Any, folder: Path, ends: set[int]) -> None:
 
 def save_state(
     folder: Path,
-    optimizer: torch.optim.Optimizer,
+    found: Mapping[str, Any],
     scheduler: Any,
     scaler: Any | None,
     counters: Mapping[str, Any],
     random_states: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write everything but the weights that a step depends on. `random_states` are those of every rank."""
-    found = optimizer.state_dict()
+    """Write what a step depends on but weights, of the optimizer (`found`) and every rank (`random_states`) too."""
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {}
     for index, state in found["state"].items():
@@ -161,17 +160,31 @@ def save_state(
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
     """Restore the optimizer and the scheduler."""
-    saved = read_state(folder)
     state: dict[int, dict[str, Any]] = {}
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    whole = [*load_file(folder / OPTIMIZER).items(), *saved["optimizer"]["values"].items()]
-    for key, value in [*whole, *shares.load_state(parameters, folder)]:
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = shares.part_of(value, parameters[int(index)])
-    groups = saved["optimizer"]["param_groups"]
+    for index, name, value in states(folder, parameters):
+        state.setdefault(index, {})[name] = shares.part_of(value, parameters[index])
+    groups = read_state(folder)["optimizer"]["param_groups"]
     for group in groups:
         group.update({name: tuple(value) for name, value in group.items() if name == "betas"})
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    scheduler.load_state_dict(read_state(folder)["scheduler"])
+
+
+def states(folder: Path, parameters: Sequence[torch.Tensor]) -> Iterator[tuple[int, str, Any]]:
+    """The state that a checkpoint has of an optimizer: the number of a parameter, what it is, and its value."""
+    saved = read_state(folder)["optimizer"]["values"]
+    for key, value in [*load_file(folder / OPTIMIZER).items(), *saved.items(), *shares.load_state(parameters, folder)]:
+        index, _, name = key.partition(".")
+        yield int(index), name, value
+    yield from (found for found in flat_parts.whole(parameters, folder) if found[1] != flat_parts.WEIGHT)
+
+
+def load_course(folder: Path, groups: Sequence[dict[str, Any]], scheduler: Any) -> None:
+    """Restore the scheduler, and what its steps have made of an optimizer's groups, whose parameters stay."""
+    saved = read_state(folder)
+    for group, before in zip(groups, saved["optimizer"]["param_groups"], strict=True):
+        group.update({name: value for name, value in before.items() if name not in ("params", "betas")})
     scheduler.load_state_dict(saved["scheduler"])
 
 
@@ -243,6 +256,10 @@ def save_weights(model: Any, folder: Path, state: Mapping[str, torch.Tensor] | N
 
 def load_weights(model: Any, folder: Path) -> None:
     """Put a checkpoint's weights into a model of the same shape, which every rank calls where weights lie in parts."""
+    if flat_parts.has_weights(folder):
+        for parameter, value in flat_parts.weights(model, folder):
+            _put(parameter, value)
+        return
     if shares.there(folder):
         shares.load(model, folder)
         return
@@ -257,11 +274,29 @@ def load_weights(model: Any, folder: Path) -> None:
         name, state = multi_adapter.active(model), load_file(folder / "adapter_model.safetensors")
         if initial.takes(model.peft_config[name]):
             state = initial.take_up(model, name, state)
-        with peft_warnings():
+        with peft_warnings(), shared_out.written(model):
             result = set_peft_model_state_dict(model, state, adapter_name=name)
         assert not result.unexpected_keys, result.unexpected_keys
         return
     exact = torch.float32 if any(one.dtype == torch.float32 for one in model.parameters()) else model.dtype  # a head
     with without_progress_bar():
         stored = shared_out.plain_class(model).from_pretrained(folder, dtype=exact)
+    if any(map(shared_out.is_parted, model.parameters())):
+        own = dict(model.named_parameters())
+        for key, value in stored.named_parameters():
+            _put(own[key], value)
+        return
     model.load_state_dict(shares.parts_of(stored.state_dict(), model))
+
+
+@torch.no_grad()
+def _put(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
+    if shared_out.is_parted(parameter):
+        flat_parts.put(parameter, value, ranks.own())
+    else:
+        parameter.copy_(shares.part_of(value.to(parameter.dtype), parameter))
+
+
+def has_weights_of_all(folder: Path) -> bool:
+    """Whether a checkpoint has weights that every process wrote parts of."""
+    return shares.there(folder) or flat_parts.has_weights(folder)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode  # documented, and public nowhere
 
+from tunesmith.engine.flat_parts import Place
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["DispatchMode", "attention_of", "layer_kinds", "one_device", "peft_warnings", "routers_of"]
+__all__ = ["DispatchMode", "attention_of", "layer_kinds", "one_device", "peft_warnings", "place_in_flat", "routers_of"]
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -112,3 +114,30 @@ def varlen(
     if torch.__version__ >= "2.12":
         options["enable_gqa"] = query.shape[1] != key.shape[1]
     return call(query, key, value, *bounds, **options)
+
+
+def place_in_flat(parameter: torch.Tensor, zero: Any, rank: int) -> Place | None:
+    """Where the piece that this process has of a parameter lies in the tensors of DeepSpeed's optimizer.
+
+    DeepSpeed 0.19 gives pieces publicly where weights lie in parts alone, and there without their places.
+    """
+    known: Any = parameter
+    if hasattr(known, "ds_numel"):
+        group, offset, length = zero.grad_position[zero.get_param_id(known)]
+        start, flat = rank * length, zero.fp32_partitioned_groups_flat[group]
+        length = min(length, known.ds_numel - start)  # the last ones are filled up
+        return Place(flat, offset, start, length) if length > 0 else None
+    mapping = known._hp_mapping
+    if mapping is None:
+        return None
+    flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
+    inner, outer = mapping.lp_fragment_address, mapping.hp_fragment_address
+    return Place(flat, outer.start, inner.start, inner.numel)
+
+
+def without_hooks(module: torch.nn.Module) -> torch.nn.Module:
+    """A module, and those in it, without what is called before and after its forward pass."""
+    for one in module.modules():
+        one._forward_hooks.clear()
+        one._forward_pre_hooks.clear()
+    return module

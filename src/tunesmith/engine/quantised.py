@@ -145,9 +145,10 @@ class FourBit:
 
 
 def numel(parameter: torch.Tensor) -> int:
-    """How many numbers a parameter stands for."""
+    """How many numbers a parameter stands for, also one that DeepSpeed has in parts."""
     state: Any = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else int(torch.Size(state.shape).numel())
+    shape = getattr(parameter, "ds_shape", parameter.shape) if state is None else state.shape
+    return int(torch.Size(shape).numel())
 
 
 def _is_made_of_others(tensor: Any) -> bool:

@@ -92,6 +92,11 @@ def context_of(config: Any) -> int | None:
     return limit
 
 
+def turns(config: Any) -> bool:
+    """Whether places are told by rotary positions, of which there is no last one."""
+    return bool(_parameters(config.get_text_config()))
+
+
 def said(config: Any) -> list[str]:
     """What a run says of a scaled model at its start."""
     parameters = _parameters(config.get_text_config()) or {}

@@ -6,18 +6,25 @@ is. What an adapter adds is small and lies whole on every process; the trainer a
 """
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from tunesmith import recipe_zero
 from tunesmith.engine import ranks, tensor
-from tunesmith.engine.compat import layer_kinds
+from tunesmith.engine.compat import layer_kinds, without_hooks
 from tunesmith.engine.model import base_of
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_parallel import Parallel
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
 
 
 def wanted(recipe: Recipe) -> bool:
@@ -27,7 +34,8 @@ def wanted(recipe: Recipe) -> bool:
 
 def loading_place(recipe: Recipe, device: str) -> str:
     """Where a model is loaded: in the host's memory if it is to be shared out, as it need not fit on a device."""
-    return "cpu" if wanted(recipe) or tensor.wanted(recipe) else device
+    parts = recipe.parallel.strategy == "deepspeed" and ranks.number() > 1 and recipe_zero.stage(recipe.parallel) == 3
+    return "cpu" if wanted(recipe) or parts or tensor.wanted(recipe) else device
 
 
 def compiles(recipe: Recipe) -> bool | None:
@@ -82,10 +90,32 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
         one.data = one.data.to(device)
     layers = layers_of(model)
     for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params=whole)
+        policy = _policy(layer, recipe)
+        for norm in _norms(layer) if policy.param_dtype else ():
+            fully_shard(norm, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
+        fully_shard(layer, mesh=mesh, ignored_params=whole, mp_policy=policy)
     fully_shard(model, mesh=mesh, ignored_params=whole)
     said = f"{copies} copies, each on {each}" if copies > 1 else f"{each}"
     return [f"parallel: the model's weights are shared out among processes ({said}), in {len(layers)} layers"]
+
+
+def _policy(layer: torch.nn.Module, recipe: Recipe) -> "MixedPrecisionPolicy":
+    """How a layer's weights are gathered: float32 ones in bfloat16 where products are in it, as autocast rounds them.
+
+    Half as much is sent, and no copies of all layers are kept until the end of the pass, as autocast keeps them. The
+    numbers are autocast's: hidden states stay as they are, what is updated and its gradients' sums are float32.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if not recipe.train.bf16 or all(one.dtype != torch.float32 for one in layer.parameters()):
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+
+
+def _norms(layer: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules of a layer that hold vectors alone, which autocast does not round."""
+    own = ((module, [one.ndim for one in module.parameters(recurse=False)]) for module in layer.modules())
+    return [module for module, ndims in own if ndims and max(ndims) < 2]
 
 
 def layers_of(model: Any) -> list[torch.nn.Module]:
@@ -107,7 +137,12 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
 
 def is_shared(model: torch.nn.Module) -> bool:
     """Whether a model is shared out."""
-    return any(isinstance(one, DTensor) for one in model.parameters())
+    return any(isinstance(one, DTensor) or is_parted(one) for one in model.parameters())
+
+
+def is_parted(parameter: torch.Tensor) -> bool:
+    """Whether DeepSpeed has a parameter in parts."""
+    return hasattr(parameter, "ds_tensor")
 
 
 def plain_class(model: torch.nn.Module) -> Any:
@@ -136,7 +171,13 @@ def whole_copy(module: torch.nn.Module) -> torch.nn.Module:
     known: dict[int, Any] = {
         id(one): torch.nn.Parameter(_whole(one), requires_grad=one.requires_grad) for one in module.parameters()
     }
-    return copy.deepcopy(module, known)
+    for one in [*module.modules()][::-1]:  # what lies in another one first
+        kind = plain_class(one)
+        if kind is not type(one):  # torch refuses to copy what it shares out, whose hooks gather
+            bare = kind.__new__(kind)
+            vars(bare).update(vars(one) | {name: type(vars(one)[name])() for name in HOOKS})
+            known[id(one)] = copy.deepcopy(bare, known)
+    return without_hooks(copy.deepcopy(module, known))
 
 
 def whole_state(model: torch.nn.Module) -> Mapping[str, torch.Tensor]:
@@ -151,11 +192,36 @@ def whole_state(model: torch.nn.Module) -> Mapping[str, torch.Tensor]:
     for name, one in model.state_dict().items():
         number = id(own.get(name, one))
         if number not in known:
-            tensor = _whole(one).cpu()
+            tensor = _whole(own.get(name, one)).cpu()
             known[number] = tensor if ranks.own() == 0 else tensor.new_empty(0)
         found[name] = known[number]
     return found if ranks.own() == 0 else {}
 
 
+def gather(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Have every process hold what DeepSpeed has in parts whole, until the next step. All of them call it."""
+    parted: list[Any] = [one for one in parameters if is_parted(one)]
+    if parted:
+        parted[0].all_gather(parted)
+
+
+@contextmanager
+def written(model: torch.nn.Module) -> Iterator[None]:
+    """A block that writes, on all processes alike, into trained weights, which DeepSpeed may have in parts."""
+    parted = [one for one in model.parameters() if one.requires_grad and is_parted(one)]
+    if not parted:
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(parted, modifier_rank=0):
+        yield
+
+
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    if is_parted(tensor):
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([tensor]):
+            return tensor.detach().clone()
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()

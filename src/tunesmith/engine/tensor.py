@@ -52,13 +52,16 @@ def cut(model: Any, recipe: Recipe, device: str) -> list[str]:
 
 def step_apart(optimizer: torch.optim.Optimizer) -> None:
     """Have an optimizer update weights one by one where some lie in parts and others whole: no kernel takes both."""
+    mixed = [
+        group for group in optimizer.param_groups if len({isinstance(one, DTensor) for one in group["params"]}) > 1
+    ]
 
     def apart(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        for group in optimizer.param_groups:
-            if len({isinstance(one, DTensor) for one in group["params"]}) > 1 and "fused" in group:
-                group["fused"], group["foreach"] = False, False
+        for group in optimizer.param_groups:  # others than before, where a state was loaded
+            group["fused"], group["foreach"] = False, False
 
-    optimizer.register_step_pre_hook(apart)
+    if mixed:
+        optimizer.register_step_pre_hook(apart)
 
 
 def _summed(gradient: torch.Tensor) -> torch.Tensor:

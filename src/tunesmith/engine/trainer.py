@@ -107,22 +107,25 @@ class Trainer(transformers.Trainer):
         """The recipe's optimizer."""
         trained: Any = self.model if model is None else model
         shared_out.rest(trained)
-        adapter, num_steps = self.recipe.adapter, int(self.args.max_steps)
+        adapter = self.recipe.adapter
         self.optimizer = self.recipe.optimizer.build(trained, adapter.factors(trained))
-        if shared_out.is_shared(trained):
-            tensor.step_apart(self.optimizer)
+        tensor.step_apart(self.optimizer)
         self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
-        decay = self.recipe.train.ema_decay
+        self.accompany(self.optimizer)
+        return self.optimizer
+
+    def accompany(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make what goes with the steps of an optimizer."""
+        trained, num_steps, decay = self.model, int(self.args.max_steps), self.recipe.train.ema_decay
         average = None if decay is None else Averaged(trained, decay)  # of all that is trained, whoever's turn it is
         found = (
-            adapter.companion(trained, num_steps),
-            self.recipe.optimizer.companion(self.optimizer, trained, num_steps),
+            self.recipe.adapter.companion(trained, num_steps),
+            self.recipe.optimizer.companion(optimizer, trained, num_steps),
             average,
         )
         self.companions = tuple(one for one in found if one is not None)
         if self.companions:
             self.add_callback(companions.Accompanied(self.companions))
-        return self.optimizer
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return self.released.take_norm() if self.released else super()._get_grad_norm(model, grad_norm)
@@ -310,7 +313,7 @@ class Trainer(transformers.Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         sums, random = ranks.added(self.sums, self.each), ranks.everyones(checkpoints.random_state())
         self._refuse_infinite("loss", sums["loss"][0] if "loss" in sums else 0.0)
-        shared = shared_out.is_shared(model)
+        shared = self.each_saves(model)
         if not self.args.should_save and not shared:
             return
         run = Path(str(self.args.output_dir))
@@ -322,21 +325,34 @@ class Trainer(transformers.Trainer):
             "sums": sums,
             "stream": self._place_in_stream(run),
         }
-        assert self.optimizer is not None, "made before the first step"
         final = checkpoints.place(run, self.state.global_step)
         with checkpoints.folder_of_all(final) if shared else checkpoints.atomic_folder(final) as folder:
             if shared:
-                shares.save(model, self.optimizer, folder)
+                self.save_parts(model, folder)
             if self.args.should_save:
-                if not shares.there(folder):
+                if not checkpoints.has_weights_of_all(folder):
                     checkpoints.save_weights(self.accelerator.unwrap_model(model), folder)
                 self.tokenizer.save_pretrained(folder)
                 companions.save(self.companions, folder)
                 scaler = self.accelerator.scaler
-                checkpoints.save_state(folder, self.optimizer, self.lr_scheduler, scaler, counters, random)
+                checkpoints.save_state(folder, self.state_of_optimizer(), self.lr_scheduler, scaler, counters, random)
                 self.state.save_to_json(str(folder / "trainer_state.json"))
         if self.args.should_save:
             checkpoints.prune(run, self.recipe.train.save_total_limit, self.state.best_global_step)
+
+    def each_saves(self, model: Any) -> bool:
+        """Whether every process has something to write into a checkpoint."""
+        return shared_out.is_shared(model)
+
+    def save_parts(self, model: Any, folder: Path) -> None:
+        """Write what this process has parts of."""
+        assert self.optimizer is not None, "made before the first step"
+        shares.save(model, self.optimizer, folder)
+
+    def state_of_optimizer(self) -> dict[str, Any]:
+        """What of the optimizer lies whole on this process."""
+        assert self.optimizer is not None, "made before the first step"
+        return self.optimizer.state_dict()
 
     def _place_in_stream(self, run: Path) -> dict[str, Any] | None:
         """Where a stream stands after the rows that were trained on, those that wait for the next step not counted.

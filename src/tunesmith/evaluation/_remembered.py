@@ -42,6 +42,15 @@ class Remembered(Subject):
         """As `Subject` says it."""
         return self.subject.context_tokens
 
+    @property
+    def most_tokens(self) -> int | None:
+        """As `Subject` says it."""
+        return self.subject.most_tokens
+
+    def likeliest(self, tokens: Sequence[int], number: int) -> list[bool]:
+        """As the subject's: it is not remembered."""
+        return self.subject.likeliest(tokens, number)
+
     def logps_by_row(self, sequences: Sequence[Sequence_]) -> Iterator[list[torch.Tensor]]:
         """As the subject's."""
         return self.subject.logps_by_row(sequences)

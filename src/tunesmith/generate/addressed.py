@@ -204,11 +204,11 @@ class Addressed:
                 f"{place} gives no log-probabilities of a text that it is given ({error}). {HAS}"
             ) from None
         told = [one.get("logprobs") or {} for one in choices(self.endpoint, TEXTS, answer, "text")]
-        lengths = [len(one.get("token_logprobs") or ()) for one in told]
-        if len(told) != len(prompts) or not all(_fits(*pair) for pair in zip(lengths, prompts, strict=True)):
+        logps = [one.get("token_logprobs") or [] for one in told]
+        if len(told) != len(prompts) or not all(_fits(*pair) for pair in zip(logps, prompts, strict=True)):
             raise ModelError(
                 f"{place} gives no log-probabilities of a text that it is given: of prompts of "
-                f"{[len(one) for one in prompts]} tokens it told {lengths}. {HAS}"
+                f"{[len(one) for one in prompts]} tokens it told {[len(one) for one in logps]}. {HAS}"
             )
         return told
 
@@ -218,9 +218,10 @@ def answering(path: str, how: Server) -> Generator | Addressed:
     return Addressed.open(path, how) if is_address(path) else Generator.open(path)
 
 
-def _fits(told: int, prompt: Sequence[int]) -> bool:
-    """Whether so many log-probabilities are those of a prompt; some servers cannot but make one token more."""
-    return told in (len(prompt), len(prompt) + 1)
+def _fits(told: Sequence[Any], prompt: Sequence[int]) -> bool:
+    """Whether these are the log-probabilities of a prompt; some servers cannot but make one token more."""
+    numbers = all(isinstance(one, int | float) for one in told[1 : len(prompt)])
+    return numbers and len(told) in (len(prompt), len(prompt) + 1)
 
 
 def _work(waiting: "SimpleQueue[tuple[Future[Any], Callable[[], Any]]]") -> None:

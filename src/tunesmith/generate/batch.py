@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 Finish = Literal["stop", "length", "closed"]  # the model or a stop text ended it, no room, or nobody reads it
 
 
+class Unheld(RunError):
+    """An answer cannot be held to its form any further: what is asked for is more than a guide can follow."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What one step adds to an answer. The text lags behind the tokens where they are no whole character yet."""
@@ -89,7 +93,7 @@ class Stream(Iterator[Piece]):
         text, form = self._text.add(token.id), self._drawing.constraint
         if form is not None and form.problem is not None:
             found = f"the answer cannot be held to its form behind {self.num_tokens} tokens: {form.problem}"
-            self.error, self.finish = RunError(found), "closed"
+            self.error, self.finish = Unheld(found), "closed"
             self._pieces.append(Piece(text, (token,)))
         elif self._text.stopped or (form is not None and form.is_whole):
             self.end("stop", text, (token,))

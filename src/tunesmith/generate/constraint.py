@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLANKS = r"( |\n( {0,20}|\t{0,8}))?"  # between two parts of JSON: a model that is lost would write blanks for ever
+MOST_OPTIONAL = 480  # properties of an object: llguidance (1.9) follows 2,000 items, and each of them takes four
 MOST_KEPT = 64  # grammars that are not made anew
 IN_GRAMMAR = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: |\n +\d+ \|.*", re.DOTALL)  # of a message
 ANY_TEXT = r"(?s:.*)"
@@ -180,7 +181,8 @@ class Forms:
     def _call(self, how: Calls, function: Mapping[str, Any]) -> str:
         """The rule of one call, without what stands around calls."""
         name, schema = function["name"], ANY_OBJECT | (function.get("parameters") or {})
-        self.form(f"tools: the parameters of {name}", json_rule(schema), bare=True)
+        named = f"tools: the parameters of {name}"
+        self.form(named, json_rule(schema, named), bare=True)
         body = how.body
         if isinstance(body, AsJson):
             exactly = "" if how.id_characters == SHORT_ID else "1,"
@@ -235,9 +237,31 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
-def json_rule(schema: Mapping[str, Any]) -> str:
-    """The rule of JSON of a schema."""
+def json_rule(schema: Mapping[str, Any], named: str = "json_schema") -> str:
+    """The rule of JSON of a schema. Raises RecipeError, which begins with `named`, for one that none can follow."""
+    for one in _objects(schema):
+        required = one.get("required")
+        kept = set(map(str, required)) if isinstance(required, list) else ()
+        free = [name for name in one["properties"] if name not in kept]
+        if len(free) > MOST_OPTIONAL:
+            raise RecipeError(
+                f"{named}: an object has {len(free):,} properties that may be left out ({free[0]}, {free[1]} ...), and "
+                f"no answer can be held to more than {MOST_OPTIONAL}: list them under required, or have fewer"
+            )
     return f"%json {json.dumps({**schema, 'x-guidance': {'whitespace_pattern': BLANKS}})}"
+
+
+def _objects(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The parts of a schema that say properties, however deep."""
+    left: list[Any] = [schema]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            if isinstance(one.get("properties"), dict):
+                yield one
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
 
 
 def regex_rule(pattern: str) -> str:

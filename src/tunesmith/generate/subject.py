@@ -20,6 +20,7 @@ from tunesmith.engine import kernels, rope
 from tunesmith.engine.model import base_of
 from tunesmith.engine.scores import Scorer
 from tunesmith.errors import ModelError
+from tunesmith.generate.alone import logits_of
 from tunesmith.generate.batch import Request
 from tunesmith.generate.engine import Generator, Reply
 from tunesmith.generate.load import load
@@ -60,6 +61,15 @@ class Subject(ABC):
     @abstractmethod
     def context_tokens(self) -> int | None:
         """The longest sequence the model was made for; None where its config does not say."""
+
+    @property
+    @abstractmethod
+    def most_tokens(self) -> int | None:
+        """The longest sequence that it can be asked of; None where that is not known."""
+
+    @abstractmethod
+    def likeliest(self, tokens: Sequence[int], number: int) -> list[bool]:
+        """Whether each of so many last tokens is the likeliest one behind those before it."""
 
     @property
     def notes(self) -> Sequence[str]:
@@ -165,6 +175,22 @@ class Loaded(Subject):
         """As `Subject` says it."""
         for row in _rows(sequences, self.kernels.shares):
             yield self._row(row)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """As `Subject` says it: one more than the context, where a place is no row of a table: nothing is asked of it.
+
+        Such a last token is looked at by none before it, and is asked for itself.
+        """
+        known = self.context_tokens
+        return None if known is None else known + bool(rope.turns(base_of(self.model).config))
+
+    def likeliest(self, tokens: Sequence[int], number: int) -> list[bool]:
+        """As `Subject` says it."""
+        last = list(tokens[-number:])
+        with self.kernels.generating(self.model):
+            found = logits_of(self.model, tokens[:-number], last).argmax(-1).tolist()
+        return [one == other for one, other in zip(found, last, strict=True)]
 
     @torch.no_grad()
     def _row(self, row: Sequence["_Laid"]) -> list[torch.Tensor]:

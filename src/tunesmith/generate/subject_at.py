@@ -47,6 +47,15 @@ class AtAddress(Subject):
         """As `Subject` says it: None where the server does not tell."""
         return self.addressed.context_tokens
 
+    @property
+    def most_tokens(self) -> int | None:
+        """As `Subject` says it."""
+        return self.addressed.context_tokens
+
+    def likeliest(self, tokens: Sequence[int], number: int) -> list[bool]:
+        """As `Subject` says it."""
+        return self.addressed.likeliest(tokens[:-number], tokens[-number:])
+
     def logps_by_row(self, sequences: Sequence[Sequence_]) -> Iterator[list[torch.Tensor]]:
         """As `Subject` says it. Raises ModelError where the server tells no log-probabilities of a prompt."""
         for row in self.addressed.scores(sequences):

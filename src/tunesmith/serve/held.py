@@ -38,7 +38,8 @@ def _said(body: Drawn) -> tuple[str, str | None]:
     how = body.response_format
     if how.type == "text":
         return "response_format", None
-    return "response_format", json_rule(ANY_OBJECT if how.json_schema is None else how.json_schema["schema"])
+    schema = ANY_OBJECT if how.json_schema is None else how.json_schema["schema"]
+    return "response_format", json_rule(schema, "response_format")
 
 
 def _required(forms: Forms, body: Chat, tools: Tools) -> str:

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tunesmith.errors import TunesmithError
+from tunesmith.generate.batch import Unheld
 from tunesmith.generate.worker import Failed, Refused
 
 RETRY_SECONDS = 1
@@ -49,6 +50,8 @@ def of(error: Exception) -> Problem:
         return error
     if isinstance(error, Refused):
         return Problem(str(error), 503, code="overloaded", headers={"Retry-After": str(RETRY_SECONDS)})
+    if isinstance(error, Failed) and isinstance(error.__cause__, Unheld):
+        return Problem(f"{error}. Ask for a smaller form", code="invalid_form")
     if isinstance(error, Failed):
         return Problem(f"the answer failed: {error}", 500, code="failed")
     if isinstance(error, TunesmithError):

@@ -46,7 +46,7 @@ def server():
 
 
 def ask(server, **options):
-    return server.client().chat.completions.create(model="tiny", messages=ASK, max_tokens=MOST, **options)
+    return server.client().chat.completions.create(model="tiny", messages=ASK, **({"max_tokens": MOST} | options))
 
 
 def test_a_schema_is_kept_to_and_parsed_by_the_client(server):
@@ -170,11 +170,51 @@ def test_an_answer_that_cannot_be_held_any_further_is_an_error(server, monkeypat
 
     monkeypatch.setattr(constraint.Held, "_look", fails_later)
     form = {"structured_outputs": {"regex": "a{50}"}}
-    with pytest.raises(openai.InternalServerError, match="behind 3 tokens: it is too much"):
+    with pytest.raises(openai.BadRequestError, match="behind 3 tokens: it is too much") as caught:
         ask(server, extra_body=form)
+    assert caught.value.code == "invalid_form"
     with pytest.raises(openai.APIError, match="it is too much"):
         list(ask(server, extra_body=form, stream=True))
     assert server.served.worker.healthy and server.served.worker.num_running == 0
+
+
+def _large(number, required=(), **more):
+    return {"type": "object", "properties": {f"p{at}": {"type": "integer"} for at in range(number)},
+            "required": [*required], "additionalProperties": False, **more}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (_large(2000), "2,000 properties that may be left out (p0, p1 ...), and no answer can be held to more than"),
+        ({"anyOf": [{"type": "array", "items": _large(600)}, {"type": "null"}]}, "600 properties"),
+        (_large(2000) | {"required": 5}, "2,000 properties"),
+        (
+            {"anyOf": [_large(400, title=f"{at}") for at in range(8)]},
+            "the answer cannot be held to its form",
+        ),  # each is small enough, together they are not
+        (_large(2000, required=[f"p{at}" for at in range(2000)]), None),
+        (_large(480), None),
+        ({"enum": [f"value {at}" for at in range(2000)]}, None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_huge_schema_is_kept_to_or_refused(server, schema, said, stream):
+    form = {"type": "json_schema", "json_schema": {"name": "huge", "schema": schema}}
+    if said is None:
+        answer = ask(server, response_format=form, temperature=0, stream=stream)
+        text = (
+            "".join(c.choices[0].delta.content or "" for c in answer) if stream else answer.choices[0].message.content
+        )
+        assert text and (text[0] in '{"')
+        return
+    kind = openai.APIError if stream else openai.BadRequestError
+    with pytest.raises(kind, match=re.escape(said)) as caught:
+        list(ask(server, response_format=form, stream=stream))
+    assert caught.value.code == "invalid_form" and server.served.worker.healthy
+    bare = {"type": "function", "function": {"name": "huge", "parameters": schema}}
+    with pytest.raises(openai.BadRequestError):
+        ask(server, tools=[bare], tool_choice="required")
 
 
 def test_the_guide_does_as_it_says(server, monkeypatch, capsys):

@@ -1,0 +1,109 @@
+"""What DeepSpeed cuts flat weights into, as files: each process writes its pieces, and any number of them reads all.
+
+A file is plain safetensors. The name of a tensor says the number of its parameter (in the optimizer's order), what it
+is (a state, or `weight`), and where in the flattened parameter it begins: `12.exp_avg.4096`.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+FOLDER = "pieces"
+NAMES = "names.json"  # of parameters, by their numbers, where their weights lie in pieces alone
+WEIGHT = "weight"  # in float32, as the optimizer keeps it
+
+
+class Piece(NamedTuple):
+    """A stretch of something of a flattened parameter."""
+
+    number: int
+    name: str
+    start: int
+    values: torch.Tensor  # [n]
+
+
+class Place(NamedTuple):
+    """Where the piece of a parameter that a process has lies in a flat tensor that it is in with others."""
+
+    flat: torch.Tensor
+    offset: int
+    start: int  # in the flattened parameter
+    length: int
+
+    def of(self, flat: torch.Tensor) -> torch.Tensor:
+        """The piece [n] of a flat tensor of the same layout."""
+        return flat.detach().narrow(0, self.offset, self.length)
+
+    def put(self, value: torch.Tensor, flat: torch.Tensor) -> None:
+        """Put what a whole parameter has of this piece into a flat tensor of the same layout."""
+        self.of(flat).copy_(value.flatten().narrow(0, self.start, self.length))
+
+
+def there(folder: Path) -> bool:
+    """Whether a checkpoint has pieces."""
+    return (folder / FOLDER).is_dir()
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a checkpoint has the weights in pieces alone."""
+    return (folder / FOLDER / NAMES).is_file()
+
+
+def save(pieces: Iterable[Piece], folder: Path, rank: int, names: Sequence[str] = ()) -> None:
+    """Write the pieces of a process, and the names of parameters whose weights are nowhere else."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    if names and rank == 0:
+        (folder / FOLDER / NAMES).write_text(json.dumps(names), encoding="utf-8")
+    named = {f"{one.number}.{one.name}.{one.start}": one.values.detach().cpu().clone() for one in pieces}
+    save_file(named, folder / FOLDER / f"{rank}.safetensors")
+
+
+def whole(
+    parameters: Sequence[torch.Tensor], folder: Path, kind: str | None = None
+) -> Iterator[tuple[int, str, torch.Tensor]]:
+    """What a checkpoint's pieces make, one after the other: the parameter's number, what it is, and it in its shape."""
+    if not there(folder):
+        return
+    where: dict[tuple[int, str], list[tuple[int, str, Path]]] = {}
+    for path in sorted((folder / FOLDER).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():
+                index, name, start = key.split(".")
+                if kind in (None, name):
+                    where.setdefault((int(index), name), []).append((int(start), key, path))
+    for (index, name), pieces in sorted(where.items()):
+        like = parameters[index]
+        found = torch.zeros(shape_of(like).numel())
+        for start, key, path in pieces:
+            with safe_open(path, "pt") as file:
+                values = file.get_tensor(key)
+            found[start : start + len(values)] = values
+        yield index, name, found.view(shape_of(like))
+
+
+def weights(model: torch.nn.Module, folder: Path) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """The parameters of a model whose weights a checkpoint has in pieces, each with what it has."""
+    own = dict(model.named_parameters())
+    parameters = [own[name] for name in json.loads((folder / FOLDER / NAMES).read_text(encoding="utf-8"))]
+    for number, _, value in whole(parameters, folder, WEIGHT):
+        yield parameters[number], value
+
+
+def put(parameter: torch.Tensor, value: torch.Tensor, rank: int) -> None:
+    """Put a whole value into a parameter that DeepSpeed holds in parts: its own part, and where it is whole."""
+    known: Any = parameter
+    part = known.ds_tensor
+    piece = value.flatten()[rank * part.numel() : (rank + 1) * part.numel()]
+    part.data[: len(piece)].copy_(piece)
+    if known.data.shape == value.shape:
+        known.data.copy_(value)
+
+
+def shape_of(parameter: torch.Tensor) -> torch.Size:
+    """The shape of a parameter that DeepSpeed may hold in parts."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,0 +1,193 @@
+"""DeepSpeed in a recipe: its file of options, what has to agree with the recipe, and what it is told in the end."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.component import name_of
+from tunesmith.errors import RecipeError
+
+if TYPE_CHECKING:
+    from tunesmith.recipe import Recipe
+    from tunesmith.recipe_parallel import Parallel
+
+ELEMENTWISE = ("adamw", "ademamix", "lion")  # DeepSpeed hands an optimizer pieces of flattened weights
+OURS = ("optimizer", "scheduler", "bf16", "fp16", "torch_autocast")  # sections whose work the recipe's own parts do
+OFFLOADED = ("offload_optimizer", "offload_param")
+IN_PARTS = ("bnb_4bit",)  # quantizations whose weights are plain tensors in parameters, which can be cut
+NVME = "nvme"
+NO_NVME = (
+    "DeepSpeed swaps state to files out of sight of checkpoints here, and needs libaio: say offload=cpu "
+    "(https://www.deepspeed.ai/docs/config-json/#optimizer-offloading)"
+)
+
+
+def said(parallel: "Parallel") -> dict[str, Any]:
+    """What the file of DeepSpeed's options says; nothing where there is none.
+
+    Raises:
+        ValueError: it is missing, or no JSON mapping.
+    """
+    if parallel.deepspeed_config is None:
+        return {}
+    path = Path(parallel.deepspeed_config).expanduser()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ValueError(f"parallel.deepspeed_config: there is no file {path}") from None
+    except ValueError as error:
+        raise ValueError(f"parallel.deepspeed_config: {path} is no JSON: {error}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("zero_optimization", {}), dict):
+        raise ValueError(f"parallel.deepspeed_config: {path} holds no mapping of options: {str(found)[:60]}")
+    return found
+
+
+def stage(parallel: "Parallel") -> int:
+    """The stage of ZeRO."""
+    theirs = _given(said(parallel), "zero_optimization.stage")
+    return parallel.zero_stage or (2 if theirs is None else theirs)
+
+
+def offload(parallel: "Parallel") -> str | None:
+    """Where the optimizer's state is kept, if not on the device."""
+    device = _given(said(parallel), "zero_optimization.offload_optimizer.device")
+    return parallel.offload or (None if device == "none" else device)
+
+
+def problem(recipe: "Recipe") -> str | None:
+    """Why DeepSpeed cannot train a recipe, and what can be done; None where it can."""
+    own = not type(recipe.adapter).beside
+    level = stage(recipe.parallel)
+    if level not in (1, 2, 3):
+        return f"parallel.deepspeed_config: zero_optimization.stage={level} shares nothing: say 1, 2 or 3, or ddp"
+    for name in OFFLOADED:
+        if _given(said(recipe.parallel), f"zero_optimization.{name}.device") == NVME:
+            return f"parallel.deepspeed_config: zero_optimization.{name}.device={NVME} cannot be had: {NO_NVME}"
+    refused = {
+        "train.row_tokens=auto": recipe.train.row_tokens == "auto",
+        f"train.fp16={str(recipe.train.fp16).lower()}": recipe.train.fp16,
+        "train.transformers.torch_compile": bool(recipe.train.transformers.get("torch_compile")),
+        "train.release_gradients=true": recipe.train.release_gradients,
+        f"adapter={name_of(recipe.adapter)}": type(recipe.adapter).reads_gradients,
+    }
+    for option, wanted in refused.items():
+        if wanted:
+            return f"{option} does not go with parallel.strategy=deepspeed: leave one out"
+    for option, wanted in _of_weights(recipe, own).items():
+        if wanted and level == 3:
+            return (
+                f"{option} does not go with zero_stage={level}, which cuts weights into parts: say 2, or leave it out"
+            )
+    if type(recipe.objective).encodes:
+        return "parallel.strategy=deepspeed: a model of an encoder and a decoder is not tried with it: use ddp"
+    if name_of(recipe.optimizer) not in ELEMENTWISE:
+        return (
+            f"optimizer={name_of(recipe.optimizer)} needs whole weights or their means, and "
+            f"parallel.strategy=deepspeed gives it pieces of flattened ones: use {', '.join(ELEMENTWISE)}"
+        )
+    if level == 3 and own and "reference" in type(recipe.objective).needs and recipe.reference.compute == "step":
+        return "reference.compute=step needs a whole second model, and zero_stage=3 shares one out: say once"
+    return next(_disagreements(recipe, said(recipe.parallel)), None)
+
+
+def _of_weights(recipe: "Recipe", own: bool) -> dict[str, bool]:
+    """What does not go with weights in parts."""
+    model = recipe.model
+    held = model.quantization and name_of(model.quantization)
+    return {
+        "eval.prompts": bool(recipe.eval.prompts),
+        f"model.quantization={held}": held not in (None, *IN_PARTS),
+        f"model.frozen_dtype={model.frozen_dtype}": model.frozen_dtype is not None,
+        f"train.ema_decay={recipe.train.ema_decay}": own and recipe.train.ema_decay is not None,
+    }
+
+
+def _given(config: Mapping[str, Any], path: str) -> Any:
+    """The value at a path of a file of options; None where there is none, or "auto" is said."""
+    found: Any = config
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return None if found == "auto" else found
+
+
+def _disagreements(recipe: "Recipe", config: Mapping[str, Any]) -> Iterator[str]:
+    """What a file of options says that the recipe says otherwise."""
+    train, optimizer, parallel = recipe.train, recipe.optimizer, recipe.parallel
+    rate = optimizer.learning_rate
+    same: dict[str, tuple[str, Any]] = {
+        "train_micro_batch_size_per_gpu": ("train.per_device_train_batch_size", train.per_device_train_batch_size),
+        "gradient_accumulation_steps": ("train.gradient_accumulation_steps", train.gradient_accumulation_steps),
+        "gradient_clipping": ("train.max_grad_norm", train.max_grad_norm),
+        "bf16.enabled": ("train.bf16", train.bf16),
+        "torch_autocast.enabled": ("train.bf16", train.bf16),
+        "fp16.enabled": ("train.fp16", train.fp16),
+        "zero_optimization.stage": ("parallel.zero_stage", parallel.zero_stage),
+        "optimizer.params.lr": ("optimizer.learning_rate", rate),
+        "optimizer.params.weight_decay": ("optimizer.weight_decay", optimizer.weight_decay),
+        "optimizer.params.eps": ("optimizer.epsilon", getattr(optimizer, "epsilon", None)),
+        "optimizer.params.betas": ("optimizer.betas", list(getattr(optimizer, "betas", ())) or None),
+    }
+    same |= {f"zero_optimization.{name}.device": ("parallel.offload", parallel.offload) for name in OFFLOADED}
+    for path, (option, value) in same.items():
+        theirs = _given(config, path)
+        if None not in (theirs, value) and theirs != value:
+            yield _differ(recipe, path, theirs, option, value)
+    kind = _given(config, "optimizer.type")
+    if kind is not None and kind.lower() != name_of(optimizer):
+        yield _differ(recipe, "optimizer.type", kind, "optimizer", name_of(optimizer))
+    kind = _given(config, "scheduler.type")
+    if kind is not None:
+        yield (
+            f"parallel.deepspeed_config: scheduler.type={kind} in {parallel.deepspeed_config}, and the recipe's "
+            f"schedule is train.lr_scheduler_type={train.lr_scheduler_type}: leave scheduler out of the file"
+        )
+
+
+def _differ(recipe: "Recipe", path: str, theirs: Any, option: str, value: Any) -> str:
+    return (
+        f"parallel.deepspeed_config: {path}={theirs} in {recipe.parallel.deepspeed_config}, and {option}={value} in "
+        'the recipe: make them the same, or say "auto" there'
+    )
+
+
+def _sizes(width: int) -> dict[str, int]:
+    """Numbers of values that go round at once, as transformers fills them in where a file says "auto"."""
+    return {
+        "reduce_bucket_size": width * width,
+        "stage3_prefetch_bucket_size": int(0.9 * width * width),
+        "stage3_param_persistence_threshold": 10 * width,
+    }
+
+
+def options(recipe: "Recipe", number: int, width: int | None = None) -> dict[str, Any]:
+    """What DeepSpeed is told of a resolved recipe that so many processes train; `width` is the model's.
+
+    Raises:
+        RecipeError: its file has the batch of a step otherwise.
+    """
+    train, parallel = recipe.train, recipe.parallel
+    found = {name: value for name, value in said(parallel).items() if name not in OURS}
+    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * number
+    theirs = _given(found, "train_batch_size")
+    if theirs not in (None, batch):
+        raise RecipeError(
+            _differ(recipe, "train_batch_size", theirs, f"the batch of a step on {number} processes", batch)
+        )
+    zero = dict(found.get("zero_optimization", {})) | {"stage": stage(parallel)}
+    zero["memory_efficient_linear"] = False  # or torch.nn.functional.linear is another function from there on
+    for name, value in _sizes(width or 1).items():
+        zero[name] = value if zero.get(name, "auto") == "auto" else zero[name]
+    if parallel.offload is not None:
+        for name in OFFLOADED if zero["stage"] == 3 else OFFLOADED[:1]:
+            zero[name] = zero.get(name, {}) | {"device": parallel.offload}
+    return found | {
+        "train_batch_size": batch,
+        "train_micro_batch_size_per_gpu": train.per_device_train_batch_size,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "gradient_clipping": float(train.max_grad_norm),
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # the recipe's own optimizer, also in the host's memory
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {"enabled": bool(train.bf16), "dtype": "bfloat16", "lower_precision_safe_modules": []},
+    }
