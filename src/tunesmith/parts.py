@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.adapted import Adapted, adapt, head_of, named, parameters, precision, trained_by_part
-from tunesmith.defaults import Device, Resolved, with_values
+from tunesmith.defaults import HOSTS, Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.referenced import is_once, reference_of, with_logps
@@ -109,7 +109,7 @@ def _adapted(job: Job, until_the_end: contextlib.ExitStack) -> Adapted:
 
 
 def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted | None]:
-    """The job with what the model decides: what starts an answer of a decoder, and `train.row_tokens: auto`.
+    """The job with what the model decides: what starts a decoder's answer, what processes share, `row_tokens: auto`.
 
     A run that goes on finds them in its record. Rows are packed to fit beside the model, so where they are, it comes
     first.
@@ -118,6 +118,7 @@ def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted 
 
     recipe, derived = job.resolved.recipe, job.resolved.derived
     found = encoder_decoder.derived(recipe, job.given.model) | named(recipe)
+    found |= _shared(recipe, job)
     recipe, derived = with_values(recipe, found), derived | found
     job = replace(job, resolved=Resolved(recipe, derived))
     if recipe.train.row_tokens != "auto":
@@ -127,6 +128,21 @@ def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted 
         fitting = memory.choose_row(adapted.model, adapted.kernels.scorer, recipe)
     chosen = {"train.row_tokens": min(ranks.everyones(fitting))}
     return replace(job, resolved=Resolved(with_values(recipe, chosen), derived | chosen)), adapted
+
+
+def _shared(recipe: Recipe, job: Job) -> dict[str, Any]:
+    """What several processes share, where the recipe leaves it to the plan; all of them find the same."""
+    from tunesmith.engine import ranks
+    from tunesmith.engine.device import free_memory_bytes
+    from tunesmith.planner import automatic
+
+    if ranks.number() == 1 or recipe.parallel.strategy != "auto":
+        return {}
+    own = free_memory_bytes(job.device.type) // (ranks.on_this_machine() if job.device.type in HOSTS else 1)
+    config = job.given.model and job.given.model.config
+    chosen, why = automatic.strategy(recipe, job.device, min(ranks.everyones(own)), ranks.number(), config)
+    job.say(f"parallel: auto takes {chosen}: {why}")
+    return {"parallel.strategy": chosen}
 
 
 def load(job: Job, start: Path | None, adapted: Adapted | None, until_the_end: contextlib.ExitStack) -> Loaded:

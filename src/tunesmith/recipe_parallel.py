@@ -31,7 +31,7 @@ class Parallel(Section):
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
     """What the processes share. ddp: the rows of a step, each with a whole model. fsdp: the model's weights too, with
     the gradients and the optimizer's state of those that are trained (torch's FSDP2). deepspeed: what `zero_stage`
-    says. auto: ddp."""
+    says. auto: ddp where the plan says that a whole model with its states fits on each device, else fsdp."""
     fsdp: Size | None = None
     """Processes that one copy of the model is shared out to, mostly those of one machine. None: all, or what
     `replicate` leaves."""

@@ -223,7 +223,7 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
             explained = memory.explained(
                 trainer.place, lambda: _fitting_row(job, loaded, trainer), folder, trainer.recipe
             )
-            with stop.listening(), contextlib.closing(progress), explained:
+            with stop.listening(), contextlib.closing(progress), explained, trainer.saving:
                 if start is None and loaded.rows.held_out is not None:
                     trainer.evaluate()
                 if start is None or not trainer.was_over(start):

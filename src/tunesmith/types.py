@@ -6,6 +6,7 @@ D hidden size.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -193,3 +194,38 @@ class LossSum:
     total: "torch.Tensor"  # []
     metrics: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     counts: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an export wrote and how it compares with the checkpoint it came from."""
+
+    path: Path
+    same_greedy_tokens: bool
+    prompts: int
+    largest_logit_difference: float
+    tolerance: float
+    partings: tuple[float, ...] = ()  # where greedy tokens part on a prompt: the lead of the run's own token
+    compared: str = "greedy tokens"  # or "values", of a reward model or classifier, which has no tokens
+    divergence: float = 0.0  # mean KL divergence of the next token from the run's own: nats
+    notes: tuple[str, ...] = ()  # what else was found, in words
+
+    def lines(self) -> tuple[str, ...]:
+        """The report for people."""
+        other = f"other {self.compared} at {len(self.partings)} {'ties' if self.passed else 'places'} than"
+        tokens = f"the same {self.compared} as" if self.same_greedy_tokens else other
+        return (
+            f"verified on {self.prompts} prompts: {tokens} the run; largest logit difference",
+            f"{self.largest_logit_difference:.3g} (allowed {self.tolerance:.3g}), mean divergence "
+            f"{self.divergence:.2g} nats",
+            *self.notes,
+        )
+
+    @property
+    def passed(self) -> bool:
+        """Whether the export is within the tolerance of the run, and parts from its greedy tokens at ties alone.
+
+        A tie is a lead that two logits, each within the tolerance, can lose.
+        """
+        ties = all(lead <= 2 * self.tolerance for lead in self.partings)
+        return ties and self.largest_logit_difference <= self.tolerance

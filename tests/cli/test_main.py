@@ -15,7 +15,8 @@ from tunesmith.cli.main import VERBS, main
 
 COMMAND = [sys.executable, "-m", "tunesmith"]
 USER_EXPORT = '''
-from tunesmith.seams import Export, Report
+from tunesmith.seams import Export
+from tunesmith.types import Report
 
 class Mine(Export):
     """An export of a test."""

@@ -30,7 +30,7 @@ LAYERS = (
     {"compat", "formats", "templates", "data"},
     {"objectives", "adapters", "optimizers", "quantizations", "engine"},
     {"generate"},
-    {"run", "parts", "adapted", "beside", "referenced", "taught", "record", "folder", "health", "ending"},
+    {"run", "parts", "adapted", "beside", "referenced", "taught", "record", "folder", "health", "ending", "planner"},
     {
         "exports",
         "synthesis",
@@ -42,7 +42,6 @@ LAYERS = (
         "compare",
         "selftest",
         "verify",
-        "planner",
         "launching",
         "launchers",
     },

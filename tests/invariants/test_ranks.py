@@ -71,6 +71,34 @@ def test_whatever_is_compared_and_wherever_the_reference_is(runs, first, tmp_pat
     assert metrics(again) == metrics(first[0]) and digests(again / "final") == digests(first[0] / "final")
 
 
+SHORT = """
+import tunesmith.engine.device
+from tunesmith.objectives.sft import SFT
+
+tunesmith.engine.device.free_memory_bytes = lambda kind: 1_000_000
+
+class Short(SFT):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_what_processes_share_is_chosen_by_the_plan_and_kept(runs, first, tmp_path):
+    """Where a device has little room; a run that goes on keeps it, wherever that is."""
+    short = runs.own("short", SHORT)
+    said = together(2, by_two(runs, "short", short, *FULL, f"data.train={runs.rows('sft')}"))
+    assert "parallel: auto takes fsdp: a whole model with its states needs 0." in said
+    assert "the model's weights are shared out among processes (2)" in said
+    again = killed(runs.folder / "two-short", 2, tmp_path / "again")
+    (runs.folder / "short.py").write_text(SHORT.replace("1_000_000", "10**12"))
+    said = together(2, ["train", again])
+    assert "auto takes" not in said and "the model's weights are shared out among processes (2)" in said
+    for run, chosen in ((runs.folder / "two-short", "fsdp"), (again, "fsdp"), (first[0], "ddp")):
+        assert json.loads((run / "record.json").read_text())["derived"]["parallel.strategy"] == chosen
+    assert digests(again / "final") == digests(runs.folder / "two-short" / "final")
+    assert "parallel: auto takes ddp: a whole model with its states needs 0." in first[1]
+
+
 @pytest.mark.slow
 def test_one_process_goes_on_with_what_two_began(first, tmp_path):
     run = killed(first[0], 2, tmp_path / "run")

@@ -3,11 +3,15 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from fixtures_commands import together
 from invariants.objective_runs import ACCUMULATED, SAMPLES, equal, killed, learned, new_runs
 from invariants.whole_runs import digests, metrics
 from tunesmith.cli.main import main
+from tunesmith.engine import checkpoint, shares
+from tunesmith.exports import _gathered
 
 SHARED = "parallel.strategy=fsdp"
 FULL = ("adapter=full", "optimizer.learning_rate=1e-3")
@@ -65,6 +69,36 @@ def test_it_is_said_and_the_last_weights_are_a_plain_folder(two):
     config = json.loads((folder / "2-sft-full" / "final" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert not list((folder / "2-sft-full" / "final").glob("**/*.distcp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft-full", "sft-freeze"])
+def test_a_checkpoint_in_parts_is_exported_as_the_plain_folder_that_final_is(two, tmp_path, monkeypatch, name):
+    """No two of its weights are held at once where so few bytes are. `schedule_free` ends with others than it has."""
+    run, read, held = two[0] / f"2-{name}", shares.read, []
+    place = checkpoint.place(run, checkpoint.steps(run)[-1])
+    assert not list(place.glob("model*.safetensors"))
+    monkeypatch.setattr(_gathered, "AT_ONCE", 1)
+    monkeypatch.setattr(shares, "read", lambda folder, wanted: held.append(list(wanted)) or read(folder, wanted))
+    assert main(["export", str(place), str(tmp_path / "out"), "dtype=float32"]) == 0
+    mine, final = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", run / "final"))
+    trained = shares.stored(place).keys()
+    assert (
+        mine.keys() == final.keys() and max(map(len, held)) == 1 and {one for part in held for one in part} == trained
+    )
+    for key, one in mine.items():
+        own = read(place, {key: (one.shape, one.dtype)})[key] if key in trained else one
+        assert torch.equal(one, own) and (torch.equal(one, final[key]) or (key in trained and name == "sft-freeze"))
+    assert ("model.embed_tokens.weight" in trained) == (name == "sft-full")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert main(["export", str(place), str(tmp_path / "out"), "--check"]) == 0
+
+
+@pytest.mark.slow
+def test_what_needs_plain_weights_says_how_they_are_had(two, capsys):
+    place = checkpoint.place(two[0] / "2-sft-full", 1)
+    assert main(["chat", str(place)]) == 1
+    assert f"weights of {place} lie in parts, as several processes wrote them: make a model" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export. Returns 1 when the export does not write what the run's own weights write."""
     from tunesmith.explain import choose
+    from tunesmith.exports._gathered import gathered
     from tunesmith.exports._signature import signed
     from tunesmith.recipe_text import read_words
     from tunesmith.seams import Export
@@ -27,10 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     said = signed(arguments.out)[0] if arguments.check else read_words({}, arguments.words)
     export = choose(Export, said)
     assert isinstance(export, Export)
-    report = (export.check if arguments.check else export.write)(arguments.run, arguments.out)
+    with gathered(arguments.run, arguments.out, arguments.check) as run:
+        report = (export.check if arguments.check else export.write)(run, arguments.out)
     if arguments.json:
-        facts = {**asdict(report), "path": str(report.path), "passed": report.passed}
-        print(json.dumps(facts))
+        print(json.dumps({**asdict(report), "path": str(report.path), "passed": report.passed}))
     else:
         print("checked" if arguments.check else "wrote", report.path)
         print(*report.lines(), sep="\n")

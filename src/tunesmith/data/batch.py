@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tunesmith.data import balance
 from tunesmith.data.pack import Plan, offsets_of, padded_places, plan_documents, plan_epoch, plan_padded
 from tunesmith.data.skip import Skips
 from tunesmith.errors import RecipeError
@@ -58,6 +59,7 @@ class PackedRows:
     blanks: int = 0  # rows at the end that count for nothing
     skips: Skips | None = None  # how positions are skipped
     epochs: tuple[int, ...] = (0,)  # the row that each epoch begins with
+    order: np.ndarray | None = None  # in which rows are taken, where processes share them: [rows]
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -65,6 +67,7 @@ class PackedRows:
 
     def __getitem__(self, index: int) -> PackedRow:
         """The arrays of one row."""
+        index = index if self.order is None else int(self.order[index])
         if len(self.plan) <= index < len(self):
             return lay(self.store, self.plan.row(0)) | {"blank": np.ones(0)}
         row = lay(self.store, self.plan.row(index))
@@ -72,9 +75,18 @@ class PackedRows:
             row["position_ids"] = self.skips.positions(row, bisect_right(self.epochs, index) - 1)
         return row
 
-    def shared_by(self, ranks: int, batch: int) -> "PackedRows":
-        """The rows that ranks take micro-batches of in turn, with blank ones so that each has as many of them."""
-        return replace(self, blanks=-len(self.plan) % (ranks * batch)) if ranks > 1 else self
+    def shared_by(self, ranks: int, batch: int, accumulation: int | None = None) -> "PackedRows":
+        """The rows that ranks take micro-batches of in turn, with blank ones so that each has as many of them.
+
+        Of `accumulation` micro-batches of each rank in a step, which one takes which is chosen so that work is even.
+        """
+        if ranks == 1:
+            return self
+        blanks, taken = -len(self.plan) % (ranks * batch), None
+        if accumulation is not None and len(self.plan):
+            each = balance.work(self.plan)
+            taken = balance.order(np.concatenate([each, each[:1].repeat(blanks)]), ranks, batch, accumulation)
+        return replace(self, blanks=blanks, order=taken)
 
 
 def lay(store: Samples, pieces: np.ndarray) -> PackedRow:

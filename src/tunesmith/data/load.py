@@ -35,9 +35,10 @@ class Rows:
     lines: tuple[str, ...]  # the account in words
 
     def shared_by(self, ranks: int, recipe: Recipe) -> "Rows":
-        """The rows with blank ones at the end, so that each of so many ranks has as many micro-batches."""
+        """The rows with blank ones, so that each of so many ranks has as many micro-batches, and as much work."""
         assert isinstance(self.train, PackedRows), "load_rows refuses streams for several"
-        train = self.train.shared_by(ranks, recipe.train.per_device_train_batch_size)
+        said = recipe.train
+        train = self.train.shared_by(ranks, said.per_device_train_batch_size, said.gradient_accumulation_steps)
         batch = recipe.eval.per_device_eval_batch_size
         return replace(self, train=train, held_out=self.held_out and self.held_out.shared_by(ranks, batch))
 

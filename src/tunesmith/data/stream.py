@@ -216,6 +216,17 @@ def write_account(run: Path, rows: StreamedRows, number: int) -> None:
     atomic.write(path, json.dumps(counts | {"train": rows.account(number)}, indent=2).encode())
 
 
+def place_in(rows: Any, run: Path, trained: int) -> dict[str, Any] | None:
+    """Where a stream stands after the rows that were trained on, those that wait for the next step not counted.
+
+    What it read up to there goes into the run's ledger. None where the rows are no stream.
+    """
+    if not isinstance(rows, StreamedRows):
+        return None
+    write_account(run, rows, trained)
+    return rows.point(trained)
+
+
 def _fingerprint(recipe: Recipe, tokenizer: Any, opened: list[Opened], from_files: bool) -> str:
     """A digest of what decides the rows of a stream, without reading all of them: 64 hexadecimal digits.
 

@@ -42,19 +42,6 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-@contextmanager
-def folder_of_all(final: Path) -> Iterator[Path]:
-    """An `atomic_folder` that every rank fills; it appears when all of them are done."""
-    if ranks.own() > 0:
-        yield ranks.once(Path)
-        ranks.wait()
-    else:
-        with atomic_folder(final) as work:
-            yield ranks.once(lambda: work)
-            ranks.wait()
-    ranks.wait()
-
-
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -295,8 +282,3 @@ def _put(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
         flat_parts.put(parameter, value, ranks.own())
     else:
         parameter.copy_(shares.part_of(value.to(parameter.dtype), parameter))
-
-
-def has_weights_of_all(folder: Path) -> bool:
-    """Whether a checkpoint has weights that every process wrote parts of."""
-    return shares.there(folder) or flat_parts.has_weights(folder)

@@ -54,12 +54,17 @@ def has_weights(folder: Path) -> bool:
     return (folder / FOLDER / NAMES).is_file()
 
 
+def copied(pieces: Iterable[Piece]) -> list[Piece]:
+    """Pieces in the host's memory, which what happens to the others does not change."""
+    return [one._replace(values=one.values.detach().cpu().clone()) for one in pieces]
+
+
 def save(pieces: Iterable[Piece], folder: Path, rank: int, names: Sequence[str] = ()) -> None:
     """Write the pieces of a process, and the names of parameters whose weights are nowhere else."""
     (folder / FOLDER).mkdir(exist_ok=True)
     if names and rank == 0:
         (folder / FOLDER / NAMES).write_text(json.dumps(names), encoding="utf-8")
-    named = {f"{one.number}.{one.name}.{one.start}": one.values.detach().cpu().clone() for one in pieces}
+    named = {f"{one.number}.{one.name}.{one.start}": one.values for one in pieces}
     save_file(named, folder / FOLDER / f"{rank}.safetensors")
 
 

@@ -30,6 +30,11 @@ def own() -> int:
     return int(os.environ.get("RANK", "0")) if number() > 1 else 0
 
 
+def on_this_machine() -> int:
+    """How many of them share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if number() > 1 else 1
+
+
 def restarted() -> bool:
     """Whether their starter started them again after a crash (`launcher.max_restarts`), or Slurm queued them again.
 

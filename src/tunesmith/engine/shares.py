@@ -14,9 +14,11 @@ import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tunesmith.engine import shared_out
+from tunesmith.engine.model import base_of
 
 FOLDER = "shares"
-WEIGHTS, STATE = "weights", "optimizer"
+Parts = Mapping[str, dict[str, Any]]  # tensors, of which each process has its own parts, by folder and name
+WEIGHTS, STATE, MODEL = "weights", "optimizer", "model"
 
 
 def there(folder: Path) -> bool:
@@ -24,23 +26,68 @@ def there(folder: Path) -> bool:
     return (folder / FOLDER).is_dir()
 
 
-def save(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write the trained weights that lie in parts, and the optimizer's state of them; nothing where all lie whole.
+def are_in(model: Any) -> bool:
+    """Whether what is trained of a model lies in parts."""
+    return any(isinstance(one, DTensor) for one in _trained(model).values())
 
-    Every process calls it.
+
+def staged(model: Any, optimizer: torch.optim.Optimizer) -> Parts:
+    """The trained weights that lie in parts and the optimizer's state of them, copied to the host's memory.
+
+    By the folders that they are for; nothing where all lie whole. Every process calls it.
     """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
     shared_out.rest(model)
+    if not are_in(model):
+        return {}
     weights = _trained(model)
-    if not any(isinstance(one, DTensor) for one in weights.values()):
-        return
-    state: dict[str, torch.Tensor] = {
+    state = {
         f"{index}.{name}": value
         for index, own in optimizer.state_dict()["state"].items()
         for name, value in own.items()
         if isinstance(value, DTensor)
     }
-    _write(weights, folder / FOLDER / WEIGHTS)
-    _write(state, folder / FOLDER / STATE)
+    stager = HuggingFaceStorageWriter("", save_distributed=True)
+    return {WEIGHTS: stager.stage(weights), STATE: stager.stage(state)}
+
+
+def write(parts: Parts, folder: Path, group: Any) -> None:
+    """Write what was staged into a folder, by messages of a group of all processes."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    for name, tensors in parts.items():
+        place = folder / FOLDER / name
+        place.mkdir(parents=True, exist_ok=True)
+        writer = HuggingFaceStorageWriter(str(place), save_distributed=True)
+        with _reason():
+            save(tensors, storage_writer=writer, process_group=group)
+
+
+def describe(model: Any, folder: Path) -> None:
+    """Write beside the parts what model they are of, so that they can be put together without it."""
+    base = base_of(model)
+    base.config.architectures, base.config.dtype = [shared_out.plain_class(base).__name__], base.dtype
+    base.config.save_pretrained(folder / FOLDER / MODEL)
+    if base.can_generate():
+        base.generation_config.save_pretrained(folder / FOLDER / MODEL)
+
+
+def stored(folder: Path) -> dict[str, torch.dtype]:
+    """The dtypes of the trained weights that a checkpoint has in parts, by their names in the model."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    found: Any = HuggingFaceStorageReader(str(folder / FOLDER / WEIGHTS)).read_metadata().state_dict_metadata
+    return {name: one.properties.dtype for name, one in found.items()}
+
+
+def read(folder: Path, wanted: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, torch.Tensor]:
+    """Some of a checkpoint's weights, put together."""
+    found = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()}
+    if found:
+        _read(found, folder / FOLDER / WEIGHTS)
+    return found
 
 
 def load(model: Any, folder: Path) -> None:
@@ -78,15 +125,6 @@ def parts_of(state: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.T
 
 def _trained(model: Any) -> dict[str, torch.Tensor]:
     return {name: one.detach() for name, one in model.named_parameters() if one.requires_grad}
-
-
-def _write(tensors: dict[str, torch.Tensor], place: Path) -> None:
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.state_dict_saver import save as save_parts
-
-    place.mkdir(parents=True, exist_ok=True)
-    with _reason():
-        save_parts(tensors, storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True))
 
 
 def _read(tensors: dict[str, torch.Tensor], place: Path) -> None:

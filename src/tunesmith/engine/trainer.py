@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import torch
 import transformers
 
 from tunesmith.data.batch import PackedRows, join
-from tunesmith.data.stream import StreamedRows, write_account
+from tunesmith.data.stream import StreamedRows, place_in
 from tunesmith.engine import checkpoint as checkpoints
 from tunesmith.engine import companions, context, joint, ranks, shared_out, shares, tensor
 from tunesmith.engine.averaged import Averaged
@@ -39,6 +40,7 @@ from tunesmith.engine.metrics import MetricsFile
 from tunesmith.engine.reference import Reference
 from tunesmith.engine.release import ReleasedGradients
 from tunesmith.engine.router import Routed, balanced
+from tunesmith.engine.saving import Saving, Writer
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
 from tunesmith.seams import Companion
@@ -91,6 +93,7 @@ class Trainer(transformers.Trainer):
         self.tokens = self.trained_tokens = self.in_hand_tokens = 0
         self.seconds_before = 0.0  # of the runs that this one continues
         self.started = time.monotonic()
+        self.saving = Saving()
         self.metrics_file = MetricsFile(Path(str(args.output_dir)) / "metrics.jsonl")
         super().__init__(
             model=model,
@@ -316,56 +319,52 @@ class Trainer(transformers.Trainer):
         shared = self.each_saves(model)
         if not self.args.should_save and not shared:
             return
-        run = Path(str(self.args.output_dir))
+        run, train = Path(str(self.args.output_dir)), self.recipe.train
+        trained = self.state.global_step * train.per_device_train_batch_size * train.gradient_accumulation_steps
         counters = {
             "over": self.control.should_training_stop and not self.interrupted(),
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "seconds": self.seconds(),
             "sums": sums,
-            "stream": self._place_in_stream(run),
+            "stream": place_in(self.train_dataset, run, trained),
         }
         final = checkpoints.place(run, self.state.global_step)
-        with checkpoints.folder_of_all(final) if shared else checkpoints.atomic_folder(final) as folder:
-            if shared:
-                self.save_parts(model, folder)
-            if self.args.should_save:
-                if not checkpoints.has_weights_of_all(folder):
-                    checkpoints.save_weights(self.accelerator.unwrap_model(model), folder)
-                self.tokenizer.save_pretrained(folder)
-                companions.save(self.companions, folder)
-                scaler = self.accelerator.scaler
-                checkpoints.save_state(folder, self.state_of_optimizer(), self.lr_scheduler, scaler, counters, random)
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-        if self.args.should_save:
-            checkpoints.prune(run, self.recipe.train.save_total_limit, self.state.best_global_step)
+
+        def beside(folder: Path) -> None:
+            self.write_weights(self.accelerator.unwrap_model(model), folder)
+            self.tokenizer.save_pretrained(folder)
+            companions.save(self.companions, folder)
+            scaler = self.accelerator.scaler
+            checkpoints.save_state(folder, self.state_of_optimizer(), self.lr_scheduler, scaler, counters, random)
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+
+        prune = partial(checkpoints.prune, run, train.save_total_limit, self.state.best_global_step)
+        if shared:
+            self.saving.begin(final, partial(self.staged, model), beside, prune)
+            return
+        with checkpoints.atomic_folder(final) as folder:
+            beside(folder)
+        prune()
 
     def each_saves(self, model: Any) -> bool:
         """Whether every process has something to write into a checkpoint."""
         return shared_out.is_shared(model)
 
-    def save_parts(self, model: Any, folder: Path) -> None:
-        """Write what this process has parts of."""
+    def staged(self, model: Any) -> Writer:
+        """What this process has parts of, copied to the host's memory, by what writes it into a folder."""
         assert self.optimizer is not None, "made before the first step"
-        shares.save(model, self.optimizer, folder)
+        return partial(shares.write, shares.staged(model, self.optimizer))
+
+    def write_weights(self, model: Any, folder: Path) -> None:
+        """Write weights that lie whole; of those that all processes write parts of, what model they are of."""
+        write = shares.describe if shares.are_in(model) else checkpoints.save_weights
+        write(model, folder)
 
     def state_of_optimizer(self) -> dict[str, Any]:
         """What of the optimizer lies whole on this process."""
         assert self.optimizer is not None, "made before the first step"
         return self.optimizer.state_dict()
-
-    def _place_in_stream(self, run: Path) -> dict[str, Any] | None:
-        """Where a stream stands after the rows that were trained on, those that wait for the next step not counted.
-
-        What it read up to there goes into the run's ledger.
-        """
-        rows = self.train_dataset
-        if not isinstance(rows, StreamedRows):
-            return None
-        train = self.recipe.train
-        trained = self.state.global_step * train.per_device_train_batch_size * train.gradient_accumulation_steps
-        write_account(run, rows, trained)
-        return rows.point(trained)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

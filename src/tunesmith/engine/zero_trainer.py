@@ -24,6 +24,7 @@ from tunesmith.engine.compat import place_in_flat
 from tunesmith.engine.flat_parts import WEIGHT, Piece, Place
 from tunesmith.engine.joint import Share
 from tunesmith.engine.model import is_adapted
+from tunesmith.engine.saving import Writer
 from tunesmith.engine.trainer import Pairs, Trainer
 from tunesmith.types import Batch, LossSum, Scores
 
@@ -98,11 +99,17 @@ class ZeroTrainer(Trainer):
         """Every process has pieces."""
         return True
 
-    def save_parts(self, model: Any, folder: Path) -> None:
-        """Write the pieces of this process: of the optimizer's state, and of weights that it has in more digits."""
+    def staged(self, model: Any) -> Writer:
+        """The pieces of this process: of the optimizer's state, and of weights that it has in more digits."""
         own = {id(one): name for name, one in model.named_parameters()}
         names = [own[id(one)] for one in self.trained] if self.has_own_in_parts() else ()
-        flat_parts.save(self.pieces(), folder, ranks.own(), names)
+        pieces = flat_parts.copied(self.pieces())
+        return lambda folder, group: flat_parts.save(pieces, folder, ranks.own(), names)
+
+    def write_weights(self, model: Any, folder: Path) -> None:
+        """Write the weights, but where they lie in pieces."""
+        if not self.has_own_in_parts():
+            super().write_weights(model, folder)
 
     def has_own_in_parts(self) -> bool:
         """Whether trained weights of the model's own lie in parts; what an adapter adds is gathered to be saved."""

@@ -30,7 +30,7 @@ from tunesmith.generate.load import ADAPTER, RECIPE, has_weights, is_adapter, lo
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_text import parse
 from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Report
+from tunesmith.types import Report
 
 TOKENS = 32  # greedy tokens compared on each prompt
 MOST_PROMPTS = 5
@@ -106,6 +106,12 @@ def reference(generator: Generator, asked: Sequence[str]) -> Reference:
     return Reference(tuple(probes), manners(generator.model, generator.tokenizer), generator.model.dtype)
 
 
+def refuse_taken(out: Path) -> None:
+    """Raise RunError where an export's name is taken."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: choose another folder")
+
+
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill that takes its name when the block ends well, and is removed when it does not.
@@ -113,8 +119,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         RunError: the name is taken by a file or by a folder that holds something, or there is no room for the export.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: choose another folder")
+    refuse_taken(out)
     work = out.parent / f".{out.name}.{os.getpid()}"
     work.mkdir(parents=True)
     with atomic.room(out, RunError, "Make room, or choose another folder"), atomic.folder(out, work):

@@ -21,7 +21,7 @@ from tunesmith.exports._costs import GGUF as COSTS
 from tunesmith.exports._manners import TEXTS, Manners
 from tunesmith.exports._stream import Plan
 from tunesmith.recipe import Model
-from tunesmith.seams import Report
+from tunesmith.types import Report
 
 HEAD = "lm_head.weight"
 ROWS = 4096  # of a tensor that are compared at once

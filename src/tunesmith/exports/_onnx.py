@@ -14,7 +14,7 @@ from tunesmith.engine.model import load_model, load_tokenizer
 from tunesmith.exports._check import TOKENS, TOLERANCE, Reference, refuse_difference, said_by
 from tunesmith.exports._manners import stated
 from tunesmith.recipe import Model
-from tunesmith.seams import Report
+from tunesmith.types import Report
 
 FILE = "model.onnx"
 ROWS, LENGTH = 2, 16  # of the tokens that a graph is traced with: an axis of 1 would stay 1

@@ -14,7 +14,7 @@ from tunesmith.generate.engine import Generator
 from tunesmith.generate.load import stored_head
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Report
+from tunesmith.types import Report
 
 Compare = Callable[..., Report]  # of a folder, the name it will have, and how it is loaded
 

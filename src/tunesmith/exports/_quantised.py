@@ -35,7 +35,8 @@ from tunesmith.generate.load import load, stored_head
 from tunesmith.prediction.rows import Asked, held_out
 from tunesmith.recipe import Model
 from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Export, Quantization, Report
+from tunesmith.seams import Export, Quantization
+from tunesmith.types import Report
 
 MOST_ROWS = 64  # held-out rows that perplexity is taken of
 MOST_TOKENS = 1024  # of a row

@@ -10,7 +10,8 @@ from typing import Any
 from tunesmith import __version__
 from tunesmith.component import spell
 from tunesmith.errors import RunError
-from tunesmith.seams import Export, Report
+from tunesmith.seams import Export
+from tunesmith.types import Report
 
 FILE = "export.json"
 

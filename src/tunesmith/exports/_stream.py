@@ -143,7 +143,7 @@ class Plan:
     def _parameters(self, module: str) -> list[str]:
         return [own for own, _ in self.model.get_submodule(module).named_parameters()]
 
-    def _read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
         """A weight of the base model, with rows of zeros for the tokens that it lacks."""
         parts = [(one.spec.name, pattern, one.read()) for one, pattern in self.sources[name].parts]
         if parts[0][1] is not None:
@@ -160,7 +160,7 @@ class Plan:
 
     def _values(self, module: str) -> Values:
         """The weights of a module with all of its updates."""
-        values = {own: self._read(f"{module}.{own}") for own in self._parameters(module)}
+        values = {own: self.read(f"{module}.{own}") for own in self._parameters(module)}
         for wrapper in self.modules[module]:
             values = {own: one.to(self.dtype) for own, one in _updated(wrapper, values).items()}
         return values

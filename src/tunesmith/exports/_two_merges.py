@@ -16,7 +16,7 @@ from tunesmith.exports._check import Reference, answers
 from tunesmith.exports._costs import BNB as COSTS
 from tunesmith.generate.load import load
 from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Report
+from tunesmith.types import Report
 
 TWO = CONFIG  # which lies beside an adapter whose base was rounded when it was loaded
 

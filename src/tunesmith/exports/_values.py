@@ -14,7 +14,7 @@ from tunesmith.exports._manners import Manners, manners
 from tunesmith.generate.load import load
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Report
+from tunesmith.types import Report
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tunesmith.errors import RunError
 from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Export, Report
+from tunesmith.seams import Export
+from tunesmith.types import Report
 
 FILES = (
     "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "config.json",

@@ -5,7 +5,8 @@ from typing import Literal
 
 from tunesmith.exports._costs import BNB as COSTS
 from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Export, Report
+from tunesmith.seams import Export
+from tunesmith.types import Report
 
 
 class Bnb(Export):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.errors import RunError
 from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Export, Report
+from tunesmith.seams import Export
+from tunesmith.types import Report
 
 if TYPE_CHECKING:
     from tunesmith.exports._check import Reference

@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from tunesmith.errors import RunError
-from tunesmith.seams import Export, Report
+from tunesmith.seams import Export
+from tunesmith.types import Report
 
 CARD = "README.md"
 

@@ -8,7 +8,8 @@ from pydantic import Field
 from tunesmith.errors import RunError
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Export, Report
+from tunesmith.seams import Export
+from tunesmith.types import Report
 
 if TYPE_CHECKING:
     from tunesmith.exports._opened import Opened

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Export, Report
+from tunesmith.seams import Export
+from tunesmith.types import Report
 
 if TYPE_CHECKING:
     from tunesmith.exports._check import Reference

@@ -12,7 +12,7 @@ from tunesmith.planner.pace import REACHED, Pace, pace, share_of_peak
 from tunesmith.planner.shapes import Shape, shape_of
 from tunesmith.planner.spread import Share, share
 from tunesmith.recipe import Recipe
-from tunesmith.recipe_parallel import problem_of_pieces
+from tunesmith.recipe_parallel import problem, problem_of_pieces
 
 DAY = 86_400  # seconds
 ROOM = 0.9  # of a device's memory that is planned to be filled: allocators leave gaps, and predictions are off
@@ -74,15 +74,19 @@ def choices(recipe: Recipe, shape: Shape, cluster: Cluster) -> list[Choice]:
     assert isinstance(recipe.train.row_tokens, int), "resolved before"
     device = Device("cuda", cluster.device.name, True)
     longest = min(recipe.data.max_tokens, recipe.train.row_tokens)
-    few_bits = recipe.model.quantization is not None or recipe.model.frozen_dtype is not None  # are not shared out here
-    in_pieces = problem_of_pieces(recipe) is None
+    refused, in_pieces = refusal(recipe), problem_of_pieces(recipe) is None
     found = []
     for layout in layouts(cluster, shape, recipe.train.row_tokens, type(recipe.adapter).beside):
         needs, quick = share(recipe, shape, device, layout), pace(recipe, shape, layout, cluster)
         fits = needs.peak.total <= ROOM * cluster.device.memory and needs.host * cluster.each <= HOST_MEMORY
-        here = layout.here and not (layout.strategy == "fsdp" and few_bits) and (in_pieces or layout.context == 1)
+        here = layout.here and not (layout.strategy == "fsdp" and refused) and (in_pieces or layout.context == 1)
         found.append(Choice(layout, needs, quick, fits, here, share_of_peak(quick, shape, longest, cluster)))
     return sorted(found, key=lambda one: (not one.fits, -one.pace.tokens_per_second))
+
+
+def refusal(recipe: Recipe) -> str | None:
+    """Why the weights of a recipe's model cannot be shared out here; None where they can."""
+    return problem(with_values(recipe, {"parallel.strategy": "fsdp"}))
 
 
 def lines(fleet: Fleet) -> Iterator[str]:
@@ -110,6 +114,8 @@ def lines(fleet: Fleet) -> Iterator[str]:
     yield ""
     if not all(one.here for one in fleet.choices):
         yield "* of other trainers, to compare: this package does not train so"
+    if fleet.cluster.devices > 1 and (refused := refusal(recipe)) is not None:
+        yield f"* also fsdp, of this recipe: {refused}"
     yield f"fits: in {ROOM:.0%} of {cluster.device.memory / 1e9:,.0f} GB"
     yield f"rates: {cluster.device.source}; of its peak products are taken to reach {REACHED:.0%}"
     yield from _verdict(fleet)

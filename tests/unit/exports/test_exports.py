@@ -18,7 +18,8 @@ from tunesmith.exports.adapter import PlainAdapter
 from tunesmith.exports.merged import Merged
 from tunesmith.generate.engine import Generator
 from tunesmith.recipe import Model
-from tunesmith.seams import Export, Report
+from tunesmith.seams import Export
+from tunesmith.types import Report
 
 QUESTION = "What is two and three?"
 TOKENS = 40

@@ -3,7 +3,7 @@
 import torch
 
 from tunesmith.exports import _check
-from tunesmith.seams import Report
+from tunesmith.types import Report
 
 
 def test_ties_part_and_clear_choices_do_not():

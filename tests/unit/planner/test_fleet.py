@@ -12,7 +12,7 @@ from fixtures_models import tiny_config
 from tunesmith.cli.main import main
 from tunesmith.defaults import Device, resolve, with_values
 from tunesmith.errors import RecipeError
-from tunesmith.planner import devices, fleet, memory, pace, plan, shapes, spread
+from tunesmith.planner import automatic, devices, fleet, memory, pace, plan, shapes, spread
 from tunesmith.planner.devices import Cluster, Rates
 from tunesmith.planner.layout import Layout, layouts
 from tunesmith.recipe import Recipe
@@ -211,6 +211,41 @@ def test_few_bits_are_not_shared_out(told):
     rounded = Recipe(**recipe.model_dump() | {"model": recipe.model.model_dump() | {"quantization": "bnb_4bit"}})
     found = fleet.choices(rounded, shape, devices.cluster_of("4xH100-80GB"))
     assert {one.layout.strategy for one in found if one.here} == {"ddp"}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "sections", "said"),
+    [
+        ("full", {"optimizer": "muon"}, "optimizer=muon updates whole weights"),
+        (
+            "lora",
+            {"train": {"transformers": {"torch_compile": True}}},
+            "train.transformers.torch_compile does not go with parallel.strategy=fsdp",
+        ),
+    ],
+)
+def test_what_a_recipe_cannot_share_out_is_not_recommended(told, adapter, sections, said):
+    recipe, shape = told(adapter, **sections)
+    cluster = devices.cluster_of("4xH100-80GB")
+    assert {one.layout.strategy for one in fleet.choices(recipe, shape, cluster) if one.here} == {"ddp"}
+    assert any(said in line for line in fleet.lines(fleet.make(recipe, cluster)))
+
+
+def test_auto_shares_weights_where_a_whole_model_does_not_fit(told):
+    recipe, shape = told()
+    needed = spread.share(recipe, shape, CUDA, DDP).peak.total
+    room, short = int(needed / fleet.ROOM) + 1, int(needed / fleet.ROOM) - 1
+    assert automatic.strategy(recipe, CUDA, room, 4)[0] == "ddp"
+    chosen, why = automatic.strategy(recipe, CUDA, short, 4)
+    assert chosen == "fsdp" and why.startswith("a whole model with its states needs 1.")
+    muon, _ = told(optimizer="muon")
+    chosen, why = automatic.strategy(muon, CUDA, 1, 4)
+    assert chosen == "ddp" and "which will not do, and its weights cannot be shared out: optimizer=muon" in why
+    rows = with_values(recipe, {"train.row_tokens": "auto"})
+    assert automatic.strategy(rows, CUDA, 1, 4) == ("ddp", "train.row_tokens=auto fits rows beside a whole model")
+    classes, _ = told()
+    classes = Recipe(**classes.model_dump() | {"objective": {"type": "classify", "num_labels": 2}})
+    assert "the plan does not say what a whole model needs" in automatic.strategy(classes, CUDA, 1, 4)[1]
 
 
 def test_the_command(told, tmp_path, capsys):

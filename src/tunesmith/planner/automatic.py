@@ -1,0 +1,35 @@
+"""`parallel.strategy: auto` of several processes, chosen from the plan."""
+
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import ModelError, RecipeError
+from tunesmith.planner.fleet import ROOM, refusal
+from tunesmith.planner.layout import Layout
+from tunesmith.planner.shapes import shape_of
+from tunesmith.planner.spread import share
+from tunesmith.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tunesmith.defaults import Device
+
+
+def strategy(recipe: Recipe, device: "Device", memory: int, number: int, config: Any | None = None) -> tuple[str, str]:
+    """What a resolved recipe's processes share, and why: `ddp` where a whole model fits on each device, `fsdp` else.
+
+    `memory` is what each of so many may take; `config` is that of the model, in place of `model.path`'s.
+    """
+    if recipe.train.row_tokens == "auto":
+        return "ddp", "train.row_tokens=auto fits rows beside a whole model"
+    pieces = recipe.parallel.context
+    layout = Layout("ddp", replicate=max(1, number // pieces), context=pieces)
+    try:
+        needed = share(recipe, shape_of(recipe, config), device, layout).peak.total
+    except (ModelError, RecipeError) as error:
+        return "ddp", f"the plan does not say what a whole model needs: {error}"
+    said = f"a whole model with its states needs {needed / 1e9:,.2f} GB of the {memory / 1e9:,.2f} GB that each has"
+    if needed <= ROOM * memory:
+        return "ddp", said
+    refused = refusal(recipe)
+    if refused is not None:
+        return "ddp", f"{said}, which will not do, and its weights cannot be shared out: {refused}"
+    return "fsdp", said
