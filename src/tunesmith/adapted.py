@@ -78,7 +78,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     checkpoint_activations(model, recipe.train)
     parts = shared_out.share_out(model, recipe, device)
     begun, said = zero.begin(model, built, recipe, device)
-    ops, notes = kernels.elementwise(model, recipe.train.compile)
+    ops, notes = kernels.elementwise(model, shared_out.compiles(recipe))
     notes.extend([*parts, *said, *recipe.adapter.notes(model)])
     notes += _said_of_rows(recipe, model, rows)
     if head is not None:

@@ -22,8 +22,6 @@ BY_LONGEST = ("dynamic", "longrope")  # rotary positions that depend on the long
 MISSING = {  # what is asked for by these words of other tools, why it is not here, and what is
     "expert": "experts are shared out as all weights are: say strategy=fsdp",
     "pipeline": "transformers' pipeline parallelism has no backward pass: say strategy=fsdp",
-    "tensor": "low-rank updates and the fused head read whole weights, and transformers' tensor parallelism holds "
-    "parts of them: say strategy=fsdp",
 }
 
 
@@ -42,6 +40,8 @@ class Parallel(Section):
     context: Size = 1
     """Processes that share each row, a piece of its tokens each, for rows longer than one device holds; they exchange
     heads in attention, whose number it divides."""
+    tensor: Size = 1
+    """Processes that compute the products of each layer together, each with a part of their weights; all there are."""
     zero_stage: Literal[1, 2, 3] | None = None
     """What DeepSpeed shares. 1: the optimizer's state; 2: gradients too; 3: weights too. None: what `deepspeed_config`
     says, or 2."""
@@ -73,6 +73,11 @@ class Parallel(Section):
         return self
 
     @property
+    def sharers(self) -> int:
+        """The processes that have the same rows."""
+        return self.context * self.tensor
+
+    @property
     def shares_weights(self) -> bool:
         """Whether several processes would share the weights."""
         return self.strategy == "fsdp"
@@ -82,6 +87,8 @@ def problem(recipe: "Recipe") -> str | None:
     """Why a recipe's rows or its model's weights cannot be shared out, and what can be done; None where they can."""
     if recipe.parallel.context > 1 and (reason := problem_of_pieces(recipe)):
         return reason
+    if recipe.parallel.tensor > 1:
+        return _problem_of_products(recipe)
     if recipe.parallel.strategy == "deepspeed":
         return recipe_zero.problem(recipe)
     if not recipe.parallel.shares_weights:
@@ -142,4 +149,38 @@ def problem_of_pieces(recipe: "Recipe") -> str | None:
             f"teacher.compute={recipe.teacher.compute} has the teacher read whole rows in every step, and {option} "
             "cuts them into pieces: set objective.top_k, and teacher.compute=once"
         )
+    return None
+
+
+def _problem_of_products(recipe: "Recipe") -> str | None:
+    """Why the products of a recipe's model cannot be cut, and what can be done; None where they can."""
+    parallel, model, train, objective = recipe.parallel, recipe.model, recipe.train, type(recipe.objective)
+    beside = bool(objective.needs) or objective.encodes or recipe.objective.teaching() is not None
+    refused = {
+        f"strategy={parallel.strategy}": (parallel.strategy not in ("auto", "ddp"), "leave one out"),
+        f"parallel.context={parallel.context}": (parallel.context > 1, "leave one out"),
+        f"adapter={name_of(recipe.adapter)}": (name_of(recipe.adapter) != "full", "use adapter=full, or strategy=fsdp"),
+        f"optimizer={name_of(recipe.optimizer)}": (name_of(recipe.optimizer) != "adamw", "use adamw, or strategy=fsdp"),
+        f"objective={name_of(recipe.objective)}": (beside, "use strategy=fsdp"),
+        f"model.frozen_dtype={model.frozen_dtype}": (model.frozen_dtype is not None, "leave one out"),
+        f"model.dropout={model.dropout}": (bool(model.dropout), "set it to 0"),
+        "train.row_tokens=auto": (train.row_tokens == "auto", "set a number"),
+        "data.streaming=true": (recipe.data.streaming, "leave one out"),
+        "eval.prompts": (bool(recipe.eval.prompts), "leave one out"),
+        f"train.fp16={str(train.fp16).lower()}": (train.fp16, "use bf16"),
+        "train.compile=true": (train.compile is True, "leave it out"),
+        "train.transformers.torch_compile": (bool(train.transformers.get("torch_compile")), "leave one out"),
+        f"train.neftune_noise_alpha={train.neftune_noise_alpha}": (
+            train.neftune_noise_alpha is not None,
+            "leave one out",
+        ),
+        f"train.ema_decay={train.ema_decay}": (train.ema_decay is not None, "leave one out"),
+        f"train.router_aux_loss_coef={train.router_aux_loss_coef}": (
+            train.router_aux_loss_coef is not None,
+            "leave one out",
+        ),
+    }
+    for said, (wanted, instead) in refused.items():
+        if wanted:
+            return f"{said} does not go with parallel.tensor={parallel.tensor}, which cuts layers' products: {instead}"
     return None

@@ -206,7 +206,6 @@ class Adapter(Component):
     default: ClassVar[str] = "lora"
     learning_rate: ClassVar[float]  # what optimizer.learning_rate is when the recipe does not say
     beside: ClassVar[bool]  # whether new weights are trained beside a frozen model, and saved alone
-
     unmerged: ClassVar[str | None] = None  # why what is trained cannot be put into the model's weights; None: it can
     virtual: ClassVar[bool] = False  # whether learned tokens stand before every sequence
     reads_gradients: ClassVar[bool] = False  # whether its companion needs the gradients of a step

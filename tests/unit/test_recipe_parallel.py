@@ -73,6 +73,30 @@ def test_what_does_not_go_with_rows_in_pieces(options, said):
     Recipe(**(LEAST | options))  # without it
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "adapter=lora"),
+        ({"adapter": "full", "optimizer": "lion"}, "optimizer=lion"),
+        ({"adapter": "full", "objective": "dpo"}, "objective=dpo"),
+        ({"adapter": "full", "objective": "reward"}, "objective=reward"),
+        ({"adapter": "full", "train": {"compile": True}}, "train.compile=true"),
+        ({"adapter": "full", "train": {"ema_decay": 0.9}}, "train.ema_decay=0.9"),
+        ({"adapter": "full", "train": {"neftune_noise_alpha": 5}}, "train.neftune_noise_alpha=5"),
+        ({"adapter": "full", "model": {"path": "builtin:tiny", "dropout": 0.1}}, "model.dropout=0.1"),
+    ],
+)
+def test_what_does_not_go_with_cut_products(options, said):
+    found = problem(**options, parallel={"tensor": 2})
+    assert said in found and "parallel.tensor=2" in found
+    Recipe(**(LEAST | options))  # without it
+
+
+@pytest.mark.parametrize("other", [SHARED, {"context": 2}])
+def test_products_are_cut_alone(other):
+    assert "parallel.tensor=2" in problem(adapter="full", parallel=other | {"tensor": 2})
+
+
 def test_rows_lie_in_pieces_beside_weights_in_parts():
     Recipe(**LEAST, parallel=SHARED | {"context": 2})
     held = {"model": {"path": "builtin:tiny", "frozen_dtype": "int8"}}

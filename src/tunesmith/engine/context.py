@@ -41,7 +41,7 @@ OF_TOKENS = ("input_ids", "position_ids", "target", "weight")  # of a batch, [1,
 
 def size(recipe: Recipe) -> int:
     """The processes that share each row: one where there is one."""
-    return recipe.parallel.context if ranks.number() > 1 else 1
+    return recipe.parallel.sharers if ranks.number() > 1 else 1
 
 
 def groups(recipe: Recipe, number: int | None = None) -> int:
@@ -51,10 +51,11 @@ def groups(recipe: Recipe, number: int | None = None) -> int:
         RecipeError: they do not make whole groups.
     """
     number = ranks.number() if number is None else number
-    each = recipe.parallel.context if number > 1 else 1
+    each = recipe.parallel.sharers if number > 1 else 1
     if number % each:
+        option = "tensor" if recipe.parallel.tensor > 1 else "context"
         raise RecipeError(
-            f"parallel.context={each}: {number} processes make no whole groups of {each}: start a multiple of {each}"
+            f"parallel.{option}={each}: {number} processes make no whole groups of {each}: start a multiple of {each}"
         )
     return number // each
 
@@ -229,8 +230,8 @@ def use(model: Any, scorer: Scorer | ValueScorer, recipe: Recipe) -> Group | Non
     from transformers import AttentionInterface
 
     groups(recipe)
-    number = size(recipe)
-    if number == 1:
+    number = recipe.parallel.context
+    if number == 1 or ranks.number() == 1:
         return None
     option, base = f"parallel.context={number}", base_of(model)
     _refuse(base, scorer.packed, number, option)

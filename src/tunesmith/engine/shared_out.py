@@ -14,7 +14,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from tunesmith import recipe_zero
-from tunesmith.engine import ranks
+from tunesmith.engine import ranks, tensor
 from tunesmith.engine.compat import layer_kinds, without_hooks
 from tunesmith.engine.model import base_of
 from tunesmith.errors import RecipeError
@@ -35,7 +35,12 @@ def wanted(recipe: Recipe) -> bool:
 def loading_place(recipe: Recipe, device: str) -> str:
     """Where a model is loaded: in the host's memory if it is to be shared out, as it need not fit on a device."""
     parts = recipe.parallel.strategy == "deepspeed" and ranks.number() > 1 and recipe_zero.stage(recipe.parallel) == 3
-    return "cpu" if wanted(recipe) or parts else device
+    return "cpu" if wanted(recipe) or parts or tensor.wanted(recipe) else device
+
+
+def compiles(recipe: Recipe) -> bool | None:
+    """What `train.compile` is for the model: our compiled gates read whole weights, which cut layers have not."""
+    return False if tensor.wanted(recipe) else recipe.train.compile
 
 
 def sizes(parallel: Parallel, number: int) -> tuple[int, int]:
@@ -65,6 +70,8 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    if tensor.wanted(recipe):
+        return tensor.cut(model, recipe, device)
     if not wanted(recipe):
         return []
     copies, each = sizes(recipe.parallel, ranks.number())

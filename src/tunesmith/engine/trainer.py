@@ -31,7 +31,7 @@ import transformers
 from tunesmith.data.batch import PackedRows, join
 from tunesmith.data.stream import StreamedRows, place_in
 from tunesmith.engine import checkpoint as checkpoints
-from tunesmith.engine import companions, context, joint, ranks, shared_out, shares
+from tunesmith.engine import companions, context, joint, ranks, shared_out, shares, tensor
 from tunesmith.engine.averaged import Averaged
 from tunesmith.engine.callbacks import StopOnSignal, spent
 from tunesmith.engine.device import peak_memory_bytes
@@ -112,6 +112,7 @@ class Trainer(transformers.Trainer):
         shared_out.rest(trained)
         adapter = self.recipe.adapter
         self.optimizer = self.recipe.optimizer.build(trained, adapter.factors(trained))
+        tensor.step_apart(self.optimizer)
         self.released = ReleasedGradients(self.optimizer) if self.recipe.train.release_gradients else None
         self.accompany(self.optimizer)
         return self.optimizer
