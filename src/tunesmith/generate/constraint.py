@@ -166,7 +166,7 @@ class Forms:
         except Unheld as error:  # it says nothing that ends, or too much
             raise RecipeError(f"{name}: {error}") from None
         if not all(held.go_on() for _ in range(TRIED)) and held.problem is not None:
-            raise RecipeError(f"{name}: no answer can be held to it: {held.problem}")
+            raise RecipeError(f"{name}: the answer cannot be held to its form: {held.problem}")
         return form
 
     def _beginning(self) -> Iterator[str]:
