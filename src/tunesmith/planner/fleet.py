@@ -113,7 +113,7 @@ def lines(fleet: Fleet) -> Iterator[str]:
         )
     yield ""
     if not all(one.here for one in fleet.choices):
-        yield "* of other trainers, to compare: this package does not train so"
+        yield "* to compare, and never taken: planned as other trainers do it"
     if fleet.cluster.devices > 1 and (refused := refusal(recipe)) is not None:
         yield f"* also fsdp, of this recipe: {refused}"
     yield f"fits: in {ROOM:.0%} of {cluster.device.memory / 1e9:,.0f} GB"
