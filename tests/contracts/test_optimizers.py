@@ -95,7 +95,7 @@ def test_it_goes_on_bit_for_bit_from_a_checkpoint(name, tmp_path):
     torch.manual_seed(0)
     whole, optimizer, companion, listed = begun()
     stepped(whole, optimizer, companion, range(5))
-    checkpoint.save_state(tmp_path, optimizer, scheduled(optimizer), None, {}, [checkpoint.random_state()])
+    checkpoint.save_state(tmp_path, optimizer.state_dict(), scheduled(optimizer), None, {}, [checkpoint.random_state()])
     companions.save(listed, tmp_path)
     kept = {name: one.clone() for name, one in whole.state_dict().items()}
     stepped(whole, optimizer, companion, range(5, 9))
