@@ -146,7 +146,7 @@ def resume(
         )
     with _working_folder(past["working_folder"], say):
         recipe = Recipe.load(str(folder / "recipe.yaml"))
-        for line in record.changes(past, with_values(recipe, past["derived"])):
+        for line in record.changes(past, recipe):
             say(f"{folder}/recipe.yaml was changed: {line}")
         look_for_files(recipe, with_train=given.rows is None)
         derived = past["derived"] | _shared_anew(folder, with_values(recipe, past["derived"]), past)

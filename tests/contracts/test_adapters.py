@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict] = {
     "oft": {"oft_block_size": 8},
     "vera": {"r": 16},
 }
-RATE = {"full": 1e-3, "freeze": 3e-3, "ia3": 3e-2, "fourierft": 5e-2}  # of the runs; others 1e-2
+RATE = {"full": 1e-3, "freeze": 3e-3, "ia3": 3e-2, "fourierft": 2e-2}  # of the runs; others 1e-2
 MODEL = {"bitfit": {"arch": "qwen2"}}  # of the runs; others a llama, which has no biases
 STEPS = 8
 ATTENTION = tuple(f"self_attn.{one}_proj" for one in "qkvo")

@@ -34,6 +34,7 @@ Samples that are kept
     reference   samples with the log-probabilities of a frozen model
     taught      samples with the likeliest words of a teacher
     skip        positions that a sample's tokens stand at, for longer texts than there are
+    balance     which process takes which micro-batch of a step: equal work, the same samples
     batch       packed rows as a dataset, and rows joined to a micro-batch
 
 Samples that stream

@@ -93,7 +93,7 @@ def test_groups_that_do_not_divide_a_layer_are_refused(run, tmp_path):
 
 
 def test_without_the_package_it_is_one_line(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("tunesmith.engine.quantised.find_spec", lambda name: None)
+    monkeypatch.setattr("tunesmith.extras.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"an export in AWQ needs llmcompressor.*'tunesmith\[llmcompressor\]'"):
         Awq().write(run, tmp_path / "out")
 

@@ -145,7 +145,7 @@ def test_words_go_over_ssh_as_they_are(tmp_path):
         ("torchrun", {"nnodes": "1:3", "rdzv_endpoint": "a:1"}, "nnodes=1:3: machines that come later know the run by"),
         ("deepspeed", {"hostfile": "/nope"}, "hostfile=/nope: there is no such file"),
         ("torchrun", {"nproc_per_node": 0}, "nproc_per_node: must be greater than 0"),
-        ("torchrun", {"rdzv_endpoint": "node-0"}, "rdzv_endpoint: must match"),
+        ("torchrun", {"rdzv_endpoint": "node-0"}, "rdzv_endpoint: must be HOST:PORT"),
         ("torchrun", {"nnode": 2}, "nnode: no such option. Did you mean 'nnodes'"),
         ("deepspeed", {"include": "a:0", "num_gpus": 1}, "include names machines and devices"),
         ("ray", {"address": "ray://head:10001"}, "address: must match"),
