@@ -145,6 +145,6 @@ def test_without_deepspeed_it_is_said_how_to_have_it(monkeypatch):
     from tunesmith.engine import zero
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("tunesmith.extras.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'tunesmith\[deepspeed\]'"):
         zero.refuse(recipe(), "cpu")
