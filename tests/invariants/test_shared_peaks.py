@@ -50,5 +50,5 @@ def test_a_peak_of_two_processes_is_as_planned(name, tmp_path, monkeypatch):
         sys.modules.pop(module, None)
     planned = spread.share(recipe, shapes.shape_of(recipe, config), CPU, Layout("fsdp", fsdp=2)).peak
     measured = shared_peaks.of_each(2, recipe, config, tmp_path)
-    assert planned.total == pytest.approx(max(measured), rel=0.2)  # what is gathered and sent overlaps by chance
+    assert planned.total == pytest.approx(max(measured), rel=0.25)  # what is gathered and sent overlaps by chance
     assert where in planned.name
