@@ -50,6 +50,20 @@ def write_seeds(path):
 
 
 @contextmanager
+def listening(handler):
+    """A server of this handler of requests on this machine: its address."""
+    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{running.server_port}/v1"
+    finally:
+        running.shutdown()
+        thread.join()
+        running.server_close()
+
+
+@contextmanager
 def server(replies=()):
     """A server as OpenAI's on this machine: its address, and the requests (headers, body) it got.
 
@@ -78,12 +92,5 @@ def server(replies=()):
         def log_message(self, *_):
             pass
 
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}/v1", got
-    finally:
-        running.shutdown()
-        thread.join()
-        running.server_close()
+    with listening(Handler) as address:
+        yield address, got

@@ -58,12 +58,14 @@ def meet(device: str) -> None:
         atexit.register(_part)
 
 
-@cache
-def _patient() -> Any:
-    """The group of all, for what one does while the others wait, and for objects."""
+def new_group() -> Any:
+    """A group of all, by way of the host's memory, in which each waits long. All make it at once."""
     import torch
 
     return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+_patient = cache(new_group)  # for what one does while the others wait, and for objects
 
 
 def _part() -> None:

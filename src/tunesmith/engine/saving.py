@@ -38,7 +38,7 @@ class Saving:
         The first one also writes what stands `beside` it, now, and does what comes `then`, when it is there.
         """
         self.wait()
-        self._group = self._group or torch.distributed.new_group(backend="gloo")
+        self._group = self._group or ranks.new_group()
         write = stage()
         stack = ExitStack()
         try:

@@ -28,20 +28,8 @@ def card(
     repo: str,
     license_: str | None,
     base: str | None,
-) -> str:
-    """The page, as Markdown with a head of YAML. `base` names the base model in place of what the run calls it."""
-    return "\n".join(_parts(run, record, place, signed, repo, license_, base)) + "\n"
-
-
-def _parts(
-    run: Path,
-    record: Mapping[str, Any],
-    place: str,
-    signed: Mapping[str, Any],
-    repo: str,
-    license_: str | None,
-    base: str | None,
 ) -> Iterator[str]:
+    """The parts of the page, Markdown with a head of YAML. `base` names the base model in place of the run's word."""
     recipe, kind = record["recipe"], signed["export"]["type"]
     trained_in = Path(record.get("working_folder", "."))
     base = base or (base_of(place).path if is_adapter(place) else recipe["model"]["path"])

@@ -54,7 +54,8 @@ class Hub(Export):
         named = _outward.base_here(out) if self.base_model is None else None
         if named is not None and self.push:
             raise RunError(f"{out} is an adapter of {named}, which is not on the hub: say base_model=OWNER/NAME")
-        text = card(run, record.read(run), weights_of(run), signed, self.repo, self.license, self.base_model)
+        parts = card(run, record.read(run), weights_of(run), signed, self.repo, self.license, self.base_model)
+        text = "\n".join(parts) + "\n"
         (out / CARD).write_text(text, encoding="utf-8")
         files = [file for file in sorted(out.rglob("*")) if file.is_file()]
         size = f"{len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"

@@ -5,11 +5,12 @@ import json
 import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from rich.console import Console
 
+import fixtures_authors
 import fixtures_models
 import fixtures_server
 from fixtures_values import tiny_values
@@ -73,15 +74,8 @@ def scripted(answer, models=("m",)):
         def log_message(self, *_):
             pass
 
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}/v1", got
-    finally:
-        running.shutdown()
-        thread.join()
-        running.server_close()
+    with fixtures_authors.listening(Handler) as address:
+        yield address, got
 
 
 def predictions(place, file, out, **options):
