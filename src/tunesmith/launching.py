@@ -16,6 +16,7 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,6 +49,10 @@ class Launcher(Component):
     def files(self, arguments: Sequence[str]) -> dict[str, str]:
         """The text of each file that the command reads, by its path."""
         return {}
+
+    def problem(self) -> str | None:
+        """Why the command cannot be run on this machine, and what can be done; None where it seems to."""
+        return None
 
     def begins_again(self) -> bool:
         """Whether a run that failed is begun again, and goes on from its last checkpoint."""
@@ -87,10 +92,11 @@ def start(launcher: Launcher, arguments: Sequence[str], output_dir: str, verbose
         )
     if launcher.extra is not None:
         extras.need(f"launcher={name_of(launcher)}", launcher.extra)
+    problem = launcher.problem()
+    if problem is not None:
+        raise RecipeError(problem)
     for path, text in launcher.files(arguments).items():
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text, encoding="utf-8")
-        _tell(f"wrote {path}\n")
+        _tell(f"wrote {path}{_written(Path(path), text)}\n")
     command = launcher.command(arguments)
     _tell(f"{shlex.join(command)}\n")
     job, run = uuid.uuid4().hex, Path(output_dir).expanduser() / "recipe.yaml"
@@ -104,6 +110,17 @@ def start(launcher: Launcher, arguments: Sequence[str], output_dir: str, verbose
     if code and not stopped and output_dir and run.is_file() and not was_there:
         _tell(f"go on with: tunesmith train {shlex.quote(output_dir)}\n")
     return code
+
+
+def _written(file: Path, text: str) -> str:
+    """Write a file; what is to be said of another one that was there, and is kept beside it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    before = file.read_bytes() if file.exists() else text.encode()
+    kept = next(one for number in count(1) if not (one := file.with_name(f"{file.name}.{number}")).exists())
+    if before != text.encode():
+        file.rename(kept)
+    file.write_text(text, encoding="utf-8")
+    return "" if before == text.encode() else f"; the one that was there is {kept} now"
 
 
 def _attempt(launcher: Launcher, command: Sequence[str], said: dict[str, str], verbose: bool) -> tuple[int, bool]:

@@ -1,5 +1,6 @@
 """What peft's adapters share: which layers they are beside, what is trained whole, and what they go on from."""
 
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from tunesmith.component import Component, name_of
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, near
 from tunesmith.seams import Adapter, Quantization
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def wrapped(model: Any, config: Any) -> Any:
 
     from tunesmith.engine.compat import peft_warnings
 
+    _refuse_unknown_names(model, getattr(config, "target_modules", None))
     try:
         with peft_warnings():
             for said in MEANT_OTHERWISE:
@@ -143,8 +145,30 @@ def wrapped(model: Any, config: Any) -> Any:
             return get_peft_model(model, config)
     except (ValueError, TypeError, UserWarning, RuntimeWarning) as error:
         first = str(error).splitlines()[0]
-        option = "adapter.target_modules" if "arget modules" in first else "adapter"
-        raise RecipeError(f"{option}: {first}") from error
+        raise RecipeError(f"adapter: {first}") from error
+
+
+def _refuse_unknown_names(model: Any, wanted: Any) -> None:
+    """Refuse names that no module has: peft passes over one where another one is found. Raises RecipeError."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if not wanted or wanted == ALL_LINEAR:
+        return
+    places = [name for name, _ in model.named_modules()]
+    if isinstance(wanted, str):
+        unknown = [] if any(re.fullmatch(wanted, place) for place in places) else [wanted]
+    else:
+        unknown = [name for name in sorted(wanted) if not any(f".{place}".endswith(f".{name}") for place in places)]
+    if not unknown:
+        return
+    linear = {place.rpartition(".")[2] for place, one in model.named_modules() if isinstance(one, (nn.Linear, Conv1D))}
+    names = [name.strip() for name in unknown[0].split(",")]
+    as_list = f" A list is said as [{','.join(names)}]." if len(names) > 1 and {*names} <= linear else ""
+    raise RecipeError(
+        f"adapter.target_modules: no module of {type(model).__name__} is {unknown[0]!r}.{as_list} "
+        f"{near(unknown[0], [*linear, ALL_LINEAR])}"
+    )
 
 
 def heads_to_save(model: Any) -> list[str]:

@@ -27,5 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
         file, words = None, [file, *words]
     how = Prediction(**read_words({}, words))
     found = predict(arguments.path, file, arguments.out, how, arguments.against, speaker())
-    print(json.dumps(found, ensure_ascii=False)) if arguments.json else report.show(found)
+    if arguments.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return 0
+    report.show(found)
+    print(f"every answer, and this page: {arguments.out / 'predictions.jsonl'}, {arguments.out / 'results.md'}")
     return 0

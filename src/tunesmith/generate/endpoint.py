@@ -2,15 +2,17 @@
 
 import json
 import os
+import socket
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
+from threading import Event
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
@@ -37,7 +39,8 @@ class Server(Section):
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """How long to wait for an answer."""
     max_retries: Annotated[int, Field(ge=0, le=20)] = 5
-    """How often a request is made again when it fails for now, each time after a longer wait."""
+    """How often a request is made again when it fails for now, each time after a longer wait. A server that nobody
+    listens for at the first request is not waited for."""
     max_concurrent: Annotated[int, Field(ge=1, le=1024)] = 8
     """Requests that are on their way at a time."""
     tokenizer: str | None = None
@@ -162,6 +165,7 @@ class Endpoint:
     max_retries: int = 5
     option: str = "key_variable"  # which a key is said by
     wait: Callable[[float], None] = time.sleep
+    reached: Event = field(default_factory=Event, repr=False, compare=False)  # it answered once
 
     @classmethod
     def of(cls, address: str, how: Server) -> "Endpoint":
@@ -222,11 +226,13 @@ class Endpoint:
             request = urllib.request.Request(self.address + path, content, headers)
             try:
                 answer = OPENER.open(request, timeout=self.timeout_seconds)
+                self.reached.set()
                 if not close:
                     return take(answer)
                 with answer:
                     return take(answer)
             except urllib.error.HTTPError as error:
+                self.reached.set()
                 with error:
                     reason = f"HTTP {error.code}: {self.told(error.read(MOST_BYTES))}"
                 if error.code not in FOR_NOW:
@@ -236,6 +242,10 @@ class Endpoint:
                 pause = max(pause, _asked_to_wait(error.headers))
             except (OSError, HTTPException) as error:  # unreachable, cut off, or too slow
                 reason = self._reason(error)
+                if _nobody(error) and not self.reached.is_set():
+                    raise ModelError(
+                        f"{self.place(path)} cannot be reached: {reason}. Start its server, or say another address"
+                    ) from None
             if number + 1 < tries:
                 self.wait(pause)
         raise ModelError(f"{self.place(path)} gave no answer in {tries} tries: {reason}. Run the same command to go on")
@@ -264,6 +274,11 @@ class Endpoint:
         if code in (401, 403):
             return f". Say {self.option}=NAME, the environment variable that holds its key"
         return ". Give the address that it redirects to" if 300 <= code < 400 else ""
+
+
+def _nobody(error: Exception) -> bool:
+    """Whether no server listens at an address, or nothing has its name."""
+    return isinstance(getattr(error, "reason", error), (ConnectionRefusedError, socket.gaierror))
 
 
 def _asked_to_wait(headers: Message) -> float:

@@ -52,6 +52,17 @@ class Torchrun(Launcher):
             raise ValueError(f"nnodes={self.nnodes}: machines that come later know the run by a word: set rdzv_id=WORD")
         return self
 
+    def problem(self) -> str | None:
+        """No device to count processes by."""
+        from tunesmith.engine.device import choose
+
+        if self.nproc_per_node != "gpu" or choose("auto").type != "cpu":
+            return None
+        return (
+            "launcher.nproc_per_node=gpu: this machine has no accelerator to count: say how many processes, as in "
+            "launcher.nproc_per_node=2"
+        )
+
     def begins_again(self) -> bool:
         """With max_restarts, or where machines may leave."""
         return self.max_restarts > 0 or ":" in self.nnodes

@@ -106,9 +106,16 @@ def _identity(path: str, how: Prediction) -> dict[str, Any]:
     return {"place": locate(path), "digest": hashlib.sha256(holds).hexdigest()[:16]}
 
 
-def _told(setting: Any) -> str:
-    """A setting for people: a model by its place, and by what its files hold."""
-    return ", ".join(map(str, setting.values())) if isinstance(setting, dict) else repr(setting)
+def _other(name: str, before: Any, now: Any) -> str:
+    """What is said of a setting with which a folder was begun, and which is another one now."""
+    if isinstance(before, dict) and isinstance(now, dict) and before["place"] == now["place"]:
+        return f"when {before['place']} held other files"
+    if name == CONTENT:
+        return "with rows that are others now"
+    told = before["place"] if isinstance(before, dict) else repr(before)
+    if name == "against":
+        return "without --against" if before is None else f"with --against {told}"
+    return f"with {name} {told}"
 
 
 def _begin(out: Path, settings: Mapping[str, Any]) -> None:
@@ -120,8 +127,8 @@ def _begin(out: Path, settings: Mapping[str, Any]) -> None:
         other = next((name for name in settings if past.get(name) != settings[name]), None)
         if other is not None:
             raise RunError(
-                f"{out} was begun with another {other} ({_told(past.get(other))}, and now {_told(settings[other])}): "
-                "choose another folder"
+                f"{out} was begun {_other(other, past.get(other), settings[other])}: say the same again, or choose "
+                "another folder"
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -34,7 +34,8 @@ def results(
     found["cut"] = cut
     if theirs is not None:
         found["against"] = {"model": others, "measures": _measured(theirs), "gained": measures.gained(ours, theirs)}
-    worst = sorted(ours, key=lambda row: row["measures"][RANKED_BY])[:WORST]
+    wrong = [row for row in ours if row["measures"]["exact_match"] < 1]
+    worst = sorted(wrong, key=lambda row: row["measures"][RANKED_BY])[:WORST]
     found["worst"] = [{name: row[name] for name in ("where", "prompt", "prediction", "label")} for row in worst]
     return found
 
@@ -77,7 +78,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     head, *lines = table(found)
     text = [f"# {found['rows']:,} rows answered", "", _line(head), _line(["---"] * len(head)), *map(_line, lines), ""]
     text += ["± is half of a 95 % interval; of what is gained, that of the differences row by row.", ""]
-    text += ["## The worst rows", ""]
+    text += ["## The worst rows", ""] if found["worst"] else []
     for row in found["worst"]:
         text += [f"### {row['where']}", ""]
         for name in ("prompt", "prediction", "label"):
@@ -96,7 +97,7 @@ def shortened(text: str) -> str:
 
 
 def show(found: Mapping[str, Any], console: "Console | None" = None) -> None:
-    """Print the table and the worst rows."""
+    """Print the worst rows, and below them the table."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -106,10 +107,11 @@ def show(found: Mapping[str, Any], console: "Console | None" = None) -> None:
     shown = Table(*head, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for line in lines:
         shown.add_row(*line)
-    console.print(shown)
-    console.print("the worst rows", style="bold")
+    if found["worst"]:
+        console.print("the worst rows", style="bold")
     for row in found["worst"]:
         console.print(f"{row['where']}", style="bold", markup=False)
         for name in ("prompt", "prediction", "label"):
             text = " ".join(shortened(row[name]).split())
             console.print(f"  {name}: {text}", markup=False, soft_wrap=True)
+    console.print(shown)

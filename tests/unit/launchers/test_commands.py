@@ -9,7 +9,8 @@ import pytest
 
 from tunesmith import extras
 from tunesmith.component import all_of
-from tunesmith.errors import MissingExtra, RecipeError
+from tunesmith.engine import device
+from tunesmith.errors import MissingExtra, RecipeError, RunError
 from tunesmith.explain import choose
 from tunesmith.launching import Launcher, split, start
 
@@ -174,3 +175,30 @@ def test_a_starter_that_is_not_installed(monkeypatch):
         MissingExtra, match=r"launcher=deepspeed needs deepspeed, .* pip install 'tunesmith\[deepspeed\]'"
     ):
         start(made("deepspeed"), ["train", "quickstart"], "")
+
+
+def test_a_script_that_was_changed_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    slurm = made("slurm", setup=("module load cuda",))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for text in (None, None, "mine\n", "mine too\n"):
+        if text is not None:
+            (tmp_path / "tunesmith.sbatch").write_text(text)
+        with pytest.raises(RunError, match="there is no program 'sbatch'"):
+            start(slurm, ARGUMENTS, "")
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {
+        "tunesmith.sbatch": slurm.files(ARGUMENTS)["tunesmith.sbatch"],
+        "tunesmith.sbatch.1": "mine\n",
+        "tunesmith.sbatch.2": "mine too\n",
+    }
+    said = capsys.readouterr().err
+    assert said.count("wrote tunesmith.sbatch\n") == 2
+    assert "wrote tunesmith.sbatch; the one that was there is tunesmith.sbatch.2 now\n" in said
+
+
+def test_devices_are_not_counted_where_there_are_none(monkeypatch):
+    monkeypatch.setattr(device, "choose", lambda name: device.Device("cpu", "", False))
+    assert "say how many processes, as in launcher.nproc_per_node=2" in made("torchrun").problem()
+    assert made("torchrun", nproc_per_node=2).problem() is None
+    monkeypatch.setattr(device, "choose", lambda name: device.Device("cuda", "", True))
+    assert made("torchrun").problem() is None

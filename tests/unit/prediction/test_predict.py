@@ -78,7 +78,7 @@ def test_a_killed_one_goes_on_and_draws_the_same(model, file, tmp_path, monkeypa
     said = []
     assert predict(str(model), str(file), tmp_path / "out", how, None, said.append) == whole
     assert any("4 are answered already" in line for line in said)
-    with pytest.raises(RunError, match="begun with another temperature"):
+    with pytest.raises(RunError, match=r"begun with temperature 1\.0: say the same again"):
         predict(
             str(model),
             str(file),
@@ -94,7 +94,9 @@ def test_rows_that_changed_are_not_mixed_with_answers_to_the_old_ones(model, fil
     how = Prediction(max_new_tokens=3, device="cpu", token_accuracy=False)
     predict(str(model), str(file), tmp_path / "out", how, None, lambda _: None)
     file.write_text(file.read_text().replace("What is 3", "What is 9"))
-    with pytest.raises(RunError, match="out was begun with another content of the rows .*: choose another folder"):
+    with pytest.raises(
+        RunError, match="out was begun with rows that are others now: say the same again, or choose another"
+    ):
         predict(str(model), str(file), tmp_path / "out", how, None, lambda _: None)
 
 
@@ -132,7 +134,7 @@ def test_a_run_answers_the_rows_that_it_held_out(file, tmp_path, model):
     assert {row["label"] for row in lines(tmp_path / "out" / "predictions.jsonl")} < {row["output"] for row in ROWS}
     assert predict(str(tmp_path / "run"), None, tmp_path / "out", how, None, lambda _: None) == results
     file.write_text(file.read_text().replace("What is 3", "What is 9"))
-    with pytest.raises(RunError, match="out was begun with another content of the rows"):
+    with pytest.raises(RunError, match="out was begun with rows that are others now"):
         predict(str(tmp_path / "run"), None, tmp_path / "out", how, None, lambda _: None)
 
 

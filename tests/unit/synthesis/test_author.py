@@ -87,10 +87,22 @@ def test_a_server_that_stays_busy_is_given_up():
 def test_nobody_at_the_address_is_said():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
+    waits = []
     with pytest.raises(
-        ModelError, match=rf"http://127\.0\.0\.1:{port}/v1/chat/completions gave no answer in 1 tries: .*refused"
+        ModelError, match=rf"http://127\.0\.0\.1:{port}/v1/chat/completions cannot be reached: .*refused\. Start"
     ):
-        ask(f"http://127.0.0.1:{port}/v1", max_retries=0)
+        ask(f"http://127.0.0.1:{port}/v1", waits)
+    assert not waits
+
+
+def test_a_server_that_answered_once_is_waited_for():
+    waits = []
+    with server() as (address, _):
+        author = Address(Synthesis(model=address, name="large", max_retries=2), waits.append)
+        author.write("Judge it", **(ASK | {"stop": None}))
+    with pytest.raises(ModelError, match=r"gave no answer in 3 tries: .*refused"):
+        author.write("Judge it", **(ASK | {"stop": None}))
+    assert waits == [1, 2]
 
 
 def test_a_server_that_hangs_is_given_up():
