@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.exports import _llama_cpp
+from tunesmith.exports.formats import llama_cpp
 from tunesmith.generate.alone import logits_of
 from tunesmith.generate.engine import Generator, greedy_ids
 
@@ -47,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     merged = Generator.open(str(arguments.merged), "cpu", arguments.dtype)
     if arguments.reader == "llama.cpp":
-        with _llama_cpp.opened(arguments.file, 1024) as other:
+        with llama_cpp.opened(arguments.file, 1024) as other:
             compare(merged, lambda prompt: other.greedy(prompt, TOKENS), other.logits)
     else:
         read = Generator.open(str(arguments.file), "cpu", "float32").model

@@ -2,7 +2,7 @@
 
 import torch
 
-from tunesmith.exports import _check
+from tunesmith.exports.checks import compare
 from tunesmith.types import Report
 
 
@@ -17,5 +17,5 @@ def test_ties_part_and_clear_choices_do_not():
 def test_lead_is_that_of_the_first_other_token():
     table = torch.zeros(3, 5)
     table[1] = torch.tensor([0.0, 2.0, 1.5, 0.0, 0.0])
-    one = _check.Probe("?", (1,), (4, 1, 0), table)
-    assert _check._lead(one, (4, 2, 3)) == 0.5
+    one = compare.Probe("?", (1,), (4, 1, 0), table)
+    assert compare._lead(one, (4, 2, 3)) == 0.5

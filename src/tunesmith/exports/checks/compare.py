@@ -20,10 +20,10 @@ from tunesmith import atomic
 from tunesmith.adapters._prompts import TYPES, UNMERGED
 from tunesmith.engine import checkpoint
 from tunesmith.errors import RunError
-from tunesmith.exports._manners import Manners, difference, manners
-from tunesmith.exports._paged import page
-from tunesmith.exports._signature import Digests, damage, signed
-from tunesmith.exports._tensors import files_of
+from tunesmith.exports.checks.manners import Manners, difference, manners
+from tunesmith.exports.checks.signature import Digests, damage, signed
+from tunesmith.exports.merging.paged import page
+from tunesmith.exports.merging.tensors import files_of
 from tunesmith.generate.alone import logits_of
 from tunesmith.generate.engine import Generator, greedy_ids
 from tunesmith.generate.load import ADAPTER, RECIPE, has_weights, is_adapter, load, locate
