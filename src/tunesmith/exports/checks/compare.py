@@ -180,11 +180,17 @@ def said_by(
     out: Path,
     share: float,
 ) -> Report:
-    """How what gives the greedy tokens after a prompt, and the logits of an answer's tokens, answers."""
+    """How what gives the greedy tokens after a prompt, and the logits of an answer's tokens, answers.
+
+    Where the run's tokens, read at once, are each the likeliest, they are the greedy answer: it is made token by token
+    only where one is not.
+    """
     differences, partings, divergences = [], [], []
     for one in run.probes:
-        tokens = tuple(greedy(one.prompt))
         logits = logits_at(one.prompt, one.tokens)
+        tokens = tuple(logits.argmax(-1).tolist())
+        if tokens != one.tokens:
+            tokens = tuple(greedy(one.prompt))
         differences.append((logits - one.logits).abs().max())
         own, other = one.logits.log_softmax(-1), logits.log_softmax(-1)  # [K, V]
         divergences.append((own.exp() * (own - other)).sum(-1).mean())
