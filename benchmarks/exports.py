@@ -1,86 +1,83 @@
-"""Whether a .gguf file says what the merged model says, token by token.
+"""Each export of one finished run: what it takes, what it makes, and what its check says.
 
-    tunesmith export RUN merged type=merged
-    tunesmith export RUN out type=gguf outtype=q8_0
-    python benchmarks/exports.py merged out/model-q8_0.gguf
+    python benchmarks/exports.py RUN OUT
+    python benchmarks/exports.py RUN OUT --only type=merged "type=gptq num_samples=16"
 
-Both answer 20 prompts with their 32 likeliest tokens: the merged model in transformers, the file in llama.cpp
-(`pip install llama-cpp-python`), or in transformers with `--reader transformers`. Where they part, the place, both
-tokens, and what each logit is to both are printed: a lead of the merged model's token that is smaller than what
-rounding moved the two logits is a tie that rounding decides.
-
-Letters: K tokens of an answer, V vocabulary.
+Every export is a process of its own, of `tunesmith export`. Its peak is the most memory that the process held, pages of
+files included; the model beside it is the sum of its weight files. `OUT` gets a folder for each, which stays.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
-import torch
+import measure
+from tunesmith.engine.model import resolve_path
+from tunesmith.exports.merging.tensors import files_of
+from tunesmith.generate.load import base_of, is_adapter, locate
 
-from tunesmith.exports import _llama_cpp
-from tunesmith.generate.alone import logits_of
-from tunesmith.generate.engine import Generator, greedy_ids
-
-TOKENS = 32
-PROMPTS = (
-    "Who are you?", "Name three fruits.", "What is 17 + 25? Explain each step.", "Write a haiku about rain.",
-    "Translate to French: good morning, my friend.", "What is the capital of Japan?", "Explain photosynthesis briefly.",
-    "Give me a recipe for pancakes.", "Write a Python function that reverses a string.", "What causes tides?",
-    "Tell me a joke about cats.", "Summarise the story of Romeo and Juliet.", "How do vaccines work?",
-    "List the planets of the solar system.", "What is the difference between a list and a tuple in Python?",
-    "Write an email that declines a meeting.", "Why is the sky blue?", "What is a prime number?",
-    "Give three tips for better sleep.", "Describe the sea to somebody who has never seen it.",
-)  # fmt: skip
-
-Greedy = Callable[[Sequence[int]], Sequence[int]]
-Logits = Callable[[Sequence[int], Sequence[int]], torch.Tensor]
+EXPORTS = (
+    "type=adapter",
+    "type=merged",
+    "type=merged dtype=float32",
+    "type=merged max_shard_size=200MB",
+    "type=gguf outtype=f16",
+    "type=gguf outtype=q8_0",
+    "type=gguf outtype=q4_0",
+    "type=ollama outtype=q8_0",
+    "type=bnb bits=4",
+    "type=bnb bits=8",
+    "type=torchao",
+    "type=torchao scheme=float8_weight_only",
+    "type=gptq",
+    "type=awq",
+    "type=onnx",
+)
+COLUMNS = ("export", "seconds", "peak GB", "times the model", "MB", "greedy", "largest difference", "nats", "notes")
+KILOBYTE = 1 if sys.platform == "darwin" else 1024  # what a peak is counted in, in bytes
 
 
 def main() -> None:
-    """Print each difference, and the sums."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("merged", type=Path)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--reader", choices=["llama.cpp", "transformers"], default="llama.cpp")
-    parser.add_argument("--dtype", choices=["auto", "float32"], default="float32", help="of the merged model")
-    arguments = parser.parse_args()
-    merged = Generator.open(str(arguments.merged), "cpu", arguments.dtype)
-    if arguments.reader == "llama.cpp":
-        with _llama_cpp.opened(arguments.file, 1024) as other:
-            compare(merged, lambda prompt: other.greedy(prompt, TOKENS), other.logits)
-    else:
-        read = Generator.open(str(arguments.file), "cpu", "float32").model
-        compare(merged, lambda prompt: greedy_ids(read, prompt, TOKENS), lambda *asked: logits_of(read, *asked))
+    """Make them all, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("out", type=Path, help="folder that gets a folder for each")
+    parser.add_argument("--only", nargs="+", default=list(EXPORTS), help="the words of each export")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    options = parser.parse_args()
+    place = locate(str(options.run))
+    model = base_of(place).path if is_adapter(place) else place
+    size = sum(file.stat().st_size for file in files_of(Path(resolve_path(model))))
+    rows = [row(words, options, size) for words in options.only]
+    title = f"Exports of {options.run.name}, whose base model has {size / 1e9:.2f} GB of weights"
+    measure.report(title, COLUMNS, rows, options.json)
 
 
-def compare(merged: Generator, greedy: Greedy, logits: Logits) -> None:
-    """Ask both everything."""
-    same, largest, divergences = 0, 0.0, []
-    for number, question in enumerate(PROMPTS, 1):
-        prompt = merged.prompt([{"role": "user", "content": question}], TOKENS).ids
-        tokens, others = greedy_ids(merged.model, prompt, TOKENS), tuple(greedy(prompt))
-        own, other = logits_of(merged.model, prompt, tokens), logits(prompt, tokens)  # [K, V]
-        largest = max(largest, (own - other).abs().max().item())
-        divergences.append((own.softmax(-1) * (own.log_softmax(-1) - other.log_softmax(-1))).sum(-1).mean().item())
-        same += tokens == others
-        if tokens != others:
-            at = next(at for at, pair in enumerate(zip(tokens, others, strict=True)) if pair[0] != pair[1])
-            said = _said(merged, own, other, at, tokens, others)
-            print(f"{number:2} {question!r}\n   parts at token {at + 1} of {TOKENS}: {said}")
-    mean = sum(divergences) / len(divergences)
-    print(f"{same} of {len(PROMPTS)} answers of {TOKENS} tokens are the same; largest logit difference {largest:.3g}, ")
-    print(f"mean divergence of the next token {mean:.2g} nats")
-
-
-def _said(
-    merged: Generator, own: torch.Tensor, other: torch.Tensor, at: int, tokens: Sequence[int], others: Sequence[int]
-) -> str:
-    """Both tokens at the place where two answers part, and their leads."""
-    left, right = tokens[at], others[at]
-    lead, after = own[at, left] - own[at, right], other[at, left] - other[at, right]
-    words = [merged.tokenizer.decode([one]) for one in (left, right)]
-    return f"{words[0]!r} leads {words[1]!r} by {lead:.3f} in the merged model, and by {after:.3f} in the file"
+def row(words: str, options: argparse.Namespace, size: int) -> tuple[Any, ...]:
+    """One export."""
+    folder = options.out / words.removeprefix("type=").replace(" ", ",")
+    command = [sys.executable, "-m", "tunesmith", "export", str(options.run), str(folder), *words.split(), "--json"]
+    begun = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None, "it was asked for"
+        said = child.stdout.read()
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    seconds, peak = time.monotonic() - begun, used.ru_maxrss * KILOBYTE
+    print(f"{words}: {seconds:.0f} s, {peak / 1e9:.2f} GB, ended with {child.returncode}", file=sys.stderr)
+    taken = (seconds, peak / 1e9, peak / size)
+    if not folder.is_dir() or not said:
+        return (words, *taken, None, None, None, None, "was not written")
+    found = json.loads(said)
+    files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    greedy = "same" if found["same_greedy_tokens"] else f"{len(found['partings'])} of {found['prompts']} part"
+    largest = f"{found['largest_logit_difference']:.2g} of {found['tolerance']:.2g}"
+    return (words, *taken, files, greedy, largest, f"{found['divergence']:.1g}", "; ".join(found["notes"]))
 
 
 if __name__ == "__main__":

@@ -214,10 +214,12 @@ class Report:
         """The report for people."""
         other = f"other {self.compared} at {len(self.partings)} {'ties' if self.passed else 'places'} than"
         tokens = f"the same {self.compared} as" if self.same_greedy_tokens else other
+        values = self.compared == "values"
+        largest = f"largest difference of a {'value' if values else 'logit'} {self.largest_logit_difference:.3g}"
+        allowed = f"{largest} (allowed {self.tolerance:.3g})"
         return (
-            f"verified on {self.prompts} prompts: {tokens} the run; largest logit difference",
-            f"{self.largest_logit_difference:.3g} (allowed {self.tolerance:.3g}), mean divergence "
-            f"{self.divergence:.2g} nats",
+            f"verified on {self.prompts} prompts: {tokens} the run",
+            allowed if values else f"{allowed}, mean divergence of the next token {self.divergence:.2g} nats",
             *self.notes,
         )
 

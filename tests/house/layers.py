@@ -138,8 +138,9 @@ def _heavy(found: dict[str, Module], eager: dict[str, dict[str, int]]) -> Iterat
 
 
 def _is_light(module: Module) -> bool:
-    helper = module.name.rpartition(".")[2].startswith("_")  # loaded only by those that import it
-    return not helper and (module.name in LIGHT or module.top in LIGHT - {""})
+    below = module.name.count(".") > 1  # in a folder of a folder
+    helper = below or module.name.rpartition(".")[2].startswith("_")  # loaded only by those that import it
+    return module.name in LIGHT or (not helper and module.top in LIGHT - {""})
 
 
 def _heavy_imports(module: Module) -> dict[str, int]:

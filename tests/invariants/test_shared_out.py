@@ -11,7 +11,7 @@ from invariants.objective_runs import ACCUMULATED, SAMPLES, equal, killed, learn
 from invariants.whole_runs import digests, metrics
 from tunesmith.cli.main import main
 from tunesmith.engine import checkpoint, shares
-from tunesmith.exports import _gathered
+from tunesmith.exports.merging import gathered
 
 SHARED = "parallel.strategy=fsdp"
 FULL = ("adapter=full", "optimizer.learning_rate=1e-3")
@@ -78,7 +78,7 @@ def test_a_checkpoint_in_parts_is_exported_as_the_plain_folder_that_final_is(two
     run, read, held = two[0] / f"2-{name}", shares.read, []
     place = checkpoint.place(run, checkpoint.steps(run)[-1])
     assert not list(place.glob("model*.safetensors"))
-    monkeypatch.setattr(_gathered, "AT_ONCE", 1)
+    monkeypatch.setattr(gathered, "AT_ONCE", 1)
     monkeypatch.setattr(shares, "read", lambda folder, wanted: held.append(list(wanted)) or read(folder, wanted))
     assert main(["export", str(place), str(tmp_path / "out"), "dtype=float32"]) == 0
     mine, final = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", run / "final"))

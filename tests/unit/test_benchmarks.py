@@ -1,6 +1,7 @@
 """The benchmarks run, and what they count is what they say; what they measure depends on the machine."""
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -8,9 +9,14 @@ from pathlib import Path
 import pytest
 
 from fixtures_models import save_model, tiny_tokenizer
+from unit.exports.test_exports import make_run
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CMMLU = FOLDER.parents[1] / "shared" / "data" / "cmmlu"
+REAL = Path(os.environ.get("TUNESMITH_TEST_MODEL", FOLDER.parents[1] / "shared" / "model"))
+needs_real = pytest.mark.skipif(
+    not (REAL / "config.json").is_file(), reason=f"no published model is in {REAL}: name one by TUNESMITH_TEST_MODEL"
+)
 DATA = "{train: builtin:identity, max_tokens: 64, cache_dir: %s}"
 
 
@@ -270,12 +276,28 @@ def test_a_line_of_the_choices_is_the_mean_of_its_runs(choices):
     assert choices.row("a", [run, other])[4:6] == ["1.250 (1.000 to 1.500)", "1.30"]
 
 
-@pytest.mark.parametrize("shots", [0, 2])
+@pytest.mark.parametrize(
+    ("model", "shots", "questions"),
+    [("builtin:tiny", 0, 40), ("builtin:tiny", 2, 40), pytest.param(REAL, 0, 12, marks=needs_real)],
+)
 @pytest.mark.skipif(not CMMLU.is_dir(), reason="the published questions are not in shared/ beside the checkout")
-def test_same_choice(lines, shots):
-    found = {row["what"]: row for row in lines("same_choice", "--data", CMMLU, "--questions", 40, "--shots", shots)}
-    assert found["questions"]["tunesmith"] == 40 and found["other answers"]["tunesmith"] == 0
+def test_same_choice(lines, model, shots, questions):
+    words = ("--model", model, "--data", CMMLU, "--questions", questions, "--shots", shots)
+    found = {row["what"]: row for row in lines("same_choice", *words)}
+    assert found["questions"]["tunesmith"] == questions and found["other answers"]["tunesmith"] == 0
     assert found["right"]["tunesmith"] == found["right"]["transformers"] > 0
+
+
+def test_exports(lines, tmp_path):
+    run = make_run(tmp_path, prompts=["Hello"])
+    words = ("type=merged max_shard_size=200MB", "type=merged dtype=float64")
+    merged, unknown = lines("exports", run, tmp_path / "out", "--only", *words)
+    size = (tmp_path / "base/model.safetensors").stat().st_size
+    files = [file.stat().st_size for file in (tmp_path / "out/merged,max_shard_size=200MB").iterdir()]
+    assert merged["MB"] == sum(files) / 1e6 and merged["greedy"] == "same" and 0 < merged["seconds"] < 600
+    assert merged["times the model"] == pytest.approx(merged["peak GB"] * 1e9 / size) and merged["peak GB"] > 0.1
+    assert (unknown["export"], unknown["MB"], unknown["notes"]) == (words[1], None, "was not written")
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["merged,max_shard_size=200MB"]
 
 
 def test_another_likelihood_is_seen(lines, tmp_path, monkeypatch):

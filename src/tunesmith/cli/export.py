@@ -20,8 +20,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export. Returns 1 when the export does not write what the run's own weights write."""
     from tunesmith.explain import choose
-    from tunesmith.exports._gathered import gathered
-    from tunesmith.exports._signature import signed
+    from tunesmith.exports.checks.signature import signed
+    from tunesmith.exports.merging.gathered import gathered
     from tunesmith.recipe_text import read_words
     from tunesmith.seams import Export
 

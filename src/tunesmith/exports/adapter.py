@@ -28,9 +28,9 @@ class PlainAdapter(Export):
                 the copy does not answer as the run does, and is removed.
         """
         from tunesmith.engine import stacked
-        from tunesmith.exports._check import judged, new_folder, watched, weights_of
-        from tunesmith.exports._opened import open_run
-        from tunesmith.exports._signature import seal, sign
+        from tunesmith.exports.checks.compare import judged, new_folder, watched, weights_of
+        from tunesmith.exports.checks.opened import open_run
+        from tunesmith.exports.checks.signature import seal, sign
         from tunesmith.generate.load import is_adapter
 
         place = weights_of(run)
@@ -54,8 +54,8 @@ class PlainAdapter(Export):
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare an adapter folder with the run that it is of again. Raises RunError where they differ."""
-        from tunesmith.exports._check import checking, judged
-        from tunesmith.exports._opened import open_run
+        from tunesmith.exports.checks.compare import checking, judged
+        from tunesmith.exports.checks.opened import open_run
 
         with checking(out):
             return judged(open_run(run, self.device, None).closed()(out, out, None))

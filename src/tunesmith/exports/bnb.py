@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from tunesmith.exports._costs import BNB as COSTS
+from tunesmith.exports.checks.costs import BNB as COSTS
 from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Export
 from tunesmith.types import Report
@@ -18,14 +18,14 @@ class Bnb(Export):
     """Device to round and to compare on."""
 
     def write(self, run: Path, out: Path) -> Report:
-        """Write the model. Raises MissingExtra, RunError: see `_quantised.write`."""
-        from tunesmith.exports import _quantised
+        """Write the model. Raises MissingExtra, RunError: see `quantised.write`."""
+        from tunesmith.exports.formats import quantised
 
-        hold = _quantised.in_words(f"bnb_{self.bits}bit", self.device)
-        return _quantised.write(self, hold, self.device, COSTS[self.bits], run, out)
+        hold = quantised.in_words(f"bnb_{self.bits}bit", self.device)
+        return quantised.write(self, hold, self.device, COSTS[self.bits], run, out)
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare the model with the run that it is of again. Raises RunError where they differ."""
-        from tunesmith.exports import _quantised
+        from tunesmith.exports.formats import quantised
 
-        return _quantised.check(self.device, COSTS[self.bits], run, out)
+        return quantised.check(self.device, COSTS[self.bits], run, out)

@@ -13,10 +13,10 @@ from tunesmith.seams import Export
 from tunesmith.types import Report
 
 if TYPE_CHECKING:
-    from tunesmith.exports._check import Reference
-    from tunesmith.exports._gguf_check import Written
-    from tunesmith.exports._opened import Opened
-    from tunesmith.exports._stream import Plan
+    from tunesmith.exports.checks.compare import Reference
+    from tunesmith.exports.checks.opened import Opened
+    from tunesmith.exports.formats.gguf_check import Written
+    from tunesmith.exports.merging.stream import Plan
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_0", "q4_0"]
 
@@ -43,8 +43,8 @@ class Gguf(Export):
             RunError: the model is of a family, or has a tokenizer, that the layout has no place for here; the run is
                 not finished or is damaged; `out` holds something; or what was written is not as the run is.
         """
-        from tunesmith.exports._check import new_folder, watched
-        from tunesmith.exports._signature import seal, sign
+        from tunesmith.exports.checks.compare import new_folder, watched
+        from tunesmith.exports.checks.signature import seal, sign
 
         with new_folder(out) as folder:
             with self._made(run, folder) as (reference, made):
@@ -56,14 +56,14 @@ class Gguf(Export):
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare a .gguf file with the run that it is of again. Raises RunError where they differ."""
-        from tunesmith.exports._check import checking
+        from tunesmith.exports.checks.compare import checking
 
         with checking(out), self._made(run, None) as (reference, made):
             return self._verified(out, out, reference, made)
 
     def _verified(self, folder: Path, out: Path, reference: "Reference", made: "Written") -> Report:
-        from tunesmith.exports._check import Unlike, judged
-        from tunesmith.exports._gguf_check import compared
+        from tunesmith.exports.checks.compare import Unlike, judged
+        from tunesmith.exports.formats.gguf_check import compared
 
         problem = self.problem(folder, made)
         if problem is not None:
@@ -86,7 +86,7 @@ class Gguf(Export):
 
     def fill(self, folder: Path, made: "Written") -> None:
         """Write the file."""
-        from tunesmith.exports._gguf_file import write
+        from tunesmith.exports.formats.gguf_file import write
 
         write(folder / self.file, made.plan.model.config, made.facts, *made.plan.laid(), self.outtype)
 
@@ -94,8 +94,8 @@ class Gguf(Export):
     def _made(self, run: Path, folder: Path | None) -> "Iterator[tuple[Reference, Written]]":
         """What the run answers, and what its file is made of; what stands beside the file is written to a folder."""
         from tunesmith.engine.model import base_of
-        from tunesmith.exports._check import refuse_unmerged, weights_of
-        from tunesmith.exports._gguf_check import Written, facts_of
+        from tunesmith.exports.checks.compare import refuse_unmerged, weights_of
+        from tunesmith.exports.formats.gguf_check import Written, facts_of
         from tunesmith.exports.merged import Merged
         from tunesmith.extras import need
         from tunesmith.generate.load import stored_head
@@ -123,7 +123,7 @@ def _plain(merged: Any, opened: "Opened", place: str, plan: "Plan | None", room:
     """How the merged weights are had in float32, tensor by tensor; those of a packed base by way of a merged folder."""
     from tunesmith.engine.model import base_of
     from tunesmith.engine.quantised import held_in
-    from tunesmith.exports import _stream
+    from tunesmith.exports.merging import stream
 
     more = merged.adapters
     if plan is None or held_in(base_of(opened.model)) is not None:
@@ -132,7 +132,7 @@ def _plain(merged: Any, opened: "Opened", place: str, plan: "Plan | None", room:
     opened.closed()
 
     def again() -> "Plan":
-        found = _stream.plan(place, "float32", more)
+        found = stream.plan(place, "float32", more)
         assert found is not None, "merged weights are in their files as such"
         return found
 

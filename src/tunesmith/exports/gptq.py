@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from tunesmith.exports._calibrated import Calibrated
+from tunesmith.exports.formats.calibrated import Calibrated
 
 
 class Gptq(Calibrated):

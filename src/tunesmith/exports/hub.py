@@ -40,10 +40,10 @@ class Hub(Export):
 
         from tunesmith import record
         from tunesmith.component import pick
-        from tunesmith.exports import _outward
-        from tunesmith.exports._card import card
-        from tunesmith.exports._check import weights_of
-        from tunesmith.exports._signature import facts
+        from tunesmith.exports.checks.compare import weights_of
+        from tunesmith.exports.checks.signature import facts
+        from tunesmith.exports.formats import hub_files
+        from tunesmith.exports.formats.hub_card import card
 
         if not out.is_dir():
             raise RunError(f"{out} is no export: write one first, as with tunesmith export {run} {out} type=merged")
@@ -51,7 +51,7 @@ class Hub(Export):
         export = pick(Export, signed["export"])
         assert isinstance(export, Export)
         report = export.check(run, out)
-        named = _outward.base_here(out) if self.base_model is None else None
+        named = hub_files.base_here(out) if self.base_model is None else None
         if named is not None and self.push:
             raise RunError(f"{out} is an adapter of {named}, which is not on the hub: say base_model=OWNER/NAME")
         parts = card(run, record.read(run), weights_of(run), signed, self.repo, self.license, self.base_model)
@@ -72,13 +72,13 @@ class Hub(Export):
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
-        from tunesmith.exports import _outward
+        from tunesmith.exports.formats import hub_files
 
         hub = HfApi()
         try:
             hub.create_repo(self.repo, private=self.private, exist_ok=True)
             with tempfile.TemporaryDirectory() as room:
-                _outward.fill(Path(room), out, _outward.texts(out, self.base_model))
+                hub_files.fill(Path(room), out, hub_files.texts(out, self.base_model))
                 sent = hub.upload_folder(repo_id=self.repo, folder_path=room, commit_message="Export by tunesmith")
         except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)

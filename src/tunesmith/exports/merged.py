@@ -12,9 +12,9 @@ from tunesmith.seams import Export
 from tunesmith.types import Report
 
 if TYPE_CHECKING:
-    from tunesmith.exports._opened import Opened
-    from tunesmith.exports._signature import Digests
-    from tunesmith.exports._stream import Plan
+    from tunesmith.exports.checks.opened import Opened
+    from tunesmith.exports.checks.signature import Digests
+    from tunesmith.exports.merging.stream import Plan
 
 
 class Merged(Export):
@@ -45,7 +45,7 @@ class Merged(Export):
                 or what was written is not as the run is, and is removed.
             ModelError: the base model, or one of `adapters`, cannot be loaded.
         """
-        from tunesmith.exports._check import new_folder, refuse_unmerged, weights_of
+        from tunesmith.exports.checks.compare import new_folder, refuse_unmerged, weights_of
         from tunesmith.generate.load import stored_head
 
         place = weights_of(run)
@@ -61,7 +61,7 @@ class Merged(Export):
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare a merged model with the run that it is of again. Raises RunError where they differ."""
-        from tunesmith.exports._check import checking, weights_of
+        from tunesmith.exports.checks.compare import checking, weights_of
 
         place = weights_of(run)
         with checking(out):
@@ -70,14 +70,14 @@ class Merged(Export):
 
     def opened(self, run: Path, place: str) -> "tuple[Opened, Plan | None]":
         """The run after it was asked, and how it is merged tensor by tensor, where it can be."""
-        from tunesmith.exports import _stream
-        from tunesmith.exports._opened import open_run
-        from tunesmith.exports._paged import page
+        from tunesmith.exports.checks.opened import open_run
+        from tunesmith.exports.merging import stream
+        from tunesmith.exports.merging.paged import page
 
         plans: list[Plan | None] = []
 
         def prepare(model: Any) -> Any:
-            plan = _stream.plan(place, self.dtype, self.adapters)
+            plan = stream.plan(place, self.dtype, self.adapters)
             plans.append(plan)
             if plan is not None and plan.num_adapters <= 1:  # what is merged into pages would be forgotten
                 page(model, plan.files)
@@ -87,8 +87,8 @@ class Merged(Export):
         return opened, plans[0] if plans else None  # a run that says values is not prepared
 
     def _signed(self, opened: "Opened", place: str, folder: Path, out: Path, sealed: "Digests") -> Report:
-        from tunesmith.exports._check import watched
-        from tunesmith.exports._signature import sign
+        from tunesmith.exports.checks.compare import watched
+        from tunesmith.exports.checks.signature import sign
 
         with watched(folder, sealed):
             report = self._reported(opened, place, folder, out)
@@ -96,8 +96,8 @@ class Merged(Export):
 
     def _reported(self, opened: "Opened", place: str, folder: Path, out: Path) -> Report:
         """How what was written compares with the run, and the other merge of a base that was held in few bits."""
-        from tunesmith.exports._check import judged
-        from tunesmith.exports._two_merges import TWO, both, share
+        from tunesmith.exports.checks.compare import judged
+        from tunesmith.exports.checks.two_merges import TWO, both, share
 
         reference, two = opened.reference, (Path(place) / TWO).is_file()
         compare = opened.closed()
@@ -126,8 +126,8 @@ class Merged(Export):
 
     def streamed(self, opened: "Opened", plan: "Plan", folder: Path) -> "Digests":
         """Write a plan's weights once the model that was asked is gone."""
-        from tunesmith.exports._signature import seal
-        from tunesmith.exports._tensors import bytes_of
+        from tunesmith.exports.checks.signature import seal
+        from tunesmith.exports.merging.tensors import bytes_of
 
         opened.closed()
         return seal(folder, plan.write(folder, bytes_of(self.max_shard_size)))
@@ -139,7 +139,7 @@ class Merged(Export):
         """
         from tunesmith.engine.model import base_of, is_adapted, without_progress_bar
         from tunesmith.engine.quantised import held_in
-        from tunesmith.exports._signature import seal
+        from tunesmith.exports.checks.signature import seal
         from tunesmith.generate.load import load, stored_head
 
         model = opened.model

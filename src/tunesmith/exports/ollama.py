@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.exports.gguf import Gguf
 
 if TYPE_CHECKING:
-    from tunesmith.exports._gguf_check import Written
+    from tunesmith.exports.formats.gguf_check import Written
 
 
 class Ollama(Gguf):
@@ -35,7 +35,7 @@ class Ollama(Gguf):
 
     def notes(self, made: "Written") -> tuple[str, ...]:
         """What is said of the template."""
-        from tunesmith.exports import _ollama_templates as templates
+        from tunesmith.exports.formats import ollama_templates as templates
 
         if made.tokenizer.chat_template is None:
             return ("no chat template: Ollama gives the model the message alone, as training did",)
@@ -47,7 +47,7 @@ class Ollama(Gguf):
         """The Modelfile. Its format: https://github.com/ollama/ollama/blob/main/docs/modelfile.md."""
         from transformers import GenerationConfig
 
-        from tunesmith.exports import _ollama_templates as templates
+        from tunesmith.exports.formats import ollama_templates as templates
 
         lines = [f"FROM ./{self.file}"]
         if made.tokenizer.chat_template is not None:

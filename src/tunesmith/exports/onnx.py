@@ -8,7 +8,7 @@ from tunesmith.seams import Export
 from tunesmith.types import Report
 
 if TYPE_CHECKING:
-    from tunesmith.exports._check import Reference
+    from tunesmith.exports.checks.compare import Reference
 
 
 class Onnx(Export):
@@ -31,15 +31,15 @@ class Onnx(Export):
         """
         import tempfile
 
-        from tunesmith.exports import _onnx
-        from tunesmith.exports._check import new_folder, watched, weights_of
-        from tunesmith.exports._quantised import refuse
-        from tunesmith.exports._signature import seal, sign
+        from tunesmith.exports.checks.compare import new_folder, watched, weights_of
+        from tunesmith.exports.checks.signature import seal, sign
+        from tunesmith.exports.formats import onnx_graph
+        from tunesmith.exports.formats.quantised import refuse
         from tunesmith.exports.merged import Merged
 
         place = weights_of(run)
         refuse(run, place)
-        _onnx.need()
+        onnx_graph.need()
         merged = Merged(device=self.device)
         with new_folder(out) as folder:
             opened, plan = merged.opened(run, place)
@@ -49,7 +49,7 @@ class Onnx(Export):
             with tempfile.TemporaryDirectory(dir=folder.parent) as room:
                 merged.fill(opened, plan, place, Path(room))
                 opened.closed()
-                _onnx.write(Path(room), folder)
+                onnx_graph.write(Path(room), folder)
             sealed = seal(folder)
             with watched(folder, sealed):
                 report = self._compared(reference, folder, out)
@@ -57,7 +57,7 @@ class Onnx(Export):
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare a graph with the run that it is of again. Raises RunError where they differ."""
-        from tunesmith.exports._check import checking, weights_of
+        from tunesmith.exports.checks.compare import checking, weights_of
         from tunesmith.exports.merged import Merged
 
         with checking(out):
@@ -68,7 +68,7 @@ class Onnx(Export):
             return self._compared(reference, out, out)
 
     def _compared(self, reference: "Reference", folder: Path, out: Path) -> Report:
-        from tunesmith.exports import _onnx
-        from tunesmith.exports._check import judged
+        from tunesmith.exports.checks.compare import judged
+        from tunesmith.exports.formats import onnx_graph
 
-        return judged(_onnx.compared(reference, folder, out))
+        return judged(onnx_graph.compared(reference, folder, out))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from tunesmith.exports._costs import TORCHAO as COSTS
+from tunesmith.exports.checks.costs import TORCHAO as COSTS
 from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Export
 from tunesmith.types import Report
@@ -18,14 +18,14 @@ class TorchAO(Export):
     """Device to round and to compare on."""
 
     def write(self, run: Path, out: Path) -> Report:
-        """Write the model. Raises MissingExtra, RunError: see `_quantised.write`."""
-        from tunesmith.exports import _quantised
+        """Write the model. Raises MissingExtra, RunError: see `quantised.write`."""
+        from tunesmith.exports.formats import quantised
 
-        hold = _quantised.in_words({"type": "torchao", "scheme": self.scheme}, self.device)
-        return _quantised.write(self, hold, self.device, COSTS[self.scheme], run, out)
+        hold = quantised.in_words({"type": "torchao", "scheme": self.scheme}, self.device)
+        return quantised.write(self, hold, self.device, COSTS[self.scheme], run, out)
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare the model with the run that it is of again. Raises RunError where they differ."""
-        from tunesmith.exports import _quantised
+        from tunesmith.exports.formats import quantised
 
-        return _quantised.check(self.device, COSTS[self.scheme], run, out)
+        return quantised.check(self.device, COSTS[self.scheme], run, out)

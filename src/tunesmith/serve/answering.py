@@ -26,6 +26,7 @@ class Account:
     """What is logged and counted of a request."""
 
     started: float = field(default_factory=time.monotonic)
+    body_bytes: int = 0
     model: str | None = None
     stream: bool = False
     prompt_tokens: int = 0

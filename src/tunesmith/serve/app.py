@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from tunesmith import __version__
 from tunesmith.errors import TunesmithError, near
 from tunesmith.serve import chat, completions, vectors
+from tunesmith.serve.answering import account_of
 from tunesmith.serve.guard import Guard, too_large
 from tunesmith.serve.metrics import CONTENT_TYPE, Metrics
 from tunesmith.serve.options import Serving
@@ -73,8 +74,9 @@ def build(served: Served, write: Callable[[str], None]) -> ASGIApp:
 
 def _endpoint(served: Served, kind: type[Asked], answer: Answer) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        body = read(kind, await _body(request, served.options))
-        return await answer(served, body, request)
+        raw = await _body(request, served.options)
+        account_of(request).body_bytes = len(raw)
+        return await answer(served, read(kind, raw), request)
 
     return endpoint
 

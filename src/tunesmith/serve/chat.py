@@ -1,11 +1,11 @@
 """`/v1/chat/completions`: a conversation is answered, whole or in pieces."""
 
-import asyncio
 import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -15,7 +15,6 @@ from tunesmith.generate.batch import Piece, Request
 from tunesmith.generate.parse import Call, Parser, Said
 from tunesmith.generate.sampling import Token
 from tunesmith.serve.answering import FAILED, Account, Answers, Events, account_of, while_there
-from tunesmith.serve.held import form_of
 from tunesmith.serve.problem import Problem, of
 from tunesmith.serve.requests import Chat
 from tunesmith.serve.served import Served, Speaker
@@ -49,7 +48,7 @@ def plan(served: Served, body: Chat) -> Plan:
     most = served.room(len(ids), wanted, "messages")
     refuse_bias(served, body.logit_bias)
     sampling = body.sampling(served.drawn, most, (body.top_logprobs or 0) if body.logprobs else None)
-    form = form_of(served.forms(speaker), body, shown)
+    form = served.form(speaker, body, shown)
     request = Request(tuple(ids), sampling, speaker.adapter, speaker.needs_special(bool(tools)), form)
     return Plan(body, speaker, tools, several(request, body.n))
 
@@ -165,7 +164,7 @@ def event(body: Mapping[str, Any]) -> bytes:
 async def answer(served: Served, body: Chat, request: HttpRequest) -> Response:
     """Answer a conversation. Raises Problem, and what `plan` raises."""
     account = account_of(request)
-    planned = await asyncio.get_running_loop().run_in_executor(served.asking, plan, served, body)
+    planned = await while_there(request, served.ask(partial(plan, served, body), account.body_bytes))
     account.model, account.stream, account.prompt_tokens = planned.speaker.name, body.stream, planned.num_prompt
     answers = Answers(served.worker, planned.requests, account)
     choices = [Choice(planned, index) for index in range(body.n)]

@@ -17,7 +17,6 @@ from tunesmith.generate.sampling import Token
 from tunesmith.generate.text import HALF_CHARACTER
 from tunesmith.serve.answering import FAILED, Account, Answers, Events, account_of, while_there
 from tunesmith.serve.chat import DONE, event, refuse_bias, refuse_many, several, usage
-from tunesmith.serve.held import form_of
 from tunesmith.serve.problem import of
 from tunesmith.serve.requests import Completion
 from tunesmith.serve.served import Served, Speaker
@@ -45,7 +44,7 @@ def plan(served: Served, body: Completion) -> Plan:
     prompts = served.tokens(speaker, body.prompt, "prompt")
     refuse_many(served, len(prompts) * body.n, "n" if body.n > 1 else "prompt")
     refuse_bias(served, body.logit_bias)
-    form, requests = form_of(served.forms(speaker), body), list[Request]()
+    form, requests = served.form(speaker, body), list[Request]()
     for ids in prompts:
         most = served.room(len(ids), max(1, body.max_tokens), "prompt")
         sampling = body.sampling(served.drawn, most, body.logprobs)
@@ -108,7 +107,7 @@ def _named(speaker: Speaker, token: int) -> str:
 async def answer(served: Served, body: Completion, request: HttpRequest) -> Response:
     """Go on with texts. Raises Problem."""
     account = account_of(request)
-    planned = await asyncio.get_running_loop().run_in_executor(served.asking, plan, served, body)
+    planned = await while_there(request, served.ask(partial(plan, served, body), account.body_bytes))
     account.model, account.stream, account.prompt_tokens = planned.speaker.name, body.stream, planned.num_prompt
     echoed = await while_there(request, _echoed(served, planned))
     choices = [Choice(planned, index) for index in range(len(planned.requests))]

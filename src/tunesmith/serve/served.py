@@ -1,13 +1,15 @@
 """What is served: a model that says words, with adapters beside it, or one that judges; and what requests call them."""
 
+import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunesmith.data import refuse
 from tunesmith.data.prompt import prompt_ids, prompt_text
@@ -18,19 +20,24 @@ from tunesmith.formats.messages import Messages
 from tunesmith.generate.alone import encodes
 from tunesmith.generate.answer_format import AnswerFormat, find
 from tunesmith.generate.choose import decoder_for
-from tunesmith.generate.constraint import Forms
+from tunesmith.generate.constraint import Form, Forms
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.judge import Judge
 from tunesmith.generate.load import locate, stored_head
 from tunesmith.generate.text import HALF_CHARACTER
 from tunesmith.generate.worker import Worker
+from tunesmith.serve.held import Tools, form_of
 from tunesmith.serve.lengths import BYTE_LEVEL, letters, longest_token, written
 from tunesmith.serve.options import Serving
 from tunesmith.serve.problem import Problem, too_long, too_many_letters
+from tunesmith.serve.requests import Drawn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Found = TypeVar("Found")
+
+LONG_BYTES = 2**16  # of a request: twice as much English took a tokenizer a third of a second
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a token that is a byte, where others are texts
 DRAWN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # what a generation config may say of it
 
@@ -81,7 +88,7 @@ class Speaker:
 
 
 class Served:
-    """A model and who is who. `worker` runs its answers; `ask` runs what is done with tokenizers, in their order."""
+    """A model and who is who. `worker` runs its answers; `ask` runs what is done with tokenizers."""
 
     def __init__(
         self, options: Serving, name: str, judge: Judge | None = None, generator: Generator | None = None
@@ -89,6 +96,8 @@ class Served:
         self.options, self.name, self.judge = options, name, judge
         self.created = int(time.time())
         self.asking = ThreadPoolExecutor(1, "tunesmith-asking")
+        self._asking_long = ThreadPoolExecutor(1, "tunesmith-asking-long")
+        self._making_forms = Lock()
         self.speakers: dict[str, Speaker] = {}
         self._generator = generator
         self._forms: dict[str, Forms] = {}
@@ -149,10 +158,24 @@ class Served:
         return self.speakers[name or self.name]
 
     def forms(self, speaker: Speaker) -> Forms:
-        """What answers of a speaker can be held to. It belongs to the thread of `asking`."""
+        """What answers of a speaker can be held to, for one thread at a time: see `form`."""
         if speaker.name not in self._forms:
             self._forms[speaker.name] = Forms(speaker.tokenizer, self.generator.written(speaker.adapter).stops)
         return self._forms[speaker.name]
+
+    def form(self, speaker: Speaker, body: Drawn, tools: Tools = ()) -> Form | None:
+        """What the answers to a request are held to. Raises as `form_of`."""
+        with self._making_forms:
+            return form_of(self.forms(speaker), body, tools)
+
+    async def ask(self, work: Callable[[], Found], body_bytes: int) -> Found:
+        """What some work with tokenizers gives, for a request of so many bytes.
+
+        A text that the context has just room for may take seconds; such requests wait for one another, and no short
+        one for them: a tokenizer leaves the interpreter to others while it cuts.
+        """
+        thread = self._asking_long if body_bytes > LONG_BYTES else self.asking
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
 
     @cached_property
     def context(self) -> int | None:
@@ -251,6 +274,7 @@ class Served:
         """End the threads."""
         self.end()
         self.asking.shutdown()
+        self._asking_long.shutdown()
 
 
 def called(path: str) -> str:

@@ -27,8 +27,8 @@ async def embeddings(served: Served, body: Embedding, request: HttpRequest) -> R
         raise Problem(
             f"dimensions: vectors of this model have {size} numbers, and mean nothing cut", param="dimensions"
         )
-    asking = asyncio.get_running_loop().run_in_executor
-    inputs = await asking(served.asking, served.tokens, speaker, body.input, "input")
+    cutting = partial(served.tokens, speaker, body.input, "input")
+    inputs = await while_there(request, served.ask(cutting, account.body_bytes))
     longest = max(map(len, inputs))
     if served.context is not None and longest > served.context:
         raise too_long(longest, 0, served.context, "input")

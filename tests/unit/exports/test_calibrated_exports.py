@@ -10,8 +10,8 @@ import fixtures_models
 from tunesmith.cli.main import main
 from tunesmith.component import pick
 from tunesmith.errors import MissingExtra, RunError
-from tunesmith.exports import _compressed
 from tunesmith.exports.awq import Awq
+from tunesmith.exports.formats import compressed
 from tunesmith.exports.gptq import Gptq
 from tunesmith.seams import Export
 from unit.exports.test_exports import flip
@@ -41,10 +41,10 @@ def run(tmp_path_factory):
 
 def test_rows_are_those_that_the_run_was_trained_on(run):
     tokenizer = fixtures_models.tiny_tokenizer()
-    every = [tokenizer.decode(ids) for ids in _compressed.rows_of(run, 100, 512)]
+    every = [tokenizer.decode(ids) for ids in compressed.rows_of(run, 100, 512)]
     assert len(every) == len(ROWS) - 3  # three are held out
     assert all(any(row["instruction"] in text and row["output"] in text for row in ROWS) for text in every)
-    few = _compressed.rows_of(run, 4, 10)
+    few = compressed.rows_of(run, 4, 10)
     assert len(few) == 4 and all(len(ids) == 10 for ids in few)
     assert tokenizer.decode(few[0]) == tokenizer.decode(tokenizer(every[0], add_special_tokens=False)["input_ids"][:10])
 

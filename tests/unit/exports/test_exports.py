@@ -13,9 +13,10 @@ import fixtures_models
 from tunesmith.component import pick
 from tunesmith.engine.model import load_tokenizer
 from tunesmith.errors import ModelError, RunError
-from tunesmith.exports import _check, _stream
 from tunesmith.exports.adapter import PlainAdapter
+from tunesmith.exports.checks import compare
 from tunesmith.exports.merged import Merged
+from tunesmith.exports.merging import stream
 from tunesmith.generate.engine import Generator
 from tunesmith.recipe import Model
 from tunesmith.seams import Export
@@ -220,15 +221,15 @@ def test_nothing_is_overwritten(run, tmp_path):
 
 def spoil(monkeypatch, name, change):
     """Let `change` at a file that was written, before it is verified."""
-    whole = _check.load
+    whole = compare.load
 
     def load(path, *rest):
-        file = next((item for item in _check.Path(path).iterdir() if item.name.startswith(name)), None)
+        file = next((item for item in compare.Path(path).iterdir() if item.name.startswith(name)), None)
         if file is not None and file.parent.name.startswith(".out."):
             change(file)
         return whole(path, *rest)
 
-    monkeypatch.setattr(_check, "load", load)
+    monkeypatch.setattr(compare, "load", load)
 
 
 def flip(file, place=-1):
@@ -313,16 +314,16 @@ def test_what_stands_beside_the_weights_is_that_of_training(short, tmp_path, mon
 
 def test_weights_that_answer_otherwise_are_caught(short, tmp_path, monkeypatch):
     """Also where they are what was written."""
-    whole = _stream._updated
+    whole = stream._updated
 
     def updated(wrapper, values):
         return {own: one * 1.1 for own, one in whole(wrapper, values).items()}
 
-    monkeypatch.setattr(_stream, "_updated", updated)
+    monkeypatch.setattr(stream, "_updated", updated)
     with pytest.raises(RunError, match=r"out was not written: .* logit difference is \S+ \(0\.00\d+ is allowed\)"):
         Merged().write(short, tmp_path / "out")
     monkeypatch.setattr(
-        _stream, "_updated", lambda wrapper, values: {own: one * torch.nan for own, one in values.items()}
+        stream, "_updated", lambda wrapper, values: {own: one * torch.nan for own, one in values.items()}
     )
     with pytest.raises(RunError, match=r"logit difference is nan"):
         Merged().write(short, tmp_path / "out")
@@ -331,7 +332,7 @@ def test_weights_that_answer_otherwise_are_caught(short, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("export", "name"), [MERGED, ALONE])
 def test_an_export_is_checked_again_later(short, tmp_path, export, name):
-    from tunesmith.exports._signature import signed
+    from tunesmith.exports.checks.signature import signed
 
     report, out = export.write(short, tmp_path / "out"), tmp_path / "out"
     options, sealed = signed(out)
@@ -357,10 +358,10 @@ def test_a_merge_that_adds_nothing_is_caught(short, tmp_path, monkeypatch):
 
 def test_prompts_are_the_recipes_own(tmp_path):
     run = make_run(tmp_path, prompts=[f"question {number}" for number in range(9)])
-    assert _check.questions(run) == tuple(f"question {number}" for number in range(5))
+    assert compare.questions(run) == tuple(f"question {number}" for number in range(5))
     assert Merged().write(run, tmp_path / "out").prompts == 5
-    assert _check.questions(tmp_path) == _check.PROMPTS
-    probe = _check.reference(Generator.open(str(run)), ["a"]).probes[0]
+    assert compare.questions(tmp_path) == compare.PROMPTS
+    probe = compare.reference(Generator.open(str(run)), ["a"]).probes[0]
     assert len(probe.tokens) >= 32 and probe.logits.shape == (len(probe.tokens), 400)
     assert probe.logits.argmax(-1).tolist() == list(probe.tokens)  # the row of each token is the one that chose it
 
@@ -382,7 +383,7 @@ def test_unfinished_damaged_and_missing_runs_are_refused(run, tmp_path):
         with pytest.raises(RunError, match=r"cannot be exported: .*adapter_model\.safetensors is damaged"):
             export.write(run, tmp_path / "out")
     with pytest.raises(RunError, match="no run folder"):
-        Merged().write(_check.Path("some-hub-id"), tmp_path / "out")
+        Merged().write(compare.Path("some-hub-id"), tmp_path / "out")
     with pytest.raises(ModelError, match="no model folder"):
         Merged().write(tmp_path / "none" / "such", tmp_path / "out")
     assert not (tmp_path / "out").exists()

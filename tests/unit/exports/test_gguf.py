@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 import fixtures_models
 from tunesmith.component import pick
 from tunesmith.errors import MissingExtra, RunError
-from tunesmith.exports import _gguf_check, _gguf_families, _gguf_file, _gguf_vocab, _llama_cpp
-from tunesmith.exports._manners import Manners
-from tunesmith.exports._tensors import Spec
+from tunesmith.exports.checks.manners import Manners
+from tunesmith.exports.formats import gguf_check, gguf_families, gguf_file, gguf_vocab, llama_cpp
 from tunesmith.exports.gguf import Gguf
+from tunesmith.exports.merging.tensors import Spec
 from tunesmith.seams import Export
 from unit.exports.test_exports import flip, make_run, unchanged
 
@@ -45,7 +45,7 @@ def test_files_of_each_family_are_what_the_run_says(arch, tmp_path):
     assert report.passed and report.same_greedy_tokens and report.largest_logit_difference < 1e-4
     assert {file.name for file in (tmp_path / "out").iterdir()} >= {"model-f32.gguf", "tokenizer.json", "export.json"}
     assert Gguf(outtype="f32").check(run, tmp_path / "out") == report
-    if _llama_cpp.is_installed():
+    if llama_cpp.is_installed():
         assert report.notes[0].startswith("in llama.cpp: the same greedy tokens")
 
 
@@ -91,16 +91,16 @@ def test_tensors_that_are_kept_otherwise_are_caught(what, short, tmp_path, monke
     """They are written so, and transformers reads them as llama.cpp keeps them."""
     from dataclasses import replace
 
-    whole = _gguf_file.write
+    whole = gguf_file.write
     _, name, change, message = WRONG[what]
 
     def write(*args):
         with monkeypatch.context() as patch:
-            known = _gguf_families.FAMILIES
+            known = gguf_families.FAMILIES
             patch.setitem(known, name, replace(known[name], **change))
             whole(*args)
 
-    monkeypatch.setattr(_gguf_file, "write", write)
+    monkeypatch.setattr(gguf_file, "write", write)
     with pytest.raises(RunError, match=f"out was not written: {message}"):
         Gguf(outtype="q4_0").write(short, tmp_path / "out")
     assert unchanged(tmp_path)
@@ -116,10 +116,10 @@ FACTS = {
 
 @pytest.mark.parametrize("name", FACTS)
 def test_facts_that_are_not_the_runs_are_caught(name, short, tmp_path, monkeypatch):
-    whole = _gguf_file.write
+    whole = gguf_file.write
     value, message = FACTS[name]
     monkeypatch.setattr(
-        _gguf_file, "write", lambda path, config, facts, *rest: whole(path, config, {**facts, name: value}, *rest)
+        gguf_file, "write", lambda path, config, facts, *rest: whole(path, config, {**facts, name: value}, *rest)
     )
     with pytest.raises(RunError, match=re.escape(message)):
         Gguf(outtype="q8_0").write(short, tmp_path / "out")
@@ -151,8 +151,8 @@ def test_rounding_is_within_half_a_step():
 
     value = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
     for kind in ("f16", "bf16", "q8_0", "q5_0", "q4_0"):
-        there = gguf.quants.dequantize(_gguf_file.rounded(value, kind), gguf.GGMLQuantizationType[kind.upper()])
-        share = ((torch.tensor(there) - value).abs() / _gguf_file.half_step(value, kind)).max().item()
+        there = gguf.quants.dequantize(gguf_file.rounded(value, kind), gguf.GGMLQuantizationType[kind.upper()])
+        share = ((torch.tensor(there) - value).abs() / gguf_file.half_step(value, kind)).max().item()
         assert 0.5 < share <= 1, kind
 
 
@@ -161,35 +161,35 @@ def test_positions_by_hand():
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
     rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     config = fixtures_models.tiny_config(rope_parameters=rope, head_dim=8)
-    found = _gguf_families.frequencies(config)
+    found = gguf_families.frequencies(config)
     waves = [2 * torch.pi * 500000.0 ** (at / 4) for at in range(4)]  # 6.3, 167, 4443, 118143
     smooth = (8192 / waves[2] - 1) / 3
     wanted = torch.tensor([1, 1, 1 / ((1 - smooth) / 8 + smooth), 8])
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
-    assert _gguf_families.frequencies(fixtures_models.tiny_config()) is None
+    assert gguf_families.frequencies(fixtures_models.tiny_config()) is None
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
-    said = _gguf_families.sizes(fixtures_models.tiny_config(rope_parameters=yarn, max_position_embeddings=256))
+    said = gguf_families.sizes(fixtures_models.tiny_config(rope_parameters=yarn, max_position_embeddings=256))
     assert {name: value for name, value in said.items() if "scaling" in name} == {
         "llama.rope.scaling.type": "yarn",
         "llama.rope.scaling.factor": 4.0,
         "llama.rope.scaling.original_context_length": 64,
     }
     assert (
-        _gguf_families.sizes(fixtures_models.tiny_config(arch="mistral", sliding_window=100))["llama.context_length"]
+        gguf_families.sizes(fixtures_models.tiny_config(arch="mistral", sliding_window=100))["llama.context_length"]
         == 100
     )  # llama.cpp sees everything there
 
 
 def test_gemma3_by_hand():
     config = fixtures_models.tiny_config(arch="gemma3_text", **GEMMA3)
-    _gguf_families.refuse(config, tied=True)
-    said = _gguf_families.sizes(config)
+    gguf_families.refuse(config, tied=True)
+    said = gguf_families.sizes(config)
     assert said["gemma3.rope.freq_base"] == 1e6 and said["gemma3.rope.freq_base_swa"] == 1e4
     assert said["gemma3.attention.sliding_window"] == 64
     norm = torch.tensor([0.5, -1.0])
-    assert torch.equal(_gguf_families.kept(config, "model.layers.0.self_attn.q_norm.weight", norm), norm + 1)
+    assert torch.equal(gguf_families.kept(config, "model.layers.0.self_attn.q_norm.weight", norm), norm + 1)
     specs = [Spec("model.layers.5.self_attn.q_norm.weight", torch.float32, (8,))]
-    assert _gguf_file.names(config, specs) == {specs[0].name: "blk.5.attn_q_norm.weight"}
+    assert gguf_file.names(config, specs) == {specs[0].name: "blk.5.attn_q_norm.weight"}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_gemma3_by_hand():
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(arch, changes, message):
     with pytest.raises(RunError, match=f"cannot compute this {arch} model, {re.escape(message)}"):
-        _gguf_families.refuse(fixtures_models.tiny_config(arch=arch, **changes), tied=True)
+        gguf_families.refuse(fixtures_models.tiny_config(arch=arch, **changes), tied=True)
 
 
 def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
@@ -240,23 +240,23 @@ def told(tokenizer):
 
 def test_each_way_of_cutting_is_found_by_what_it_does():
     tokenizer = fixtures_models.tiny_tokenizer()
-    assert _gguf_vocab.cut_as(tokenizer) == "gpt-2"
-    for name, split in _gguf_vocab.known().items():
+    assert gguf_vocab.cut_as(tokenizer) == "gpt-2"
+    for name, split in gguf_vocab.known().items():
         tokenizer.backend_tokenizer.pre_tokenizer = split.cutter()
         tokenizer.backend_tokenizer.model.ignore_merges = split.ignore_merges
-        assert _gguf_vocab.cut_as(tokenizer) == name
+        assert gguf_vocab.cut_as(tokenizer) == name
     from tokenizers import pre_tokenizers
 
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     with pytest.raises(RunError, match="cuts text in a way that llama.cpp's layout has no name for"):
-        _gguf_vocab.cut_as(tokenizer)
+        gguf_vocab.cut_as(tokenizer)
 
 
 def test_rows_that_the_tokenizer_lacks_and_more_ends_than_there_are_names():
     tokenizer = fixtures_models.tiny_tokenizer()
-    found = _gguf_vocab.vocabulary(tokenizer, 410, told(tokenizer))
+    found = gguf_vocab.vocabulary(tokenizer, 410, told(tokenizer))
     assert found["tokenizer.ggml.tokens"][398:402] == [
         *tokenizer.convert_ids_to_tokens([398, 399]),
         "[PAD400]",
@@ -265,10 +265,10 @@ def test_rows_that_the_tokenizer_lacks_and_more_ends_than_there_are_names():
     assert found["tokenizer.ggml.token_type"][:4] == [3, 3, 3, 1] and found["tokenizer.ggml.token_type"][-1] == 5
     assert found["tokenizer.ggml.add_bos_token"] is found["tokenizer.ggml.add_eos_token"] is False
     with pytest.raises(RunError, match="the tokenizer has 400 tokens, and the model has embeddings of 399"):
-        _gguf_vocab.vocabulary(tokenizer, 399, told(tokenizer))
+        gguf_vocab.vocabulary(tokenizer, 399, told(tokenizer))
     many = Manners(None, frozenset(range(4)), {}, {}, {})
     with pytest.raises(RunError, match=r"ends at any of the tokens \[2, 0, 1, 3\], and llama.cpp has names for 3"):
-        _gguf_vocab.vocabulary(tokenizer, 400, many)
+        gguf_vocab.vocabulary(tokenizer, 400, many)
 
 
 def sentences():
@@ -294,12 +294,12 @@ def test_a_tokenizer_of_sentencepiece():
     from tokenizers import normalizers
 
     tokenizer = sentences()
-    found = _gguf_vocab.vocabulary(tokenizer, len(tokenizer), told(tokenizer))
+    found = gguf_vocab.vocabulary(tokenizer, len(tokenizer), told(tokenizer))
     assert found["tokenizer.ggml.model"] == "llama" and found["tokenizer.ggml.add_space_prefix"] is True
     assert found["tokenizer.ggml.token_type"][:4] == [2, 3, 3, 6]
     alone = sentences()
     alone.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    assert _gguf_vocab.vocabulary(alone, len(alone), told(alone))["tokenizer.ggml.add_space_prefix"] is False
+    assert gguf_vocab.vocabulary(alone, len(alone), told(alone))["tokenizer.ggml.add_space_prefix"] is False
     scores = dict(zip(found["tokenizer.ggml.tokens"], found["tokenizer.ggml.scores"], strict=True))
     text = "the cat to the moon sat"
     symbols = list("▁" + text.replace(" ", "▁"))
@@ -313,4 +313,4 @@ def test_a_tokenizer_of_sentencepiece():
 
 def test_it_is_found_by_name():
     assert pick(Export, {"type": "gguf", "outtype": "q4_0"}) == Gguf(outtype="q4_0")
-    assert _gguf_check.COSTS.keys() == _gguf_file.FILE_TYPES.keys()
+    assert gguf_check.COSTS.keys() == gguf_file.FILE_TYPES.keys()

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from tunesmith.errors import RunError
-from tunesmith.exports import _signature
 from tunesmith.exports.adapter import PlainAdapter
+from tunesmith.exports.checks import signature
 from tunesmith.exports.hub import Hub
 from tunesmith.exports.merged import Merged
 from unit.exports.test_exports import make_run
@@ -106,7 +106,7 @@ def test_an_adapter_is_sent_with_a_base_that_others_have(run, hub, tmp_path):
     (tmp_path / "got").mkdir()
     for name, content in sent.items():
         (tmp_path / "got" / name).write_bytes(content)
-    assert _signature.damage(tmp_path / "got", _signature.signed(tmp_path / "got")[1]) is None
+    assert signature.damage(tmp_path / "got", signature.signed(tmp_path / "got")[1]) is None
 
 
 def test_places_of_this_machine_are_not_sent(run, hub, tmp_path):

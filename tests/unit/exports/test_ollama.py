@@ -9,7 +9,7 @@ import pytest
 import fixtures_models
 from tunesmith.component import pick
 from tunesmith.errors import RunError
-from tunesmith.exports import _go_template, _ollama_templates
+from tunesmith.exports.formats import go_template, ollama_templates
 from tunesmith.exports.ollama import Ollama
 from tunesmith.seams import Export, Template
 from tunesmith.templates.family import facts
@@ -91,27 +91,27 @@ def family_tokenizer(name):
     return tokenizer
 
 
-@pytest.mark.parametrize("row", _ollama_templates.rows(), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ollama_templates.rows(), ids=lambda row: row.name)
 def test_each_row_writes_what_its_family_writes(row):
     tokenizer = family_tokenizer(row.name)
-    found = _ollama_templates.found(tokenizer)
+    found = ollama_templates.found(tokenizer)
     assert (found.name, found.tools) == (row.name, row.tools)
     tokenizer.chat_template += "."
     with pytest.raises(RunError, match="no Go template writes"):
-        _ollama_templates.found(tokenizer)
+        ollama_templates.found(tokenizer)
 
 
 def test_tools_are_written_character_by_character():
     tokenizer = family_tokenizer("qwen2_5")
-    for messages in _ollama_templates.CALLING:
+    for messages in ollama_templates.CALLING:
         own = tokenizer.apply_chat_template(
             copy.deepcopy(list(messages)),
-            tools=list(_ollama_templates.TOOLS),
+            tools=list(ollama_templates.TOOLS),
             tokenize=False,
             add_generation_prompt=True,
         )
-        text = _ollama_templates.found(tokenizer).text
-        assert _ollama_templates.written(text, messages, _ollama_templates.TOOLS) == own
+        text = ollama_templates.found(tokenizer).text
+        assert ollama_templates.written(text, messages, ollama_templates.TOOLS) == own
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,10 @@ def test_tools_are_written_character_by_character():
 def test_go_by_hand(template, text):
     values = {"X": 1, "Z": 0, "L": [{"V": "a"}, {"V": "b"}]}
     if text is None:
-        with pytest.raises(_go_template.GoError):
-            _go_template.render(template, values)
+        with pytest.raises(go_template.GoError):
+            go_template.render(template, values)
     else:
-        assert _go_template.render(template, values) == text
+        assert go_template.render(template, values) == text
 
 
 def test_it_is_found_by_name():

@@ -12,8 +12,9 @@ import fixtures_models
 from tunesmith.cli.main import main
 from tunesmith.component import pick
 from tunesmith.errors import DataError, RunError
-from tunesmith.exports import _quantised, bnb
+from tunesmith.exports import bnb
 from tunesmith.exports.bnb import Bnb
+from tunesmith.exports.formats import quantised
 from tunesmith.exports.torchao import TorchAO
 from tunesmith.generate.engine import Generator
 from tunesmith.prediction.rows import Asked, Rows
@@ -42,7 +43,7 @@ def asked(run, tokenizer, say):
 def test_a_merged_model_in_few_bits(export, tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(_quantised, "held_out", asked)
+    monkeypatch.setattr(quantised, "held_out", asked)
     run = make_run(tmp_path, "qwen2", prompts=["What is two and three?"])
     report, out = export.write(run, tmp_path / "out"), tmp_path / "out"
     assert report.passed and 0.01 < report.largest_logit_difference
@@ -58,9 +59,9 @@ def test_a_merged_model_in_few_bits(export, tmp_path, monkeypatch):
 
 def test_the_price_is_the_perplexity_of_answers(tmp_path, monkeypatch):
     """As plain transformers' own loss gives it, over the tokens of all answers together."""
-    monkeypatch.setattr(_quantised, "held_out", asked)
+    monkeypatch.setattr(quantised, "held_out", asked)
     one = Generator.open(str(make_run(tmp_path, "qwen2")))
-    cost = _quantised.Cost(tmp_path / "run", one.tokenizer)
+    cost = quantised.Cost(tmp_path / "run", one.tokenizer)
     lost = 0.0
     for prompt, label in cost.rows:
         ids = torch.tensor([[*prompt, *label]])
@@ -76,8 +77,8 @@ def test_a_run_without_held_out_rows_says_so(tmp_path, monkeypatch):
     def none(run, tokenizer, say):
         raise DataError("there are no rows")
 
-    monkeypatch.setattr(_quantised, "held_out", none)
-    cost = _quantised.Cost(tmp_path, None)
+    monkeypatch.setattr(quantised, "held_out", none)
+    cost = quantised.Cost(tmp_path, None)
     assert math.isnan(cost.of(None)) and cost.note(math.nan) == "perplexity was not compared: there are no rows"
 
 
@@ -98,7 +99,7 @@ def test_rows_that_the_run_held_out_are_found_from_another_folder(tmp_path, monk
     assert main(["export", "first", "out", "type=bnb"]) == 0
     assert "perplexity of 2 held-out answers: " in capsys.readouterr().out
     (tmp_path / "base").rename(tmp_path / "gone")  # what cannot be read costs the price alone
-    cost = _quantised.Cost(Path("first"), None)
+    cost = quantised.Cost(Path("first"), None)
     assert cost.rows == [] and "base" in cost.note(math.nan)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import fixtures_models
 from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.model import without_progress_bar
-from tunesmith.exports import _paged, _stream, _tensors
+from tunesmith.exports.merging import paged, stream, tensors
 
 ALL = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 SOME = {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
@@ -68,10 +68,10 @@ def adapted(folder, config, arch="qwen2", **model):
 def written(folder, **options):
     with peft_warnings(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*tie_word_embeddings")
-        plan = _stream.plan(str(folder / "adapter"), "auto")
+        plan = stream.plan(str(folder / "adapter"), "auto")
     (folder / "out").mkdir()
     plan.write(folder / "out", **{"limit": 10**9} | options)
-    found = {name: one.read() for name, one in _tensors.stored(_tensors.files_of(folder / "out")).items()}
+    found = {name: one.read() for name, one in tensors.stored(tensors.files_of(folder / "out")).items()}
     return found, json.loads((folder / "out" / "config.json").read_text())
 
 
@@ -139,7 +139,7 @@ def test_adapters_on_each_other_are_merged_in_order(tmp_path):
     )
     wanted = second.merge_and_unload().state_dict()
     with peft_warnings():
-        plan = _stream.plan(str(tmp_path / "adapter"), "auto", [str(tmp_path / "second" / "adapter")])
+        plan = stream.plan(str(tmp_path / "adapter"), "auto", [str(tmp_path / "second" / "adapter")])
     assert plan.num_adapters == 2
     (tmp_path / "out").mkdir()
     plan.write(tmp_path / "out", 10**9)
@@ -151,25 +151,25 @@ def test_adapters_on_each_other_are_merged_in_order(tmp_path):
 def test_biases_of_the_model_itself_are_merged_as_before(tmp_path):
     adapted(tmp_path, peft.LoraConfig(r=4, bias="lora_only", **SOME))
     with peft_warnings():
-        assert _stream.plan(str(tmp_path / "adapter"), "auto") is None
+        assert stream.plan(str(tmp_path / "adapter"), "auto") is None
 
 
 def test_files_are_what_safetensors_writes(tmp_path):
-    tensors = {
+    values = {
         "a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.zeros(0, 2), "d": torch.tensor(2.0).bfloat16(),
         "e": torch.randn(7, dtype=torch.float16),
     }  # fmt: skip
-    specs = [_tensors.Spec(name, one.dtype, tuple(one.shape)) for name, one in tensors.items()]
-    _tensors.write(tmp_path, specs, tensors.values(), 60)
+    specs = [tensors.Spec(name, one.dtype, tuple(one.shape)) for name, one in values.items()]
+    tensors.write(tmp_path, specs, values.values(), 60)
     read = {}
-    for file in _tensors.files_of(tmp_path):
+    for file in tensors.files_of(tmp_path):
         read |= load_file(file)
-    assert len(_tensors.files_of(tmp_path)) > 1
-    save_file(tensors, tmp_path / "theirs")
-    theirs = {name: one.read() for name, one in _tensors.stored([tmp_path / "theirs"]).items()}
+    assert len(tensors.files_of(tmp_path)) > 1
+    save_file(values, tmp_path / "theirs")
+    theirs = {name: one.read() for name, one in tensors.stored([tmp_path / "theirs"]).items()}
     for found in (read, theirs):
-        assert found.keys() == tensors.keys()
-        assert all(torch.equal(found[name], one) and found[name].dtype == one.dtype for name, one in tensors.items())
+        assert found.keys() == values.keys()
+        assert all(torch.equal(found[name], one) and found[name].dtype == one.dtype for name, one in values.items())
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -183,7 +183,7 @@ def test_a_model_of_pages_answers_the_same(tied, tmp_path):
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
         with peft_warnings():
             loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-        _paged.page(loaded, [tmp_path / "base" / "model.safetensors"])
+        paged.page(loaded, [tmp_path / "base" / "model.safetensors"])
         hooked = [module for module in loaded.modules() if module._forward_hooks]
         pages = [span for module in hooked for hook in module._forward_hooks.values() for span in hook.spans]
         assert sum(length for _, _, length in pages) > 0

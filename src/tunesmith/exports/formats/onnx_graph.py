@@ -11,8 +11,8 @@ import torch
 
 from tunesmith import extras
 from tunesmith.engine.model import load_model, load_tokenizer
-from tunesmith.exports._check import TOKENS, TOLERANCE, Reference, refuse_difference, said_by
-from tunesmith.exports._manners import stated
+from tunesmith.exports.checks.compare import TOKENS, TOLERANCE, Reference, refuse_difference, said_by
+from tunesmith.exports.checks.manners import stated
 from tunesmith.recipe import Model
 from tunesmith.types import Report
 

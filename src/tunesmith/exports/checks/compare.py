@@ -20,10 +20,10 @@ from tunesmith import atomic
 from tunesmith.adapters._prompts import TYPES, UNMERGED
 from tunesmith.engine import checkpoint
 from tunesmith.errors import RunError
-from tunesmith.exports._manners import Manners, difference, manners
-from tunesmith.exports._paged import page
-from tunesmith.exports._signature import Digests, damage, signed
-from tunesmith.exports._tensors import files_of
+from tunesmith.exports.checks.manners import Manners, difference, manners
+from tunesmith.exports.checks.signature import Digests, damage, signed
+from tunesmith.exports.merging.paged import page
+from tunesmith.exports.merging.tensors import files_of
 from tunesmith.generate.alone import logits_of
 from tunesmith.generate.engine import Generator, greedy_ids
 from tunesmith.generate.load import ADAPTER, RECIPE, has_weights, is_adapter, load, locate
@@ -180,11 +180,17 @@ def said_by(
     out: Path,
     share: float,
 ) -> Report:
-    """How what gives the greedy tokens after a prompt, and the logits of an answer's tokens, answers."""
+    """How what gives the greedy tokens after a prompt, and the logits of an answer's tokens, answers.
+
+    Where the run's tokens, read at once, are each the likeliest, they are the greedy answer: it is made token by token
+    only where one is not.
+    """
     differences, partings, divergences = [], [], []
     for one in run.probes:
-        tokens = tuple(greedy(one.prompt))
         logits = logits_at(one.prompt, one.tokens)
+        tokens = tuple(logits.argmax(-1).tolist())
+        if tokens != one.tokens:
+            tokens = tuple(greedy(one.prompt))
         differences.append((logits - one.logits).abs().max())
         own, other = one.logits.log_softmax(-1), logits.log_softmax(-1)  # [K, V]
         divergences.append((own.exp() * (own - other)).sum(-1).mean())

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.engine.quantised import CONFIG
-from tunesmith.exports._check import Reference, answers
-from tunesmith.exports._costs import BNB as COSTS
+from tunesmith.exports.checks.compare import Reference, answers
+from tunesmith.exports.checks.costs import BNB as COSTS
 from tunesmith.generate.load import load
 from tunesmith.recipe_train import DeviceName
 from tunesmith.types import Report

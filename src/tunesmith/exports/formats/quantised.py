@@ -17,7 +17,7 @@ from tunesmith.data.prompt import prompt_ids
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import load_model, without_progress_bar
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.exports._check import (
+from tunesmith.exports.checks.compare import (
     Reference,
     answers,
     checking,
@@ -28,8 +28,8 @@ from tunesmith.exports._check import (
     watched,
     weights_of,
 )
-from tunesmith.exports._manners import manners
-from tunesmith.exports._signature import seal, sign
+from tunesmith.exports.checks.manners import manners
+from tunesmith.exports.checks.signature import seal, sign
 from tunesmith.exports.merged import Merged
 from tunesmith.generate.alone import logits_of
 from tunesmith.generate.load import load, stored_head

@@ -16,8 +16,8 @@ from tunesmith.engine import quantised, stacked
 from tunesmith.engine.conversions import Conversions, Part
 from tunesmith.engine.model import base_of as inner_of
 from tunesmith.engine.model import load_config, resolve_path
-from tunesmith.exports import _tensors
-from tunesmith.exports._tensors import Spec, Stored
+from tunesmith.exports.merging import tensors
+from tunesmith.exports.merging.tensors import Spec, Stored
 from tunesmith.generate.load import base_of, is_adapter, positions_of, stored_head, trained_rows
 from tunesmith.recipe import Dtype, Model
 
@@ -75,7 +75,7 @@ class Plan:
 
     def write(self, folder: Path, limit: int) -> dict[str, str]:
         """Write config and weights. Returns the SHA-256 of each file of weights, as it was written."""
-        digests = _tensors.write(folder, *self.laid(), limit)
+        digests = tensors.write(folder, *self.laid(), limit)
         config = self.model.config
         config.architectures, config.dtype = [type(self.model).__name__], self.dtype
         config.save_pretrained(folder)
@@ -219,7 +219,7 @@ def plan(place: str, dtype: Dtype | None, more: Sequence[str] = ()) -> Plan | No
         return None
     text, rows = config.get_text_config(), [row + 1 for one in chain for row in trained_rows(one)]
     text.vocab_size = max([text.vocab_size, *rows])
-    found, kept = _tensors.stored(files), config.dtype
+    found, kept = tensors.stored(files), config.dtype
     model = _hollow(config)  # which sets a dtype of its own
     conversions = Conversions(model)
     sources, shared = _sources(model, found, conversions)
@@ -242,10 +242,10 @@ def _files(base: Model) -> list[Path]:
 
     place = resolve_path(base.path)
     if not Path(place).exists():
-        names = (_tensors.INDEX, _tensors.WEIGHTS)
+        names = (tensors.INDEX, tensors.WEIGHTS)
         cached = [try_to_load_from_cache(place, name, revision=base.revision) for name in names]
         place = next((str(Path(path).parent) for path in cached if isinstance(path, str)), place)
-    return _tensors.files_of(Path(place)) if Path(place).is_dir() else []
+    return tensors.files_of(Path(place)) if Path(place).is_dir() else []
 
 
 def _chain(place: str, more: Sequence[str]) -> list[Path]:

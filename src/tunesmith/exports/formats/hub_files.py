@@ -4,8 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from tunesmith.exports._card import hidden, is_hub_id
-from tunesmith.exports._signature import FILE
+from tunesmith.exports.checks.signature import FILE
+from tunesmith.exports.formats.hub_card import hidden, is_hub_id
 
 ADAPTER, BASE = "adapter_config.json", "base_model_name_or_path"
 

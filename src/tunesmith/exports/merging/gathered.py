@@ -18,9 +18,9 @@ from tunesmith import atomic, record
 from tunesmith.engine import checkpoint, shares
 from tunesmith.engine.conversions import Conversions
 from tunesmith.errors import RunError
-from tunesmith.exports import _stream, _tensors
-from tunesmith.exports._check import refuse_taken
-from tunesmith.exports._tensors import Spec
+from tunesmith.exports.checks.compare import refuse_taken
+from tunesmith.exports.merging import stream, tensors
+from tunesmith.exports.merging.tensors import Spec
 from tunesmith.generate.load import RECIPE
 from tunesmith.recipe import Recipe
 
@@ -61,7 +61,7 @@ class _Gathering:
     hollow: dict[str, torch.Tensor]  # each weight once
     conversions: Conversions
     stored: dict[str, torch.dtype]
-    base: "_stream.Plan | None"  # None: nothing is lacking
+    base: "stream.Plan | None"  # None: nothing is lacking
     dtype: torch.dtype
 
     @classmethod
@@ -89,7 +89,7 @@ class _Gathering:
             for whole, value in self.hollow.items()
             for name, one in self.conversions.parted({whole: value}).items()
         ]
-        _tensors.write(place, specs, self._values(), LONGEST_FILE)
+        tensors.write(place, specs, self._values(), LONGEST_FILE)
         for path in (self.folder / shares.FOLDER / shares.MODEL).iterdir():
             shutil.copy(path, place)
         for path in self.folder.iterdir():
@@ -127,14 +127,14 @@ class _Gathering:
         yield names
 
 
-def _base(folder: Path, lacking: Sequence[str]) -> "_stream.Plan":
+def _base(folder: Path, lacking: Sequence[str]) -> "stream.Plan":
     """Where the weights lie that a checkpoint lacks. Raises RunError."""
     run = folder.parent.parent
     if not (run / RECIPE).is_file():
         raise RunError(f"{folder} has no {lacking[0]}, which was not trained: export it from inside of its run folder")
     model = Recipe.load(str(run / RECIPE)).model
     beside = Path(record.read(run)["working_folder"]) / Path(model.path).expanduser()
-    plan = _stream.plan(str(beside) if beside.is_dir() else model.path, None)
+    plan = stream.plan(str(beside) if beside.is_dir() else model.path, None)
     missing = [name for name in lacking if plan is None or name not in plan.sources]
     if plan is None or missing:
         raise RunError(f"{folder} has no {missing[0]}, which was not trained, and {model.path} has no file with it")

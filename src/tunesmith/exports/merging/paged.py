@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tunesmith.engine.model import base_of
-from tunesmith.exports._tensors import Stored, stored
+from tunesmith.exports.merging.tensors import Stored, stored
 
 FORGETS = sys.platform != "win32"
 WRAPPED = (".base_layer", ".original_module")  # what peft puts into the name of a weight

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.exports import _values
-from tunesmith.exports._check import Reference, compared, questions, reference, weights_of
-from tunesmith.exports._manners import manners
+from tunesmith.exports.checks import values
+from tunesmith.exports.checks.compare import Reference, compared, questions, reference, weights_of
+from tunesmith.exports.checks.manners import manners
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.load import stored_head
 from tunesmith.recipe import Dtype
@@ -43,9 +43,9 @@ def open_run(run: Path, device: DeviceName, dtype: Dtype | None, prepare: Callab
     """Load the final weights of a run and ask them, after `prepare` has been at the model. Raises RunError."""
     place, asked = weights_of(run), questions(run)
     if stored_head(place) is not None:
-        said = _values.said(place, device, dtype, asked)
+        said = values.said(place, device, dtype, asked)
         own = manners(said.model, said.tokenizer)
-        return Opened(said.model, said.tokenizer, functools.partial(_values.compared, said.values, own, asked, device))
+        return Opened(said.model, said.tokenizer, functools.partial(values.compared, said.values, own, asked, device))
     generator = Generator.open(place, device, dtype)
     generator.model = prepare(generator.model)
     found = reference(generator, asked)

@@ -9,8 +9,8 @@ import torch
 
 from tunesmith.engine.model import base_of
 from tunesmith.engine.values import filled
-from tunesmith.exports._check import TOLERANCE, refuse_difference
-from tunesmith.exports._manners import Manners, manners
+from tunesmith.exports.checks.compare import TOLERANCE, refuse_difference
+from tunesmith.exports.checks.manners import Manners, manners
 from tunesmith.generate.load import load
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_train import DeviceName

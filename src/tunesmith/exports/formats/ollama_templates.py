@@ -9,7 +9,7 @@ from typing import Any
 
 from tunesmith.data.prompt import prompt_ids
 from tunesmith.errors import RunError, TemplateError
-from tunesmith.exports import _go_template
+from tunesmith.exports.formats import go_template
 
 TELL, ASK, SAY, MORE = (
     {"role": "system", "content": "You answer briefly."},
@@ -104,4 +104,4 @@ def written(template: str, messages: Sequence[Mapping[str, Any]], tools: Sequenc
         ],
         "Tools": [{"Type": tool["type"], "Function": tool["function"]} for tool in tools],
     }
-    return _go_template.render(template, values)
+    return go_template.render(template, values)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tunesmith.exports._costs import INTEGERS as COSTS
+from tunesmith.exports.checks.costs import INTEGERS as COSTS
 from tunesmith.recipe_train import DeviceName
 from tunesmith.seams import Export
 from tunesmith.types import Report
@@ -31,13 +31,13 @@ class Calibrated(Export):
     method: ClassVar[str]  # its name in messages
 
     def write(self, run: Path, out: Path) -> Report:
-        """Write the model. Raises MissingExtra, RunError: see `_quantised.write`; DataError where the rows are gone."""
-        from tunesmith.exports import _compressed, _quantised
+        """Write the model. Raises MissingExtra, RunError: see `quantised.write`; DataError where the rows are gone."""
+        from tunesmith.exports.formats import compressed, quantised
 
-        return _quantised.write(self, _compressed.by_rows(self, run), self.device, COSTS[self.bits], run, out)
+        return quantised.write(self, compressed.by_rows(self, run), self.device, COSTS[self.bits], run, out)
 
     def check(self, run: Path, out: Path) -> Report:
         """Compare the model with the run that it is of again. Raises RunError where they differ."""
-        from tunesmith.exports import _quantised
+        from tunesmith.exports.formats import quantised
 
-        return _quantised.check(self.device, COSTS[self.bits], run, out)
+        return quantised.check(self.device, COSTS[self.bits], run, out)

@@ -14,14 +14,14 @@ from tunesmith.data.prepare import prepare
 from tunesmith.engine.encoder_decoder import ready
 from tunesmith.engine.model import load_model, without_progress_bar
 from tunesmith.errors import RunError
-from tunesmith.exports._check import weights_of
-from tunesmith.exports._quantised import Hold, refuse
+from tunesmith.exports.checks.compare import weights_of
+from tunesmith.exports.formats.quantised import Hold, refuse
 from tunesmith.extras import need
 from tunesmith.prediction.rows import recipe_of
 from tunesmith.recipe import Model
 
 if TYPE_CHECKING:
-    from tunesmith.exports._calibrated import Calibrated
+    from tunesmith.exports.formats.calibrated import Calibrated
 
 EXTRA = "llmcompressor"
 THEIRS = ("llmcompressor", "compressed_tensors")  # that log by loguru

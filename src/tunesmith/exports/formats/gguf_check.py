@@ -14,12 +14,12 @@ import torch
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import base_of, load_config, load_model
 from tunesmith.errors import RunError
-from tunesmith.exports import _gguf_families as families
-from tunesmith.exports import _gguf_file, _gguf_vocab, _llama_cpp
-from tunesmith.exports._check import TOKENS, TOLERANCE, Reference, Unlike, answers, judged, said_by
-from tunesmith.exports._costs import GGUF as COSTS
-from tunesmith.exports._manners import TEXTS, Manners
-from tunesmith.exports._stream import Plan
+from tunesmith.exports.checks.compare import TOKENS, TOLERANCE, Reference, Unlike, answers, judged, said_by
+from tunesmith.exports.checks.costs import GGUF as COSTS
+from tunesmith.exports.checks.manners import TEXTS, Manners
+from tunesmith.exports.formats import gguf_families as families
+from tunesmith.exports.formats import gguf_file, gguf_vocab, llama_cpp
+from tunesmith.exports.merging.stream import Plan
 from tunesmith.recipe import Model
 from tunesmith.types import Report
 
@@ -58,18 +58,18 @@ def facts_of(plan: Plan, tokenizer: Any, manners: Manners, outtype: str, run: Pa
     general = {
         "general.type": "model",
         "general.name": run.resolve().name,
-        "general.file_type": _gguf_file.FILE_TYPES[outtype],
+        "general.file_type": gguf_file.FILE_TYPES[outtype],
         "general.quantization_version": 2,
     }
-    vocabulary = _gguf_vocab.vocabulary(tokenizer, config.vocab_size, manners)
+    vocabulary = gguf_vocab.vocabulary(tokenizer, config.vocab_size, manners)
     return general | families.sizes(config) | vocabulary
 
 
 def compared(run: Reference, written: Written, device: str, file: Path, out: Path) -> Report:
     """How a file compares with the run it was made of. Raises RunError where it is another."""
-    found, config = _gguf_file.read(file), written.plan.model.config
+    found, config = gguf_file.read(file), written.plan.model.config
     wanted = {name: value for name, value in written.facts.items() if name.startswith("tokenizer.")}
-    problem = _gguf_vocab.difference(written.tokenizer, found, wanted) or _sizes(written, found, file)
+    problem = gguf_vocab.difference(written.tokenizer, found, wanted) or _sizes(written, found, file)
     if problem is not None:
         raise Unlike(problem)
     dtype = run.dtype
@@ -80,8 +80,8 @@ def compared(run: Reference, written: Written, device: str, file: Path, out: Pat
         raise Unlike(problem)
     share = max(COSTS[written.outtype], TOLERANCE[dtype])
     report = answers(model, run, out, share)
-    if not _llama_cpp.is_installed():
-        return replace(report, notes=(f"not tried in llama.cpp itself: {_llama_cpp.HOW}",))
+    if not llama_cpp.is_installed():
+        return replace(report, notes=(f"not tried in llama.cpp itself: {llama_cpp.HOW}",))
     del model
     return replace(report, notes=_tried(run, written, file, out, share))
 
@@ -89,23 +89,23 @@ def compared(run: Reference, written: Written, device: str, file: Path, out: Pat
 def _tried(run: Reference, written: Written, file: Path, out: Path, share: float) -> tuple[str, ...]:
     """What llama.cpp made of a file, in words. Raises RunError where it is not what the run says."""
     longest = max(len(one.prompt) for one in run.probes) + TOKENS
-    with _llama_cpp.opened(file, longest) as other:
+    with llama_cpp.opened(file, longest) as other:
         spoken = judged(
-            said_by(lambda prompt: other.greedy(prompt, TOKENS), other.logits, run, out, share + _llama_cpp.COST)
+            said_by(lambda prompt: other.greedy(prompt, TOKENS), other.logits, run, out, share + llama_cpp.COST)
         )
         goes_on = sorted(at for at, ends in other.ends(sorted(run.manners.ends)).items() if not ends)
         if goes_on:
             raise Unlike(f"llama.cpp goes on after the tokens {goes_on}, at which the run's answers end")
-        begun = _gguf_vocab.before(written.tokenizer)
-        odd = [text for text in _gguf_vocab.CUTS if other.ids(begun + text) != _ids(written.tokenizer, begun + text)]
+        begun = gguf_vocab.before(written.tokenizer)
+        odd = [text for text in gguf_vocab.CUTS if other.ids(begun + text) != _ids(written.tokenizer, begun + text)]
     for text in odd:
         if text in TEXTS:
             raise Unlike(f"llama.cpp reads {text[:40]!r} as other tokens than the run does")
-    same = len(_gguf_vocab.CUTS) - len(odd)
+    same = len(gguf_vocab.CUTS) - len(odd)
     return (
         f"in llama.cpp: {'the same greedy tokens' if spoken.same_greedy_tokens else 'other tokens at ties'}, largest "
         f"logit difference {spoken.largest_logit_difference:.3g} (allowed {spoken.tolerance:.3g}), mean divergence "
-        f"{spoken.divergence:.2g} nats; reads {same} of {len(_gguf_vocab.CUTS)} texts as the run",
+        f"{spoken.divergence:.2g} nats; reads {same} of {len(gguf_vocab.CUTS)} texts as the run",
     )
 
 
@@ -156,15 +156,15 @@ def _far(model: Any, written: Written) -> str | None:
     config = written.plan.model.config
     found = base_of(model).state_dict()
     specs, tensors = written.again().laid()
-    names = _gguf_file.names(config, specs)
+    names = gguf_file.names(config, specs)
     for spec, value in zip(specs, tensors, strict=True):
         named = names[spec.name]
-        kind = _gguf_file.kind(named, spec.shape, written.outtype)
+        kind = gguf_file.kind(named, spec.shape, written.outtype)
         own = families.kept(config, spec.name, value.float())
         other = families.kept(config, spec.name, found[spec.name].cpu().float())
         for wanted, got in zip(own.split(ROWS), other.split(ROWS), strict=True):
             slack = wanted.abs() * torch.finfo(found[spec.name].dtype).eps
-            off = (got - wanted).abs() - _gguf_file.half_step(wanted, kind) - slack
+            off = (got - wanted).abs() - gguf_file.half_step(wanted, kind) - slack
             if not bool((off <= 0).all()):  # NaN is not
                 return f"its tensor {named} is other than the run's by more than {kind} rounds"
     return None

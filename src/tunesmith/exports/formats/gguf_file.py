@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunesmith.exports import _gguf_families as families
-from tunesmith.exports._tensors import Spec
+from tunesmith.exports.formats import gguf_families as families
+from tunesmith.exports.merging.tensors import Spec
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q5_0": 8, "bf16": 32}  # llama.cpp's llama_ftype
 WIDE = ("token_embd.weight", "output.weight")  # of which llama.cpp itself keeps more bits where others have 4 or 5
