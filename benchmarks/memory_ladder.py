@@ -33,11 +33,15 @@ MODELS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-ADAPTERS: dict[str, tuple[dict[str, Any], Any]] = {
-    "full": ({"type": "full"}, None),
-    "freeze, 2 layers": ({"type": "freeze", "num_layers": 2}, None),
-    "lora, r 16": ({"type": "lora", "r": 16}, None),
-    "lora, r 16, on nf4": ({"type": "lora", "r": 16}, "bnb_4bit"),
+DPO: dict[str, Any] = {"objective": "dpo"}
+ADAPTERS: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {  # with the sections that are not those of sft
+    "full": ({"type": "full"}, None, {}),
+    "full, dpo": ({"type": "full"}, None, DPO),
+    "full, dpo, reference in every step": ({"type": "full"}, None, DPO | {"reference": {"compute": "step"}}),
+    "freeze, 2 layers": ({"type": "freeze", "num_layers": 2}, None, {}),
+    "lora, r 16": ({"type": "lora", "r": 16}, None, {}),
+    "lora, r 16, dpo": ({"type": "lora", "r": 16}, None, DPO),
+    "lora, r 16, on nf4": ({"type": "lora", "r": 16}, "bnb_4bit", {}),
 }
 COLUMNS = [(checkpointing, optimizer) for checkpointing in (False, True) for optimizer in ("adamw", "adamw8bit")]
 PAGE = """\
@@ -53,8 +57,10 @@ Weights that are trained themselves (`full`, `freeze`) are float32, with bfloat1
 `model.dtype: auto` has them. Beside an adapter the base is bfloat16, or nf4 with double quantisation: 4.127 bits a
 weight, while the embeddings and the head stay bfloat16. Each cell has {driver:.1f} GB for CUDA's driver and
 libraries, which is an assumption. The nf4 row takes products of a base in 4 bits as those of other frozen weights
-here: a weight is widened when it is used, and nothing of it is kept. Not counted are what loading a model and
-rounding its weights needs for a moment, and the gaps that an allocator leaves.
+here: a weight is widened when it is used, and nothing of it is kept. The rows `dpo` have chosen and rejected answers
+in the same {tokens:,} tokens; what their reference says is made once, before the first step, or in every step by a
+second whole model. Beside an adapter the reference is the model itself, with its adapter off. Not counted are what
+loading a model and rounding its weights needs for a moment, and the gaps that an allocator leaves.
 
 ## The 8 GB promise
 
@@ -113,13 +119,14 @@ def predicted(name: str, adapter: str, checkpointing: bool, optimizer: str) -> A
     from tunesmith.planner import memory
     from tunesmith.recipe import Recipe
 
-    options, quantization = ADAPTERS[adapter]
+    options, quantization, sections = ADAPTERS[adapter]
     recipe = Recipe(
         model={"path": "builtin:tiny", "quantization": quantization},  # whose config is replaced
         data={"train": "builtin:identity", "max_tokens": TOKENS},
         adapter=options,
         optimizer=optimizer,
-        train={"device": "cuda", "activation_checkpointing": checkpointing},
+        train={"device": "cuda", "activation_checkpointing": checkpointing, "row_tokens": TOKENS},
+        **sections,
     )
     device = Device("cuda", "a CUDA device", True)
     recipe = resolve(recipe, device).recipe

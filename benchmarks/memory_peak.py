@@ -5,6 +5,7 @@ is there; weights and state are added. Bytes are counted, not timed: the machine
 The models have Qwen2's layers, random weights, and rows in sequences of --longest tokens, all of which are learned.
 """
 
+import gc
 import sys
 import warnings
 from dataclasses import replace
@@ -108,40 +109,52 @@ def compared(case: tuple[Any, ...], shape: dict[str, Any], tokens: int, longest:
 def measured(recipe: Any, config: Any) -> int:
     """The most bytes that a step of a resolved recipe holds, in its second step; of several processes, in this one."""
     import torch
-    import transformers
     from torch.profiler import ProfilerActivity, profile
 
     from tunesmith.adapted import precision
-    from tunesmith.engine import kernels, memory, shared_out, tensor
+    from tunesmith.engine import kernels, memory, shared_out, tensor, zero
     from tunesmith.engine.activations import checkpoint_activations
+    from tunesmith.planner import shapes
 
     torch.manual_seed(0)
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # peft 0.21, of an old name
-    dtype = getattr(torch, recipe.model.dtype)
-    model = recipe.adapter.apply(transformers.AutoModelForCausalLM.from_config(config, dtype=dtype))
+    model = shapes.built(recipe, config)
     checkpoint_activations(model, recipe.train)
     tensor.share_out(model, recipe, "cpu")
-    ops, _ = kernels.elementwise(model, recipe.train.compile)
+    begun, _ = zero.begin(model, recipe.optimizer.build(model), recipe, "cpu")
+    ops, _ = kernels.elementwise(model, shared_out.compiles(recipe))
     with precision(recipe, "cpu"):
         scorer = kernels.choose(model, ops).scorer
     shared_out.rest(model)  # the optimizer has what is a process's own
     model.train()
     optimizer = recipe.optimizer.build(model)
+    tensor.step_apart(optimizer)
+    if begun is not None:
+        begun.engine.module.scorer, scorer = scorer, zero.EngineScorer(begun.engine)
     batch = in_pairs(memory.random_batch(model, recipe.data.max_tokens, recipe.train.row_tokens))
     likelihood = recipe.objective.is_likelihood()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    alike = [[one for one in trained if hasattr(one, "to_local") == parts] for parts in (False, True)]
 
     def step() -> None:
         with precision(recipe, "cpu"):
             scores = scorer(model, batch, likelihood=likelihood)
-        (recipe.objective.loss(scores, batch).total / recipe.objective.count(batch)).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        loss = recipe.objective.loss(scores, batch).total / recipe.objective.count(batch)
+        if begun is not None:
+            begun.engine.set_gradient_accumulation_boundary(True)
+            begun.engine.backward(loss, scale_wrt_gas=False)
+            begun.engine.step()
+            return
+        loss.backward()
+        for some in alike:
+            torch.nn.utils.clip_grad_norm_(some, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
     step()
     states = (value for state in optimizer.state.values() for value in state.values())
-    tensors = map(own, filter(torch.is_tensor, [*model.parameters(), *model.buffers(), *states, *vars_of(batch)]))
+    held_by = [*model.parameters(), *model.buffers(), *states, *vars_of(batch)] if begun is None else gc.get_objects()
+    tensors = map(own, filter(torch.is_tensor, held_by))
     before = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()

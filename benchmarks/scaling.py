@@ -18,7 +18,7 @@ PAGE = HERE.parent / "docs" / "guide" / "scale.md"
 BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 BETWEEN = """\
 The same shapes on H100s of 80 GB, a row of 8,192 tokens on each, all layers computed again, all weights trained by
-`adamw`. Of the layouts that fit the quickest is shown; * marks those that this package does not train."""
+`adamw`. Of the layouts that fit and that the recipe can be trained in here, the one that `plan` says to take."""
 COUNTS = (1, 2, 4, 8, 64, 512, 4096)
 GIB = 2**30
 LOGIT_BYTES = {False: 12, True: 10}  # of torchtitan's loss: logarithms and two gradients in float32; compiled, a guess
@@ -131,7 +131,7 @@ def shape_of(name: str, recipe: Any, known: dict[str, Any] = {}) -> Any:  # noqa
 def paper() -> Iterator[str]:
     """The best layout that fits on so many devices, by shape."""
     from tunesmith.planner.devices import Cluster, table
-    from tunesmith.planner.fleet import choices
+    from tunesmith.planner.fleet import Fleet, choices
 
     tokens = 8192
     recipe, _ = told(tokens, 1, True, True)
@@ -141,13 +141,13 @@ def paper() -> Iterator[str]:
         for count in COUNTS:
             cluster = Cluster(table()["H100-80GB"], min(count, 8), -(-count // 8))
             found = choices(recipe, shape_of(name, recipe), cluster)
-            best = next((one for one in found if one.fits), None)
+            best = Fleet(recipe, cluster, shape_of(name, recipe), tuple(found)).best
             if best is None:
                 yield f"| {name} | {count:,} | none fits | – | – | – | – |"
                 continue
-            each, mark = best.pace.tokens_per_second / cluster.devices, "" if best.here else " *"
+            each = best.pace.tokens_per_second / cluster.devices
             yield (
-                f"| {name} | {count:,} | {best.layout}{mark} | {best.share.peak.total / 1e9:.1f} | {each:,.0f} | "
+                f"| {name} | {count:,} | {best.layout} | {best.share.peak.total / 1e9:.1f} | {each:,.0f} | "
                 f"{best.tokens_per_day / 1e9:,.2f} billion | {best.of_peak:.0%} |"
             )
 

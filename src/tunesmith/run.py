@@ -4,6 +4,7 @@ import contextlib
 import json
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,11 @@ def train(
     look_for_files(recipe, with_train=rows is None)
     from tunesmith.engine import ranks
     from tunesmith.engine.device import choose
+    from tunesmith.planner import plan
 
+    warning = plan.warning(recipe) if model is None else None
+    if warning is not None:
+        sys.stderr.write(f"{warning}\n")
     device = choose(recipe.train.device)
     ranks.meet(device.type)
     begun = _begun(recipe)

@@ -30,9 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
         return launching.start(launcher, ["train", arguments.recipe, *words, *flags], out, arguments.verbose)
     from tunesmith import run
     from tunesmith.engine import ranks
-    from tunesmith.planner import plan
 
-    done = run.resume(folder) if folder is not None else run.train(plan.warned(recipe))
+    done = run.resume(folder) if folder is not None else run.train(recipe)
     if arguments.json and ranks.own() == 0:
         print(json.dumps(done.summary))
     return done.exit_code

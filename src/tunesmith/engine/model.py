@@ -156,7 +156,7 @@ def load_model(
 
     place, config = resolve_path(model.path), said or load_config(model, positions)
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
-    kind = _kind(config, head)
+    kind = kind_of(config, head)
     options: dict[str, Any] = {"attn_implementation": attention}
     scaled = model.rope_scaling.rope_type is not None or positions is not None
     quantisation = quantised.load_options(model, place, config, device, held)
@@ -192,7 +192,7 @@ def load_model(
     return loaded
 
 
-def _kind(config: Any, head: Head | None) -> Any:
+def kind_of(config: Any, head: Head | None) -> Any:
     """The class of a model with a head, or of one that says words."""
     from transformers import (
         AutoModelForCausalLM,

@@ -2,12 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.defaults import with_values
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.planner.fleet import ROOM, refusal
+from tunesmith.planner.fleet import ROOM
 from tunesmith.planner.layout import Layout
 from tunesmith.planner.shapes import shape_of
 from tunesmith.planner.spread import share
 from tunesmith.recipe import Recipe
+from tunesmith.recipe_parallel import problem
 
 if TYPE_CHECKING:
     from tunesmith.defaults import Device
@@ -29,7 +31,7 @@ def strategy(recipe: Recipe, device: "Device", memory: int, number: int, config:
     said = f"a whole model with its states needs {needed / 1e9:,.2f} GB of the {memory / 1e9:,.2f} GB that each has"
     if needed <= ROOM * memory:
         return "ddp", said
-    refused = refusal(recipe)
+    refused = problem(with_values(recipe, {"parallel.strategy": "fsdp"}))
     if refused is not None:
         return "ddp", f"{said}, which will not do, and its weights cannot be shared out: {refused}"
     return "fsdp", said

@@ -12,12 +12,12 @@ from tunesmith.planner.pace import REACHED, Pace, pace, share_of_peak
 from tunesmith.planner.shapes import Shape, shape_of
 from tunesmith.planner.spread import Share, share
 from tunesmith.recipe import Recipe
-from tunesmith.recipe_parallel import problem, problem_of_pieces
+from tunesmith.recipe_parallel import problem
 
 DAY = 86_400  # seconds
 ROOM = 0.9  # of a device's memory that is planned to be filled: allocators leave gaps, and predictions are off
+DEEPSPEED = 4  # of `Layout.rank`, from which on it is DeepSpeed's
 NEAR = 0.97  # of the quickest pace: among layouts that reach it, the simplest is taken
-SIMPLEST = ("one", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Choice:
     share: Share
     pace: Pace
     fits: bool
-    here: bool  # whether this package trains so
+    refused: str | None  # why the recipe cannot be trained so
     of_peak: float
 
     @property
@@ -49,10 +49,15 @@ class Fleet:
 
     @property
     def best(self) -> Choice | None:
-        """The quickest that fits and that this package trains, or a simpler one that is as good as that."""
-        found = [one for one in self.choices if one.fits and one.here]
+        """The quickest that fits and that the recipe can be trained in, or a simpler one that is as good as that.
+
+        DeepSpeed is for what fits no other way, and offload for what fits no way without.
+        """
+        found = [one for one in self.choices if one.fits and one.refused is None]
+        last = min((one.layout.rank for one in found), default=0)
+        found = [one for one in found if one.layout.rank < DEEPSPEED or one.layout.rank == last]
         near = [one for one in found if one.pace.tokens_per_second >= NEAR * found[0].pace.tokens_per_second]
-        return min(near, key=lambda one: SIMPLEST.index(one.layout.strategy), default=None)
+        return min(near, key=lambda one: one.layout.rank, default=None)
 
 
 def make(recipe: Recipe, cluster: Cluster, price: float | None = None, config: Any | None = None) -> Fleet:
@@ -74,19 +79,13 @@ def choices(recipe: Recipe, shape: Shape, cluster: Cluster) -> list[Choice]:
     assert isinstance(recipe.train.row_tokens, int), "resolved before"
     device = Device("cuda", cluster.device.name, True)
     longest = min(recipe.data.max_tokens, recipe.train.row_tokens)
-    refused, in_pieces = refusal(recipe), problem_of_pieces(recipe) is None
     found = []
-    for layout in layouts(cluster, shape, recipe.train.row_tokens, type(recipe.adapter).beside):
+    for layout in layouts(cluster, shape, recipe.train.row_tokens):
         needs, quick = share(recipe, shape, device, layout), pace(recipe, shape, layout, cluster)
         fits = needs.peak.total <= ROOM * cluster.device.memory and needs.host * cluster.each <= HOST_MEMORY
-        here = layout.here and not (layout.strategy == "fsdp" and refused) and (in_pieces or layout.context == 1)
-        found.append(Choice(layout, needs, quick, fits, here, share_of_peak(quick, shape, longest, cluster)))
+        refused, reached = problem(layout.told(recipe)), share_of_peak(quick, shape, longest, cluster)
+        found.append(Choice(layout, needs, quick, fits, refused, reached))
     return sorted(found, key=lambda one: (not one.fits, -one.pace.tokens_per_second))
-
-
-def refusal(recipe: Recipe) -> str | None:
-    """Why the weights of a recipe's model cannot be shared out here; None where they can."""
-    return problem(with_values(recipe, {"parallel.strategy": "fsdp"}))
 
 
 def lines(fleet: Fleet) -> Iterator[str]:
@@ -112,27 +111,36 @@ def lines(fleet: Fleet) -> Iterator[str]:
             f"{one.of_peak:>9.0%}{price}"
         )
     yield ""
-    if not all(one.here for one in fleet.choices):
-        yield "* to compare, and never taken: planned as other trainers do it"
-    if fleet.cluster.devices > 1 and (refused := refusal(recipe)) is not None:
-        yield f"* also fsdp, of this recipe: {refused}"
+    yield from _words(fleet)
     yield f"fits: in {ROOM:.0%} of {cluster.device.memory / 1e9:,.0f} GB"
     yield f"rates: {cluster.device.source}; of its peak products are taken to reach {REACHED:.0%}"
     yield from _verdict(fleet)
 
 
+def _words(fleet: Fleet) -> Iterator[str]:
+    """The words that select each layout, the simplest first, and why others cannot be had."""
+    refused: dict[str, list[str]] = {}
+    for one in sorted(fleet.choices, key=lambda one: one.layout.rank):
+        if one.refused is not None:
+            refused.setdefault(one.refused, []).append(str(one.layout))
+        elif words := one.layout.words(fleet.recipe):
+            yield f"{str(one.layout):28}{' '.join(words)}"
+    for why, names in refused.items():
+        yield f"* {', '.join(names)}: {why}"
+
+
 def _verdict(fleet: Fleet) -> Iterator[str]:
-    best = fleet.best
+    best, recipe = fleet.best, fleet.recipe
     if best is None:
         limit = ROOM * fleet.cluster.device.memory
-        nearest = min((one for one in fleet.choices if one.here), key=lambda one: one.share.peak.total)
+        nearest = min((one for one in fleet.choices if one.refused is None), key=lambda one: one.share.peak.total)
         missing = nearest.share.peak.total - limit
         yield f"nothing fits in {limit / 1e9:,.0f} GB: {nearest.layout} lacks least, {missing / 1e9:,.1f} GB, for"
         for name, size in sorted(nearest.share.peak.parts.items(), key=lambda part: -part[1])[:3]:
             yield f"  {name:17}{size / 1e9:>10,.2f} GB"
         yield "  more devices, train.activation_checkpointing=true, a shorter row or adapter=lora take less"
         return
-    yield f"take {best.layout}: {' '.join([*best.layout.words(), *started(fleet)]) or 'no word need be said'}"
+    yield f"take {best.layout}: {' '.join([*best.layout.words(recipe), *started(fleet)]) or 'no word need be said'}"
 
 
 def started(fleet: Fleet) -> tuple[str, ...]:
@@ -145,7 +153,7 @@ def started(fleet: Fleet) -> tuple[str, ...]:
 
 
 def _mark(choice: Choice) -> str:
-    return "" if choice.here else " *"
+    return "" if choice.refused is None else " *"
 
 
 def cost_of(fleet: Fleet, choice: Choice) -> float:
@@ -170,9 +178,9 @@ def as_json(fleet: Fleet) -> dict[str, Any]:
         "choices": [
             {
                 "layout": str(one.layout),
-                "words": list(one.layout.words()),
+                "words": list(one.layout.words(fleet.recipe)),
                 "fits": one.fits,
-                "here": one.here,
+                "refused": one.refused,
                 "peak_bytes": one.share.peak.total,
                 "peak_at": one.share.peak.name,
                 "parts": dict(one.share.peak.parts),
@@ -184,5 +192,5 @@ def as_json(fleet: Fleet) -> dict[str, Any]:
             }
             for one in fleet.choices
         ],
-        "take": None if fleet.best is None else [*fleet.best.layout.words(), *started(fleet)],
+        "take": None if fleet.best is None else [*fleet.best.layout.words(fleet.recipe), *started(fleet)],
     }

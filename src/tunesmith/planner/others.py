@@ -24,12 +24,15 @@ def _reference(recipe: Recipe, shape: Shape) -> int:
     from tunesmith.referenced import is_once
 
     said = recipe.reference
-    if "reference" not in type(recipe.objective).needs or is_once(recipe):
+    if "reference" not in type(recipe.objective).needs:
+        return 0
+    if said.model is None and type(recipe.adapter).beside:  # the trained model, with its adapter off
+        begun = recipe.adapter.begins_elsewhere()  # or with the one that it began with, which stays beside it
+        return sum(one.nbytes for one in shape.weights if one.trained) * begun
+    if is_once(recipe):
         return 0
     if said.model is not None:
         return frozen_bytes(said.model, recipe.model.dtype, said.frozen_dtype)
-    if type(recipe.adapter).beside:  # the trained model, with its adapter off or another one on
-        return 0
     return sum(one.nbytes for one in shape.weights)
 
 

@@ -1,7 +1,8 @@
 """How long a step takes on devices whose rates are known: by arithmetic, by the device's memory and by its links.
 
 - products: their operations by the rate of a data sheet, of which training reaches a share (`REACHED`).
-- elementwise: what norms, gates, rotations and sums read and write, by the bandwidth of the device's memory.
+- memory: what norms, gates, rotations and sums read and write, and products too, by the bandwidth of the device's
+  memory. Of products that tensor parallelism divides one side stays as wide as it was.
 - links: FSDP gathers a layer's weights for each pass and sums its gradients; DDP and ZeRO sum gradients. That goes on
   beside the products and counts where it is longer. What tensor and context parallelism send, a layer waits for.
 - update: what the optimizer reads and writes; with offload in the host's memory, which its devices share.
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from tunesmith.planner.devices import Cluster
 from tunesmith.planner.layout import Layout
 from tunesmith.planner.shapes import Shape
+from tunesmith.planner.spread import ACROSS
 from tunesmith.recipe import Recipe
 
-REACHED = 0.42  # of a device's dense peak, as products of a training step reach it: see docs/guide/scale.md
+REACHED = 0.444  # of a device's dense peak, as products of a training step reach it: see docs/guide/scale.md
 HALF = 2  # bytes of a number that is sent
 # Bytes that a token's forward pass reads and writes of each number of H, of Q and K, and of I; half precision, with
 # float32 within norms. By the tensors of transformers' Llama layers, one kernel for each operation; or compiled.
@@ -31,7 +33,7 @@ class Pace:
     """Seconds of a step of every device together, and the tokens in it."""
 
     products: float
-    elementwise: float
+    memory: float
     links: float  # beyond what goes on beside the products
     update: float
     tokens: int
@@ -39,7 +41,7 @@ class Pace:
     @property
     def seconds(self) -> float:
         """Of the whole step."""
-        return self.products + self.elementwise + self.links + self.update
+        return self.products + self.memory + self.links + self.update
 
     @property
     def tokens_per_second(self) -> float:
@@ -63,15 +65,16 @@ def pace(recipe: Recipe, shape: Shape, layout: Layout, cluster: Cluster, again: 
     products = work / (device.flops * REACHED)
     passes = 1 + BACKWARD + (1 if train.activation_checkpointing else 0)
     spared = layout.context * (layout.tensor if layout.sequence else 1)
-    moved = row * passes * _traffic(shape, train.compile is not False, layout.tensor) / spared
-    elementwise = moved / device.bandwidth
+    moved = passes * _traffic(shape, train.compile is not False, layout.tensor) / spared
+    moved += _of_products(shape, layout.tensor, repeated) / layout.context
+    memory = row * moved / device.bandwidth
     waited = _waited(shape, layout, cluster, row, repeated)
     beside = _beside(shape, layout, cluster)
-    links = micro * waited + max(0.0, beside * (micro if layout.gathers else 1) - micro * (products + elementwise))
+    links = micro * waited + max(0.0, beside * (micro if layout.gathers else 1) - micro * (products + memory))
     trained = sum(one.numel for one in shape.weights if one.trained) / layout.tensor / layout.shares()[2]
-    update = trained * UPDATE / (device.bandwidth if layout.offload == "none" else HOST_BANDWIDTH / cluster.each)
+    update = trained * UPDATE / (device.bandwidth if layout.offload is None else HOST_BANDWIDTH / cluster.each)
     tokens = row * micro * layout.rows
-    return Pace(micro * products, micro * elementwise, links, update, tokens)
+    return Pace(micro * products, micro * memory, links, update, tokens)
 
 
 def recomputed(recipe: Recipe) -> float:
@@ -104,6 +107,20 @@ def _traffic(shape: Shape, fused: bool, tensor: int) -> float:
     return each * len(shape.layers)
 
 
+def _of_products(shape: Shape, tensor: int, again: float) -> float:
+    """Bytes of a token that products read and write in all layers: inputs [H] or [I] and outputs, or their gradients.
+
+    A frozen weight has a product in each pass, and a trained one another for its gradient.
+    """
+    found = 0.0
+    for layer in shape.layers:
+        for name, one in layer.linears.items():
+            inputs, outputs = (1, tensor) if name in ACROSS else (tensor, 1)
+            times = 1 + layer.learns * (1 + again) + one.trained
+            found += times * (one.inputs / inputs + one.outputs / outputs) * HALF
+    return found
+
+
 def _waited(shape: Shape, layout: Layout, cluster: Cluster, row: int, again: float) -> float:
     """Seconds of a micro-step in which layers wait for other devices.
 
@@ -120,20 +137,23 @@ def _waited(shape: Shape, layout: Layout, cluster: Cluster, row: int, again: flo
 
 def _beside(shape: Shape, layout: Layout, cluster: Cluster) -> float:
     """Seconds in which weights are gathered and gradients summed, beside the products."""
-    numbers = sum(one.numel for one in shape.weights) / layout.tensor
+    sent = (one.nbytes if layout.strategy == "deepspeed" else one.numel * HALF for one in shape.weights)
+    whole = (
+        sum(sent) / layout.tensor
+    )  # bytes of the weights as they are gathered: DeepSpeed has them in their own dtype
     trained = sum(one.numel for one in shape.weights if one.trained) / layout.tensor
     wide = 2 * HALF  # gradients are summed in float32
     group = layout.fsdp * layout.context if layout.strategy == "fsdp" else layout.rows * layout.context
     part = (group - 1) / group
     inner = cluster.link(group * layout.tensor)
     if layout.gathers:
-        found = part * (2 * numbers * HALF + trained * wide) / inner
+        found = part * (2 * whole + trained * wide) / inner
         copies = (layout.replicate - 1) / layout.replicate if layout.strategy == "fsdp" else 0
         found += 2 * copies * trained * wide / group / cluster.link(layout.devices)
     else:
         found = 2 * part * trained * wide / inner
-    if layout.offload != "none":
-        found += (numbers * HALF * 2 + trained * wide) / group / cluster.device.host
+    if layout.offload is not None:  # gradients go there, and what is updated comes back; or all parts, for each pass
+        found += ((2 * whole if layout.gathers else trained * wide) + trained * wide) / group / cluster.device.host
     return found
 
 

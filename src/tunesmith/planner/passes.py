@@ -215,9 +215,13 @@ class HeadPass:
     def kept(self) -> int:
         """The last norm's, the gradient of what enters [N, H] c; of a trained head its own [V, H] in float32.
 
-        A head's weight that autocast makes a copy of is kept too: [V, H] c.
+        A head's weight that autocast makes a copy of is kept too: [V, H] c. A head of values keeps its input [T, H],
+        c by autocast, else in float32.
         """
         run, shape = self.run, self.run.shape
+        if not shape.words:
+            entering = run.tokens * shape.hidden * (run.computed if run.autocast else WIDE)
+            return run.norm(True, shape.last_norm_trained) + entering
         slopes = run.asked * shape.hidden * run.computed
         words = shape.vocabulary * shape.hidden
         own = words * WIDE if self.together else slopes * self.trained
@@ -227,6 +231,8 @@ class HeadPass:
     def copied(self) -> int:
         """Autocast's own copy of a trained head's weight [V, H] c, which the model's call of it makes for no tokens."""
         run, head = self.run, self.run.shape.head
+        if not self.run.shape.words:
+            return 0
         return head.inputs * head.outputs * run.computed * (run.autocast and self.trained and head.item_bytes == WIDE)
 
     def forward(self) -> int:
@@ -239,6 +245,8 @@ class HeadPass:
         its gradient, which comes when it goes, and is counted as that.
         """
         run = self.run
+        if not run.shape.words:
+            return 0
         tokens, words, others = self.block()
         logits = 0 if self.together else run.computed  # of one in the block
         each, before = logits + self.shaped(), words * run.computed * bool(others)  # shares of the block before
@@ -261,6 +269,8 @@ class HeadPass:
         """
         run, shape = self.run, self.run.shape
         found = run.asked * shape.hidden * run.computed + 2 * run.stream()
+        if not shape.words:
+            return found
         words = shape.vocabulary * shape.hidden
         if self.trained:
             own = {run.computed, shape.head.item_bytes} - {WIDE}

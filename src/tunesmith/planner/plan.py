@@ -1,7 +1,6 @@
 """What a recipe will need on one device, whether it fits, and the nearest recipe that does."""
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,21 +65,6 @@ def make(recipe: Recipe, target: Target, config: Any | None = None) -> Plan:
     planner = _Planner(target, config)
     found = planner.plan(recipe)
     return found if found.fits is not False else replace(found, words=tuple(planner.fitting(recipe)))
-
-
-def warned(recipe: Recipe) -> Recipe:
-    """The same recipe, after a warning on stderr where it will not fit.
-
-    Raises:
-        DataError: its files are not there, which is said before anything is planned.
-    """
-    from tunesmith.folder import look_for_files
-
-    look_for_files(recipe)
-    said = warning(recipe)
-    if said is not None:
-        sys.stderr.write(f"{said}\n")
-    return recipe
 
 
 def warning(recipe: Recipe) -> str | None:

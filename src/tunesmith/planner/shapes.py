@@ -91,6 +91,7 @@ class Shape:
     head_size: int
     inner: int
     vocabulary: int
+    words: bool  # the head says words, and not values of sequences or tokens
     tied: bool
     window: int | None
     layers: tuple[Layer, ...]
@@ -126,31 +127,44 @@ def shape_of(recipe: Recipe, config: Any | None = None) -> Shape:
 
     Raises:
         ModelError: the config cannot be had, or its layers are not those that are known here.
-        RecipeError: the adapter refuses the model, or the objective needs another head than one of words.
+        RecipeError: the adapter refuses the model, or the objective is of an encoder and a decoder.
     """
-    from tunesmith.adapted import head_of
     from tunesmith.engine.model import load_config
 
-    if type(recipe.objective).encodes or head_of(recipe) is not None:
+    if type(recipe.objective).encodes:
         name = type(recipe.objective).__name__.lower()
-        raise RecipeError(f"objective: plan counts decoders with a head of words as yet, and {name} trains another")
+        raise RecipeError(f"objective: plan counts decoders alone, and {name} trains an encoder too")
     return of_model(adapted(recipe, load_config(recipe.model) if config is None else config))
 
 
 def adapted(recipe: Recipe, config: Any) -> Any:
     """The adapted model on the meta device: shapes and dtypes, no numbers."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return built(recipe, config)
+
+
+def built(recipe: Recipe, config: Any) -> Any:
+    """The adapted model of a config, with the head that the objective needs, on torch's device of the moment."""
+    import torch
+
+    from tunesmith.adapted import head_of
+    from tunesmith.engine.model import keep_heads_exact, kind_of
 
     dtype = getattr(torch, "float32" if recipe.model.dtype == "auto" else recipe.model.dtype)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # llama_pro lengthens it
-        return recipe.adapter.apply(model)
+    config, head = copy.deepcopy(config), head_of(recipe)  # llama_pro lengthens it
+    if head is not None:
+        config.num_labels = len(head.names)
+    model = kind_of(config, head).from_config(config, dtype=dtype)
+    if head is not None:
+        keep_heads_exact(model)
+    return recipe.adapter.apply(model)
 
 
 def of_model(model: Any) -> Shape:
     """The shape of an adapted model, on whatever device. Raises ModelError for layers of an unknown kind."""
-    from tunesmith.engine.model import base_of, num_virtual_tokens
+    from tunesmith.engine.model import base_of, has_words, heads_of, num_virtual_tokens
 
     base = base_of(model)
     config = base.config.get_text_config()
@@ -161,14 +175,16 @@ def of_model(model: Any) -> Shape:
     for module in _decoder_layers(base):
         layers.append(_layer(module, trained_before, type(base).__name__))
         trained_before |= layers[-1].trained > 0
-    head = base.get_output_embeddings()
+    words = has_words(base)
+    head = base.get_output_embeddings() if words else base.get_submodule(heads_of(model)[-1])
     return Shape(
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         key_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_size=head_size,
         inner=config.intermediate_size,
-        vocabulary=_weight_of(head).shape[0],
+        vocabulary=_weight_of(embedding).shape[0],
+        words=words,
         tied=_weight_of(head) is _weight_of(embedding),
         window=getattr(config, "sliding_window", None) if _has_windows(config) else None,
         layers=tuple(layers),

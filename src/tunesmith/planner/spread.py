@@ -5,15 +5,19 @@ What one device alone would need (`memory.py`) is divided as the layout says, an
 - `gathered`: of divided weights the layer in hand and the one that is fetched meanwhile, in the dtype of products, and
   the embedding and the head, which are whole throughout a pass.
 - `communication`: DDP's buckets are a copy of the gradients; FSDP2 has a layer's gradients as they come, and in float32
-  as they are summed; ZeRO has two buckets of `H * H` numbers, as transformers' `auto` has them.
+  as they are summed.
 - `other models`: a reference that is asked in every step and is no adapter turned off.
-- offload to the host: its optimizer's state, gradients and weights lie there, and on the device what is gathered.
+
+What DeepSpeed's ZeRO adds is in `zero.py`. Of tensor parallelism embeddings, norms, head and what an adapter adds lie
+whole on each device, and hidden states too. `Layout.sequence` has torchtitan's in place of ours: all weights and rows
+divided, hidden states in half precision.
 """
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tunesmith.defaults import with_values
+from tunesmith.planner import zero
 from tunesmith.planner.layout import Layout
 from tunesmith.planner.memory import BACKWARD, EMBEDDING, FORWARD, UPDATE, Moment, bits_per_weight, estimate
 from tunesmith.planner.passes import WIDE
@@ -32,7 +36,7 @@ class Share:
     """What one device of a layout needs."""
 
     moments: tuple[Moment, ...]
-    host: int  # bytes of the host's memory for this device
+    host: int = 0  # bytes of the host's memory for this device
 
     @property
     def peak(self) -> Moment:
@@ -45,37 +49,42 @@ def share(recipe: Recipe, shape: Shape, device: "Device", layout: Layout) -> Sha
     tokens = recipe.train.row_tokens
     assert isinstance(tokens, int), "resolved before"
     computed = 2 if recipe.train.bf16 or recipe.train.fp16 or recipe.model.dtype != "float32" else WIDE
+    beside = type(recipe.adapter).beside
     parts = layout.context * (layout.tensor if layout.sequence else 1)
     one = with_values(recipe, {"train.row_tokens": -(-tokens // parts)})
-    local = shape if layout.sequence else divided(shape, layout.tensor)
-    if layout.strategy == "fsdp" and layout.here:
+    local = shape if layout.sequence else divided(shape, layout.tensor, beside)
+    if layout.tensor > 1 and not layout.sequence:
+        one = with_values(one, {"train.compile": False})  # as `shared_out.compiles` has it
+    if layout.sequence and computed < WIDE:  # hidden states are in half precision too, and nothing is copied
+        one = with_values(one, {"model.dtype": "bfloat16"})
+    elif layout.strategy == "fsdp":
         local = _gathered_in(local, computed)
-    elif layout.strategy in ("fsdp", "deepspeed") and computed < WIDE:  # of others: hidden states are in half precision
-        one = with_values(one, {"model.dtype": "bfloat16"})  # too, and nothing is copied by autocast
     alone = estimate(one, local, device)
+    if layout.strategy == "deepspeed":
+        each, host = zero.moments(one, local, layout, alone.moments)
+        return Share(tuple(map(_with_driver, each)), host)
     over = layout.tensor if layout.sequence else 1
     weights, gradients, state = (count * over for count in layout.shares())
-    trained = sum(weight.numel for weight in local.weights if weight.trained)
     base = sum(weight.nbytes for weight in local.weights if weight.trained)
-    whole = base if layout.strategy == "fsdp" and layout.here and type(recipe.adapter).beside else 0
-    master = trained * WIDE if layout.strategy == "deepspeed" and computed < WIDE else 0
-    lighter = base - trained * computed if layout.strategy == "deepspeed" else 0  # its weights are in half precision
-    away = layout.offload != "none"
+    whole = base if layout.strategy == "fsdp" and not layout.sequence and beside else 0
 
     def moved(moment: Moment) -> Moment:
         found = dict(moment.parts)
-        found["weights"] = (whole + (found["weights"] - lighter - whole) // weights) * (not away)
+        found["weights"] = whole + (found["weights"] - whole) // weights
         if not whole:  # what an adapter adds lies on every process, with its gradients and state
-            found["optimizer state"] = (found["optimizer state"] + master) // state * (not away)
-            found["gradients"] = found.get("gradients", 0) // gradients * (not away)
-        if layout.strategy != "one" and "driver" in found:
-            found["driver"] += COMMUNICATORS
+            found["optimizer state"] = found["optimizer state"] // state
+            found["gradients"] = found.get("gradients", 0) // gradients
         found |= _added(recipe, local, layout, computed, over, moment.name)
         return Moment(moment.name, {name: size for name, size in found.items() if size})
 
-    last = alone.moments[-1].parts
-    held = (last["weights"] - lighter) // weights + (last["optimizer state"] + master) // state
-    return Share(tuple(map(moved, alone.moments)), (held + base // gradients) * away)
+    moments = map(moved, alone.moments)
+    return Share(tuple(moments if layout.strategy == "one" else map(_with_driver, moments)))
+
+
+def _with_driver(moment: Moment) -> Moment:
+    """With what NCCL holds, where a driver holds anything."""
+    parts = dict(moment.parts)
+    return Moment(moment.name, parts | ({"driver": parts["driver"] + COMMUNICATORS} if "driver" in parts else {}))
 
 
 def _gathered_in(shape: Shape, computed: int) -> Shape:
@@ -98,23 +107,20 @@ def _added(recipe: Recipe, shape: Shape, layout: Layout, computed: int, over: in
     bits = bits_per_weight(recipe)
     trained = sum(weight.nbytes for weight in shape.weights if weight.trained)
     largest = max(_numbers(one, bits, computed) for one in shape.layers)
-    if layout.strategy == "ddp":
+    if layout.strategy == "ddp" and layout.devices > layout.tensor:
         found["communication"] = trained
     if layout.sequence and layout.tensor > 1:  # inputs of attention and of the pair, and a gradient, of all tokens
         assert isinstance(recipe.train.row_tokens, int), "resolved before"
         tokens = recipe.train.row_tokens * recipe.train.per_device_train_batch_size
         found["gathered rows"] = 3 * tokens * shape.hidden * computed
-    if layout.gathers and (layout.devices > 1 or layout.offload != "none"):
-        size = shape.head.item_bytes if layout.here else computed
-        words = shape.vocabulary * shape.hidden * size * (1 if shape.tied else 2)
-        layers = 0 if layout.here and moment == FORWARD else 2 * largest  # each is dropped after its forward pass
-        found["gathered"] = (layers + words) // over
     if layout.strategy == "fsdp" and layout.devices > 1:
+        size = computed if layout.sequence else shape.head.item_bytes
+        words = shape.vocabulary * shape.hidden * size * (1 if shape.tied else 2)
+        layers = 0 if not layout.sequence and moment == FORWARD else 2 * largest  # each is dropped after its pass
+        found["gathered"] = (layers + words) // over
         found["communication"] = max(one.trained for one in shape.layers) * (computed + WIDE) // over
-        if layout.here:
+        if not layout.sequence:
             found["communication"] = _whole_gradients(recipe, shape, computed, moment)
-    if layout.strategy == "deepspeed" and layout.devices > 1:
-        found["communication"] = 2 * min(shape.hidden**2 * computed, trained)
     return found
 
 
@@ -135,13 +141,16 @@ def _whole_gradients(recipe: Recipe, shape: Shape, computed: int, moment: str) -
 
 def _numbers(layer: Layer, bits: tuple[float, float] | None, computed: int) -> int:
     """Bytes of a layer's weights as they are gathered: those that stay in few bits come in these."""
-    plain = sum(one.inputs * one.outputs for one in layer.linears.values())
+    plain = sum(map(_numel, layer.linears.values()))
     each = computed if bits is None else bits[0] / 8
     return int(plain * each)
 
 
-def divided(shape: Shape, parts: int) -> Shape:
-    """The shape of what one device has where each layer's products are divided over some."""
+def divided(shape: Shape, parts: int, beside: bool = False) -> Shape:
+    """The shape of what one device has where each layer's products are divided over some.
+
+    Embeddings, norms and head lie whole on each, and so does what an adapter adds `beside` the weights.
+    """
     if parts == 1:
         return shape
 
@@ -152,13 +161,15 @@ def divided(shape: Shape, parts: int) -> Shape:
             else replace(one, inputs=one.inputs // parts)
             for name, one in layer.linears.items()
         }
+        gone = sum(_numel(one) - _numel(linears[name]) for name, one in layer.linears.items() if one.trained)
+        each = layer.trained_bytes // max(layer.trained, 1)
         return replace(
-            layer, linears=linears, trained=layer.trained // parts, trained_bytes=layer.trained_bytes // parts
+            layer, linears=linears, trained=layer.trained - gone, trained_bytes=layer.trained_bytes - gone * each
         )
 
     weights = (
         replace(one, shape=(one.shape[0] // parts, *one.shape[1:]))
-        if one.group in ("attention", "mlp", "head") and one.shape[0] >= parts
+        if one.group in ("attention", "mlp") and len(one.shape) == 2 and not (beside and one.trained)
         else one
         for one in shape.weights
     )
@@ -170,3 +181,7 @@ def divided(shape: Shape, parts: int) -> Shape:
         layers=tuple(map(smaller, shape.layers)),
         weights=tuple(weights),
     )
+
+
+def _numel(linear: Linear) -> int:
+    return linear.inputs * linear.outputs

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,6 +78,16 @@ def test_processes_of_a_group_take_the_same_micro_batches(monkeypatch):
     by_process = [taken[process :: groups * each] for process in range(groups * each)]
     assert by_process[:2] == [[["0", "1"], ["4", "5"]]] * 2
     assert by_process[2:] == [[["2", "3"], ["6", "0 blank"]]] * 2
+
+
+def test_groups_take_equal_work_and_their_processes_the_same(monkeypatch):
+    """By hand, as tests/unit/data/test_balance.py has it: 9 and 8 go together, and the group with 8 gets the 5."""
+    monkeypatch.setattr("tunesmith.data.batch.lay", lambda store, row: {"row": row})
+    monkeypatch.setattr("tunesmith.data.balance.work", lambda plan: np.asarray([1.0, 9.0, 5.0, 8.0]))
+    rows = PackedRows(None, Numbers(4), 1.0).shared_by(2, batch=1, accumulation=2)
+    shared = context.RowsOfGroups.of(rows, 2, 1)
+    taken = [shared[number]["row"] for number in range(len(shared))]
+    assert [taken[process::4] for process in range(4)] == [[1, 0], [1, 0], [3, 2], [3, 2]]
 
 
 @pytest.mark.parametrize(("number", "groups"), [(1, 1), (2, 1), (8, 4)])

@@ -101,6 +101,25 @@ def test_every_quantization_says_its_bits(name):
     assert each == pytest.approx(4.127 if "4bit" in name else 8, abs=1e-3) and row == (0 if "4bit" in name else 32)
 
 
+@pytest.mark.parametrize("compute", ["once", "step"])
+@pytest.mark.parametrize("begins", [True, False])
+def test_an_adapter_that_training_began_with_stays_where_it_is_the_reference(begins, compute):
+    """As much again as is trained, as `engine/initial.py` keeps it; one that begins with nothing is turned off."""
+    from transformers import AutoModelForCausalLM
+
+    from tunesmith.engine import initial
+
+    recipe, config = told({"type": "lora", "r": 4, "init_lora_weights": not begins})
+    sections = {"objective": "dpo", "reference": {"compute": compute}}
+    recipe = resolve(Recipe(**recipe.model_dump(exclude_unset=True) | sections), CPU).recipe
+    model = recipe.adapter.apply(AutoModelForCausalLM.from_config(config))
+    before = sum(one.nbytes for one in model.parameters())
+    initial.keep(model, "default")
+    kept = sum(one.nbytes for one in model.parameters()) - before
+    parts = memory.estimate(recipe, shapes.shape_of(recipe, config), CPU).moments[0].parts
+    assert parts.get("other models", 0) == kept * begins
+
+
 @pytest.mark.parametrize(
     ("sections", "copies"),
     [

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fixtures_models import tiny_config
+from tunesmith import recipe_zero
 from tunesmith.cli.main import main
-from tunesmith.defaults import Device, resolve, with_values
+from tunesmith.defaults import Device, with_values
+from tunesmith.engine import shared_out
 from tunesmith.errors import RecipeError
 from tunesmith.planner import automatic, devices, fleet, memory, pace, plan, shapes, spread
 from tunesmith.planner.devices import Cluster, Rates
@@ -21,21 +24,6 @@ ROOT = Path(__file__).parents[3]
 CUDA = Device("cuda", "a CUDA device", True)
 ROUND = Rates("round", 1e12, 1e12, 1e12, 1e9, 1e8, 1e9, "by hand")
 ONE, DDP, FSDP = Layout("one"), Layout("ddp", replicate=4), Layout("fsdp", fsdp=4)
-
-
-@pytest.fixture
-def told(tmp_path):
-    """A resolved recipe and its shape; keywords are its sections."""
-    tiny_config(400).save_pretrained(tmp_path / "mine")
-
-    def made(adapter="full", train=None, **sections):
-        data = {"train": "builtin:identity", "max_tokens": 512}
-        options = {"device": "cuda", "activation_checkpointing": True} | (train or {})
-        recipe = Recipe(model=str(tmp_path / "mine"), data=data, adapter=adapter, train=options, **sections)
-        recipe = resolve(recipe, CUDA).recipe
-        return recipe, shapes.shape_of(recipe)
-
-    return made
 
 
 def last(recipe, shape, layout):
@@ -78,28 +66,62 @@ def test_machines_as_they_are_said():
 @pytest.mark.parametrize("cluster", [Cluster(ROUND, 1), Cluster(ROUND, 8), Cluster(ROUND, 4, 3)])
 def test_layouts_take_all_devices(told, cluster):
     _, shape = told()
-    found = list(layouts(cluster, shape, 4096, adapted=False))
+    found = list(layouts(cluster, shape, 4096))
     assert {one.devices for one in found} == {cluster.devices} and len(set(found)) == len(found)
-    assert all(one.words() == () for one in found if not one.here)
-    assert any(one.here for one in found)
+
+
+@pytest.mark.parametrize("said", [{}, {"strategy": "fsdp", "replicate": 2}, {"context": 2}, {"strategy": "deepspeed"}])
+def test_words_lay_a_recipe_out_as_is_planned(told, said):
+    """Said on the command line they give the recipe that was asked about, whatever the recipe says itself."""
+    recipe, shape = told(parallel=said)
+    written = recipe.model_dump(mode="json", exclude_unset=True)
+    for one in layouts(Cluster(ROUND, 4, 2), shape, 4096):
+        parallel = dict(written.get("parallel", {}))
+        for word in one.words(recipe):
+            name, _, value = word.removeprefix("parallel.").partition("=")
+            parallel[name] = yaml.safe_load(value)
+        laid = Recipe(**written | {"parallel": parallel})
+        assert laid.parallel == one.told(recipe).parallel
+        assert recipe_zero.offload(laid.parallel) == one.offload
+        if one.zero_stage:
+            assert recipe_zero.stage(laid.parallel) == one.zero_stage
+        elif one.strategy == "fsdp" and one.rows == one.devices:
+            assert shared_out.sizes(laid.parallel, one.devices) == (one.replicate, one.fsdp)
+
+
+def test_layouts_are_had_where_the_recipe_can_be_trained_so(told, monkeypatch):
+    """`recipe_parallel.problem` alone decides it, of a recipe that says the layout."""
+    recipe, shape = told(train={"row_tokens": 4096})
+    asked = []
+    monkeypatch.setattr(fleet, "problem", lambda one: asked.append(one.parallel) or "no")
+    found = fleet.choices(recipe, shape, Cluster(ROUND, 4))
+    assert {one.refused for one in found} == {"no"} and len(asked) == len(found) == len(set(map(repr, asked)))
+    monkeypatch.undo()
+    assert {str(one.layout) for one in fleet.choices(recipe, shape, Cluster(ROUND, 4)) if one.refused is None} >= {
+        "ddp",
+        "fsdp 4",
+        "ddp 2 cp 2",
+        "fsdp 2 cp 2",
+        "zero-1",
+        "zero-2",
+        "zero-3",
+        "zero-2, offload cpu",
+        "zero-3, offload cpu",
+    }
+    two = fleet.choices(recipe, shape, Cluster(ROUND, 2))
+    assert next(one for one in two if one.layout.tensor == 2).layout.words(recipe) == (
+        "parallel.strategy=ddp",
+        "parallel.tensor=2",
+    )
 
 
 def test_weights_gradients_and_state_are_divided(told):
-    """Float32 weights of full training; DeepSpeed has them in half precision, with float32 beside the state."""
     recipe, shape = told()
     alone = memory.estimate(recipe, shape, CUDA).moments[-1].parts
-    numel = sum(one.numel for one in shape.weights)
     names = ("weights", "gradients", "optimizer state")
     ddp, fsdp = last(recipe, shape, DDP), last(recipe, shape, FSDP)
     assert [ddp[name] for name in names] == [alone[name] for name in names]
     assert [fsdp[name] for name in names] == [alone[name] // 4 for name in names]
-    zero = [last(recipe, shape, Layout("deepspeed", replicate=4, zero_stage=stage)) for stage in (1, 2, 3)]
-    half, states = alone["weights"] - 2 * numel, alone["optimizer state"] + 4 * numel
-    assert [one["weights"] for one in zero] == [half, half, half // 4]
-    assert [one["gradients"] for one in zero] == [4 * numel, numel, numel]
-    assert [one["optimizer state"] for one in zero] == [states // 4] * 3
-    away = spread.share(recipe, shape, CUDA, Layout("fsdp", fsdp=4, offload="cpu"))
-    assert away.host == sum(alone[name] // 4 for name in names) and "weights" not in away.moments[-1].parts
 
 
 def test_what_is_sent_lies_somewhere(told):
@@ -133,13 +155,26 @@ def test_what_an_adapter_adds_is_not_divided(told):
 
 
 def test_a_layer_divided_by_tensor_parallelism(told):
-    _, shape = told()
+    """Projections by two; words, norms, and the head's passes lie whole on each process, and nothing is compiled."""
+    recipe, shape = told()
     half = spread.divided(shape, 2)
     assert (half.heads, half.key_heads, half.inner) == (shape.heads // 2, shape.key_heads // 2, shape.inner // 2)
     for name, one in half.layers[0].linears.items():
         whole = shape.layers[0].linears[name]
         assert one.inputs * one.outputs * 2 == whole.inputs * whole.outputs
     assert spread.divided(shape, 1) is shape
+    products = 2 * sum(one.inputs * one.outputs for one in shape.layers[0].linears.values())
+    numel = sum(one.numel for one in shape.weights)
+    parts = last(recipe, shape, Layout("ddp", tensor=2))
+    assert parts["weights"] - shape.buffer_bytes == parts["gradients"] == 4 * (numel - products // 2)
+    assert half.layers[0].trained == shape.layers[0].trained - products // 4
+
+
+def test_what_an_adapter_adds_is_whole_beside_products_in_parts(told):
+    _, shape = told({"type": "lora", "r": 4})
+    half = spread.divided(shape, 2, beside=True)
+    assert [one.shape for one in half.weights if one.trained] == [one.shape for one in shape.weights if one.trained]
+    assert half.layers[0].trained == shape.layers[0].trained
 
 
 @pytest.mark.parametrize(
@@ -160,6 +195,18 @@ def test_operations_are_those_that_bench_counts(told, adapter):
     recipe, shape = told(adapter)
     counted = Cost.of(shapes.adapted(recipe, tiny_config(400))).of_step([Sequence(512)], 512) / 512
     assert pace.operations(shape, 512) == pytest.approx(counted, rel=0.02)
+
+
+def test_what_products_read_and_write_by_hand(told):
+    """Of q and its like one input and half of the outputs, of o and down the other way round, in half precision."""
+    _, shape = told()
+    hidden, keys, inner = 32, 16, 64
+    into, out = 5 * hidden + inner + hidden, 2 * hidden + 2 * keys + 2 * inner + hidden
+    whole = 2 * 2 * (into + out)  # of two layers
+    assert pace._of_products(shape, 1, 0.0) == 3 * whole
+    across = 5 * hidden + 2 * hidden  # inputs of five, outputs of two
+    cut = hidden + inner + hidden + 2 * keys + 2 * inner
+    assert pace._of_products(shape, 2, 1.0) == 4 * 2 * 2 * (across + cut / 2)
 
 
 def test_computing_again_costs_a_forward_pass(told):
@@ -192,6 +239,26 @@ def test_accumulation_sends_once(told):
     assert four.tokens == 4 * once.tokens and four.seconds == pytest.approx(once.seconds, rel=1e-3)
 
 
+def test_deepspeed_is_for_what_fits_no_other_way(told, monkeypatch):
+    """Three layouts, of which memory decides: fsdp; ZeRO where fsdp is refused; offload where ZeRO is too large."""
+    recipe, _ = told()
+    real = fleet.problem
+    monkeypatch.setattr(fleet, "problem", lambda one: real(one) or ("no" if one.parallel.strategy == "fsdp" else None))
+    needs = {
+        str(one.layout): one.share.peak.total for one in fleet.make(recipe, devices.cluster_of("4xH100-80GB")).choices
+    }
+    assert needs["zero-3, offload cpu"] < min(needs[f"zero-{stage}"] for stage in (1, 2, 3)) < needs["ddp"]
+
+    def best(room):
+        cluster = devices.cluster_of("4xH100-80GB", 1, f"{room / fleet.ROOM / 1e6:.6f}MB")
+        return fleet.make(recipe, cluster).best.layout
+
+    assert best(needs["ddp"] + 1).strategy == "ddp"
+    low = min(needs["ddp"], *(needs[name] for name in needs if "cp" in name)) - 1
+    assert best(low).strategy == "deepspeed" and best(low).offload is None
+    assert best(min(needs["zero-1"], needs["zero-2"], needs["zero-3"]) - 1).offload == "cpu"
+
+
 def test_the_simplest_of_the_quick_is_taken(told):
     recipe, _ = told({"type": "lora", "r": 4})
     found = fleet.make(recipe, devices.cluster_of("8xH100-80GB"))
@@ -206,11 +273,11 @@ def test_the_simplest_of_the_quick_is_taken(told):
     assert fleet.make(whole, devices.cluster_of("4xH100-80GB", 1, "1MB")).best is None
 
 
-def test_few_bits_are_not_shared_out(told):
+def test_few_bits_are_had_by_ddp_and_zero(told):
     recipe, shape = told("lora")
     rounded = Recipe(**recipe.model_dump() | {"model": recipe.model.model_dump() | {"quantization": "bnb_4bit"}})
     found = fleet.choices(rounded, shape, devices.cluster_of("4xH100-80GB"))
-    assert {one.layout.strategy for one in found if one.here} == {"ddp"}
+    assert {one.layout.strategy for one in found if one.refused is None} >= {"ddp", "deepspeed"}
 
 
 @pytest.mark.parametrize(
@@ -227,7 +294,7 @@ def test_few_bits_are_not_shared_out(told):
 def test_what_a_recipe_cannot_share_out_is_not_recommended(told, adapter, sections, said):
     recipe, shape = told(adapter, **sections)
     cluster = devices.cluster_of("4xH100-80GB")
-    assert {one.layout.strategy for one in fleet.choices(recipe, shape, cluster) if one.here} == {"ddp"}
+    assert {one.layout.strategy for one in fleet.choices(recipe, shape, cluster) if one.refused is None} == {"ddp"}
     assert any(said in line for line in fleet.lines(fleet.make(recipe, cluster)))
 
 
@@ -243,9 +310,20 @@ def test_auto_shares_weights_where_a_whole_model_does_not_fit(told):
     assert chosen == "ddp" and "which will not do, and its weights cannot be shared out: optimizer=muon" in why
     rows = with_values(recipe, {"train.row_tokens": "auto"})
     assert automatic.strategy(rows, CUDA, 1, 4) == ("ddp", "train.row_tokens=auto fits rows beside a whole model")
-    classes, _ = told()
-    classes = Recipe(**classes.model_dump() | {"objective": {"type": "classify", "num_labels": 2}})
-    assert "the plan does not say what a whole model needs" in automatic.strategy(classes, CUDA, 1, 4)[1]
+    other, _ = told()
+    other = Recipe(**other.model_dump() | {"objective": "seq2seq"})
+    assert "the plan does not say what a whole model needs" in automatic.strategy(other, CUDA, 1, 4)[1]
+
+
+def test_auto_plans_pieces_of_rows_where_rows_lie_in_pieces(told):
+    """What does not fit with whole rows fits with halves of them; where neither does, weights are shared out too."""
+    recipe, shape = told(train={"row_tokens": 8192, "activation_checkpointing": False})
+    pieces = with_values(recipe, {"parallel.context": 2})
+    halves = spread.share(recipe, shape, CUDA, Layout("ddp", replicate=2, context=2)).peak.total
+    assert halves < spread.share(recipe, shape, CUDA, DDP).peak.total
+    room, short = int(halves / fleet.ROOM) + 1, int(halves / fleet.ROOM) - 1
+    assert [automatic.strategy(one, CUDA, room, 4)[0] for one in (recipe, pieces)] == ["fsdp", "ddp"]
+    assert automatic.strategy(pieces, CUDA, short, 4)[0] == "fsdp"
 
 
 def test_the_command(told, tmp_path, capsys):
@@ -269,10 +347,10 @@ def test_rows_in_pieces_are_proposed_where_they_can_be_had(told):
     recipe, shape = told(train={"row_tokens": 8192})
     cluster = Cluster(ROUND, each=4)
     found = {str(one.layout): one for one in fleet.choices(recipe, shape, cluster)}
-    assert found["fsdp 2 cp 2"].here and found["fsdp 1 cp 4"].here
-    assert found["fsdp 2 cp 2"].layout.words() == ("parallel.strategy=fsdp", "parallel.context=2")
+    assert found["fsdp 2 cp 2"].refused is None and found["fsdp 1 cp 4"].refused is None
+    assert found["fsdp 2 cp 2"].layout.words(recipe) == ("parallel.strategy=fsdp", "parallel.context=2")
     noise = with_values(recipe, {"train.neftune_noise_alpha": 5.0})
-    assert not any(one.here for one in fleet.choices(noise, shape, cluster) if one.layout.context > 1)
+    assert all(one.refused for one in fleet.choices(noise, shape, cluster) if one.layout.context > 1)
 
 
 def test_what_pieces_of_a_row_exchange(told):

@@ -73,8 +73,8 @@ def test_other_layers_and_other_heads_are_refused(recipe):
     gpt2 = AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=2, vocab_size=64)
     with pytest.raises(ModelError, match="GPT2LMHeadModel has others"):
         shapes.shape_of(told, gpt2)
-    with pytest.raises(RecipeError, match="objective: plan counts decoders with a head of words"):
-        shapes.shape_of(Recipe(model=told.model, data=told.data, objective="reward"))
+    with pytest.raises(RecipeError, match="objective: plan counts decoders alone, and seq2seq trains an encoder too"):
+        shapes.shape_of(Recipe(model=told.model, data=told.data, objective="seq2seq"))
 
 
 def test_blocks_are_those_of_the_kernels():
@@ -138,6 +138,8 @@ def test_a_base_in_fewer_bits(recipe):
         ("lora", False, "adamw", "bfloat16"),
         ("full", 2, "lion", "float32", "dpo"),
         ("lora", "selective", "adamw8bit", "bfloat16", "simpo"),
+        ("full", False, "adamw", "float32", "reward"),
+        ("lora", True, "adamw", "bfloat16", "reward"),
     ],
     ids=lambda case: "-".join(map(str, case)),
 )
