@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunesmith import recipe_parallel
 from tunesmith.component import find, name_of, refusal
 from tunesmith.data import registry
 from tunesmith.errors import RecipeError
@@ -120,13 +121,19 @@ def _refuse_changes(said: Model) -> None:
 
 
 def _refuse_as_stored(recipe: Recipe, model: Any) -> None:
-    """Raise RecipeError for an adapter that does not go with what a model is stored in, as it says of that."""
+    """Raise RecipeError for an adapter, or for parts of weights, that do not go with what a model is stored in."""
     from tunesmith.engine import quantised
 
     kind = quantised.component_of(model)
-    reason = None if kind is None else refusal([recipe.adapter, find(Quantization, kind)()])
+    if kind is None:
+        return
+    held = find(Quantization, kind)()
+    said = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": held})})
+    reason = refusal([recipe.adapter, held]) or recipe_parallel.problem(said)
     if reason is not None:
-        raise RecipeError(f"{recipe.model.path} is stored in {kind}. {reason}")
+        stored = quantised.held_in(model)
+        as_here = kind if stored == "bitsandbytes" else f"{stored}, which is held here as {kind} is"
+        raise RecipeError(f"{recipe.model.path} is stored in {as_here}. {reason}")
 
 
 def _new_rows(recipe: Recipe) -> list[int]:

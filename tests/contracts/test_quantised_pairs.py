@@ -19,7 +19,7 @@ pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "scale": 0.1}
 IDS = torch.arange(20)[None] * 7 % 300
-WAYS = ("bnb_4bit", "bnb_8bit")
+WAYS = ("bnb_4bit", "bnb_8bit", "hqq")
 OF_LORA = {
     "dora": {"use_dora": True},
     "rslora": {"use_rslora": True},
@@ -97,6 +97,7 @@ def test_the_refused_are_these():
     whole = {name for name, kind in all_of(Adapter).items() if not kind.beside}
     made = {"ia3", "lora, pissa", "lora, pissa quickly", "lora, olora", "lora, orthogonal"}
     assert names["bnb_4bit"] == whole | made | {"loha", "lokr"}
+    assert names["hqq"] == whole | made - {"ia3"}
     assert names["bnb_8bit"] == whole | made | {"lora, dora"}
 
 

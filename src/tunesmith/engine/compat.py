@@ -14,7 +14,16 @@ from tunesmith.engine.flat_parts import Place
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["DispatchMode", "attention_of", "layer_kinds", "one_device", "peft_warnings", "place_in_flat", "routers_of"]
+__all__ = [
+    "DispatchMode",
+    "attention_of",
+    "forget_conversions",
+    "layer_kinds",
+    "one_device",
+    "peft_warnings",
+    "place_in_flat",
+    "routers_of",
+]
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -47,6 +56,15 @@ def peft_warnings() -> Iterator[None]:
 def attention_of(model: Any) -> str:
     """The name of the attention implementation that a model runs; transformers 5 has a setter and no getter."""
     return str(model.config._attn_implementation)
+
+
+def forget_conversions(model: Any, kind: type) -> None:
+    """Have transformers not undo, as it saves a model, the conversions by an operation that it was loaded with."""
+    model._weight_conversions = [
+        one
+        for one in model._weight_conversions
+        if not any(isinstance(op, kind) for op in getattr(one, "operations", ()))
+    ]
 
 
 def layer_kinds(model: Any) -> tuple[str, ...]:

@@ -15,9 +15,8 @@ import torch
 
 from tunesmith.engine import float8
 from tunesmith.engine.compat import int8_product
-from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import Elementwise, quantise
-from tunesmith.engine.linear import Layer, Product, linear
+from tunesmith.engine.linear import FrozenLinear
 from tunesmith.engine.model import head_modules
 from tunesmith.errors import RecipeError
 
@@ -73,16 +72,6 @@ def _parts(length: int, width: int) -> Iterator[slice]:
     size = max(64, PART_SUMS // width)
     for start in range(0, length, size):
         yield slice(start, start + size)
-
-
-class FrozenLinear(torch.nn.Linear):
-    """A linear layer whose frozen weight is held in another form."""
-
-    product: Product
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's result of x [.., I]: [.., O]."""
-        return linear(x.to(compute_dtype(x)), [Layer(self.product)])[0]
 
 
 @torch.no_grad()

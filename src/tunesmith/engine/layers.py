@@ -18,8 +18,7 @@ from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import ACTIVATIONS, Elementwise
-from tunesmith.engine.frozen import FrozenLinear
-from tunesmith.engine.linear import Dense, Layer, gated_linear, linear
+from tunesmith.engine.linear import Dense, FrozenLinear, Layer, gated_linear, linear
 from tunesmith.engine.model import base_of
 from tunesmith.engine.quantised import FourBit, is_four_bit
 from tunesmith.engine.shared_out import whole_copy
@@ -174,12 +173,15 @@ def _has_plain_update(module: Any) -> bool:
     """Whether peft's layer is a frozen linear layer with plain LoRA beside it, of one adapter or several."""
     base = module.get_base_layer()
     return (
-        isinstance(base, torch.nn.Linear)
-        and (type(base) in (torch.nn.Linear, FrozenLinear) or is_four_bit(type(base)))
-        and not base.weight.requires_grad
+        (isinstance(base, FrozenLinear) or _is_frozen(base))
         and not module.fan_in_fan_out
         and all(_is_plain_update(module, name) for name in module.lora_A)
     )
+
+
+def _is_frozen(base: Any) -> bool:
+    known = type(base) is torch.nn.Linear or is_four_bit(type(base))
+    return known and not base.weight.requires_grad
 
 
 def _is_four_bit_update(kind: type) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import Elementwise
 
 
@@ -58,6 +59,31 @@ class Dense:
 
 
 @dataclass(frozen=True, eq=False)
+class Widened:
+    """The weight of a layer that is held in few bits, widened for each product to the dtype of its input."""
+
+    layer: Any
+
+    def dequantised(self, kind: torch.dtype) -> torch.Tensor:
+        """The weight [O, I] that the products are with."""
+        raise NotImplementedError
+
+    def prepare(self, x: torch.Tensor) -> torch.Tensor:
+        """The input itself."""
+        return x
+
+    def forward(self, prepared: torch.Tensor) -> torch.Tensor:
+        """X W' + b: [T, O]."""
+        kind, bias = prepared.dtype, self.layer.bias
+        return torch.nn.functional.linear(prepared, self.dequantised(kind), None if bias is None else bias.to(kind))
+
+    def pull(self, gradient: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+        """Gradient W [T, I], added into a tensor where one is given."""
+        weight = self.dequantised(gradient.dtype)
+        return gradient @ weight if into is None else into.addmm_(gradient, weight)
+
+
+@dataclass(frozen=True, eq=False)
 class Layer:
     """A frozen linear layer, and the low-rank update beside it where it has one."""
 
@@ -78,6 +104,16 @@ def gated_linear(gate: torch.Tensor, up: torch.Tensor, activation: str, ops: Ele
     """The result [.., O] of a layer with an update, of activation(gate) * up, both [.., I]."""
     found: Any = _GatedLinear.apply(gate.flatten(0, -2), up.flatten(0, -2), activation, ops, *_told([layer]))
     return found.unflatten(0, gate.shape[:-1])
+
+
+class FrozenLinear(torch.nn.Linear):
+    """A linear layer whose frozen weight is held in another form."""
+
+    product: Product
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's result of x [.., I]: [.., O]."""
+        return linear(x.to(compute_dtype(x)), [Layer(self.product)])[0]
 
 
 @dataclass(frozen=True, eq=False)

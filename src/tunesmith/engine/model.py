@@ -159,7 +159,7 @@ def load_model(
     kind = _kind(config, head)
     options: dict[str, Any] = {"attn_implementation": attention}
     scaled = model.rope_scaling.rope_type is not None or positions is not None
-    quantisation = _quantisation(model, config, device, held)
+    quantisation = quantised.load_options(model, place, config, device, held)
     with _explained(place), without_progress_bar(), contextlib.nullcontext() if head is None else _without_report():
         if said is not None or head is not None or model.from_scratch or scaled or model.dropout is not None:
             options["config"] = config
@@ -178,6 +178,8 @@ def load_model(
             loaded, found = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     if head is not None:
         _refuse_missing(loaded, found["missing_keys"], place)
+    elif quantised.held_in(loaded) in quantised.READ:
+        quantised.refuse_missing(loaded, found["missing_keys"], place)
     if model.added():
         from tunesmith.engine import new_tokens
 
@@ -211,31 +213,6 @@ def _complete(loaded: Any, file: Path) -> None:
     loaded.name_or_path = loaded.config.name_or_path = str(file)
     if (file.parent / "generation_config.json").is_file():
         loaded.generation_config = GenerationConfig.from_pretrained(str(file.parent))
-
-
-def _quantisation(model: Model, config: Any, device: str, held: Any | None) -> dict[str, Any]:
-    """What `from_pretrained` is told of a model that is, or is to be, held in few bits.
-
-    Raises ModelError for one that is already, MissingExtra without the packages that it needs.
-    """
-    import torch
-    from transformers import BitsAndBytesConfig, GgufConfig
-
-    place, stored = resolve_path(model.path), quantised.stored_method(config)
-    wanted = held is not None or model.quantization is not None
-    if wanted and (stored is not None or place.endswith(GGUF)):
-        raise ModelError(f"{model.path} is stored in {stored or 'gguf'}: leave model.quantization out")
-    if place.endswith(GGUF):
-        return {"quantization_config": GgufConfig(dequantize=True)}
-    if stored is not None:
-        quantised.need_for_stored(model.path, stored)
-        return {"device_map": {"": device}}
-    dtype = (config.dtype or torch.float32) if model.dtype == "auto" else getattr(torch, model.dtype)
-    if model.quantization is not None and held is None:
-        held = model.quantization.config(dtype, device)
-    if isinstance(held, BitsAndBytesConfig):
-        held.bnb_4bit_compute_dtype = dtype  # that of a run may be another, and would be multiplied in here too
-    return {} if held is None else {"quantization_config": held, "device_map": {"": device}}
 
 
 def _keep_plain(kind: Any, config: Any, held: Any | None) -> None:

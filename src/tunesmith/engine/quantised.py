@@ -5,18 +5,22 @@ Letters: T tokens, I and O features in and out.
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tunesmith import extras
+from tunesmith.engine.linear import Widened
+from tunesmith.engine.packed import PackedLinear
 from tunesmith.errors import ModelError
+from tunesmith.recipe import Model
 
 CONFIG = "quantization_config.json"  # beside an adapter: what its base model was held in
-TRAINABLE = "bitsandbytes, hqq, torchao in int8, gptq or awq"  # what a stored model may be held in
+PACKED = "tunesmith_packed"  # what transformers knows layers of engine/packed.py by
+READ = ("gptq", "awq", "compressed-tensors")  # what stored models are read from by this package itself
+TRAINABLE = "gptq, awq, compressed-tensors, bitsandbytes or torchao in int8"  # what a stored model may be held in
 
 
 def stored_words(config: Any) -> Any | None:
@@ -32,7 +36,7 @@ def stored_method(config: Any) -> str | None:
         return None
     values = said if isinstance(said, Mapping) else said.to_dict()
     method = values.get("quant_method") or "bitsandbytes"  # old ones of bitsandbytes do not say it
-    return str(getattr(method, "value", method))
+    return values["held_in"] if method == PACKED else str(getattr(method, "value", method))
 
 
 def need_for_stored(what: str, method: str) -> None:
@@ -51,20 +55,35 @@ def component_of(model: Any) -> str | None:
     kinds = {type(module) for module in model.modules()}
     if any(map(is_four_bit, kinds)):
         return "bnb_4bit"
+    if PackedLinear in kinds:  # whatever they were read from
+        return "hqq"
     return "bnb_8bit" if any(map(is_eight_bit, kinds)) else None
 
 
 def refuse_untrainable(model: Any, place: str) -> None:
     """Raise ModelError for a loaded model that is held in what has no gradient, or no weight beside which to train."""
-    if held_in(model) == "compressed-tensors":
-        raise ModelError(
-            f"{place} is held in compressed-tensors, whose layers have no weight until it is used: name the plain "
-            f"model, and set model.quantization, or name one held in {TRAINABLE}"
-        )
     if held_in(model) is not None and not model.hf_quantizer.is_trainable:
         raise ModelError(
             f"{place} is held in {held_in(model)}, whose products have no gradient: name the plain model, and set "
             f"model.quantization, or name one held in {TRAINABLE}"
+        )
+
+
+def refuse_missing(model: Any, missing: Iterable[str], place: str) -> None:
+    """Raise ModelError where weights of a model were not found as a plain one or as that of a linear layer."""
+    for name in sorted(missing):
+        raise ModelError(
+            f"{place} is stored in {held_in(model)}, and {name} is not to be had of it: what is read are linear "
+            "layers, and no experts that are one weight here. Name the plain model, and set model.quantization"
+        )
+
+
+def refuse_merging(model: Any, what: str) -> None:
+    """Raise ModelError where an update cannot be merged into a model's weights, which are made anew when asked for."""
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise ModelError(
+            f"{what} cannot be merged into weights in {held_in(model)}, which stay as they are: merge it into plain "
+            "ones first, with tunesmith export type=merged, and name that model"
         )
 
 
@@ -114,15 +133,16 @@ def load_config(folder: Path) -> Any | None:
     if not (folder / CONFIG).is_file():
         return None
     said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if said["quant_method"] == PACKED:
+        from tunesmith.engine.packed_loading import PackedConfig
+
+        return PackedConfig(**said)
     need_for_stored(f"the base model of {folder}", said["quant_method"])
     return AutoQuantizationConfig.from_dict(said)
 
 
-@dataclass(frozen=True, eq=False)
-class FourBit:
-    """A weight of bitsandbytes' 4 bit layer, widened for each product to the dtype of its input."""
-
-    layer: Any
+class FourBit(Widened):
+    """A weight of bitsandbytes' 4 bit layer."""
 
     def dequantised(self, kind: torch.dtype) -> torch.Tensor:
         """The weight [O, I] that the products are with."""
@@ -134,25 +154,40 @@ class FourBit:
             weight.data.view(-1, 1), scales.float(), state.blocksize, state.quant_type, state.shape, kind
         )
 
-    def prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """The input itself."""
-        return x
 
-    def forward(self, prepared: torch.Tensor) -> torch.Tensor:
-        """X W' + b: [T, O]."""
-        kind, bias = prepared.dtype, self.layer.bias
-        return torch.nn.functional.linear(prepared, self.dequantised(kind), None if bias is None else bias.to(kind))
+def load_options(model: Model, place: str, config: Any, device: str, held: Any | None) -> dict[str, Any]:
+    """What `from_pretrained` is told of a model that is, or is to be, held in few bits.
 
-    def pull(self, gradient: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
-        """Gradient W [T, I], added into a tensor where one is given."""
-        weight = self.dequantised(gradient.dtype)
-        return gradient @ weight if into is None else into.addmm_(gradient, weight)
+    Raises ModelError for one that is already, or that cannot be trained beside; MissingExtra without the packages that
+    it needs.
+    """
+    from transformers import BitsAndBytesConfig, GgufConfig
+
+    stored, packed = stored_method(config), place.endswith(".gguf")
+    if (held is not None or model.quantization is not None) and (stored is not None or packed):
+        raise ModelError(f"{model.path} is stored in {stored or 'gguf'}: leave model.quantization out")
+    if packed:
+        return {"quantization_config": GgufConfig(dequantize=True)}
+    if stored in READ:
+        from tunesmith.engine.packed_loading import taken
+
+        return {"config": taken(config, stored_words(config), model.path), "device_map": {"": device}}
+    if stored is not None:
+        need_for_stored(model.path, stored)
+        return {"device_map": {"": device}}
+    dtype = (config.dtype or torch.float32) if model.dtype == "auto" else getattr(torch, model.dtype)
+    if model.quantization is not None and held is None:
+        held = model.quantization.config(dtype, device)
+    if isinstance(held, BitsAndBytesConfig):
+        held.bnb_4bit_compute_dtype = dtype  # that of a run may be another, and would be multiplied in here too
+    return {} if held is None else {"quantization_config": held, "device_map": {"": device}}
 
 
 def numel(parameter: torch.Tensor) -> int:
     """How many numbers a parameter stands for, also one that DeepSpeed has in parts."""
     state: Any = getattr(parameter, "quant_state", None)
-    shape = getattr(parameter, "ds_shape", parameter.shape) if state is None else state.shape
+    plain = getattr(parameter, "stands_for", getattr(parameter, "ds_shape", parameter.shape))
+    shape = plain if state is None else state.shape
     return int(torch.Size(shape).numel())
 
 
@@ -206,9 +241,15 @@ def said(model: Any) -> list[str]:
 
 
 def held_bytes(model: Any) -> tuple[int, int]:
-    """The bytes of bitsandbytes' layers of a model with their scales, and what they take at 2 bytes a weight."""
+    """The bytes of a model's layers in few bits with their scales, and what they take at 2 bytes a weight.
+
+    torchao's are not counted.
+    """
     found = weights = 0
     for module in model.modules():
+        if isinstance(module, PackedLinear):
+            found += module.nbytes()
+            weights += numel(module.codes)
         if not (is_four_bit(type(module)) or is_eight_bit(type(module))):
             continue
         weight = module.weight

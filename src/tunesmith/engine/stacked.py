@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.engine import quantised
 from tunesmith.engine.compat import peft_warnings
 from tunesmith.engine.model import base_of
 from tunesmith.errors import ModelError
@@ -77,7 +78,8 @@ def _merged(model: Any, place: Path) -> Any:
 
 
 def settled(model: Any, place: Path) -> Any:
-    """A model with the adapter beside it, which came from a folder, in its weights."""
+    """A model with the adapter beside it, which came from a folder, in its weights. Raises ModelError."""
+    quantised.refuse_merging(base_of(model), f"the adapter {place}")
     stack = [*stack_of(model), {"folder": str(place), "sha256": _digest(place)}]
     base = model.merge_and_unload()
     base.merged_adapters = stack

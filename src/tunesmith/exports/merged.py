@@ -111,8 +111,13 @@ class Merged(Export):
         from tunesmith.engine.model import base_of
         from tunesmith.engine.quantised import held_in
 
-        held = held_in(base_of(opened.model)) is not None
-        if plan is None or (held and self.into == "rounded"):
+        held = held_in(base_of(opened.model))
+        if held is not None and self.into == "stored" and base_of(opened.model).hf_quantizer.pre_quantized:
+            raise RunError(
+                f"export.into: stored is for a base that the run rounded, and this one is stored in {held}, of which "
+                "the run had the very numbers: leave it out"
+            )
+        if plan is None or (held is not None and self.into == "rounded"):
             return self.whole(opened, place, folder)
         self.beside(opened, folder)
         return self.streamed(opened, plan, folder)

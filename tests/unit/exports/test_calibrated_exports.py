@@ -13,6 +13,7 @@ from tunesmith.errors import MissingExtra, RunError
 from tunesmith.exports import _compressed
 from tunesmith.exports.awq import Awq
 from tunesmith.exports.gptq import Gptq
+from tunesmith.generate.load import load
 from tunesmith.seams import Export
 from unit.exports.test_exports import flip
 
@@ -72,7 +73,9 @@ def test_a_merged_model_whose_bits_rows_have_chosen(export, run, tmp_path):
 
 
 @needed
-def test_one_is_no_base_to_train_an_adapter_beside(run, tmp_path, capsys):
+def test_one_is_a_base_to_train_an_adapter_beside(run, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
     Gptq(group_size=32, device="cpu").write(run, tmp_path / "base")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -80,9 +83,15 @@ def test_one_is_no_base_to_train_an_adapter_beside(run, tmp_path, capsys):
         f"train: {{output_dir: {tmp_path}/tuned, max_steps: 2, row_tokens: 256, device: cpu}}\neval: {{prompts: []}}\n",
         encoding="utf-8",
     )
-    assert main(["train", str(recipe)]) == 1
-    said = capsys.readouterr().err
-    assert "is held in compressed-tensors" in said and "model.quantization" in said
+    assert main(["train", str(recipe)]) == 0
+    assert "quantised: compressed-tensors, as stored" in capsys.readouterr().err
+    own, plain = (
+        load(str(tmp_path / "base"), "cpu", "float32")[0],
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
+    )
+    ids = torch.tensor([[5, 9, 17]])
+    with torch.no_grad():
+        assert torch.allclose(own(ids).logits, plain.float()(ids).logits, atol=1e-4)  # as its makers' package reads it
 
 
 @needed

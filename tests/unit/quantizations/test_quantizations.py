@@ -28,6 +28,7 @@ gguf = pytest.mark.skipif(has("gguf") is None, reason="gguf is not installed")
 WAYS = [
     pytest.param({"type": "bnb_4bit"}, marks=bnb, id="bnb_4bit"),
     pytest.param({"type": "bnb_8bit"}, marks=bnb, id="bnb_8bit"),
+    pytest.param({"type": "hqq"}, id="hqq"),
     pytest.param({"type": "torchao"}, marks=torchao, id="torchao-int8"),
     pytest.param({"type": "torchao", "scheme": "float8_weight_only"}, marks=torchao, id="torchao-float8"),
 ]
@@ -71,7 +72,7 @@ def test_a_run_learns_is_loaded_as_it_was_and_is_exported(way, place, tmp_path):
 
 
 @pytest.mark.parametrize("adapter", ["full", "freeze"])
-@pytest.mark.parametrize("way", ["bnb_4bit", "bnb_8bit", "torchao"])
+@pytest.mark.parametrize("way", ["bnb_4bit", "bnb_8bit", "hqq", "torchao"])
 def test_what_trains_the_models_own_weights_is_refused_with_what_can(way, adapter, place):
     with pytest.raises(RecipeError, match=f"held in {way} stays as it is, and adapter={adapter} .*use adapter=lora"):
         recipe(place, {"quantization": way}, adapter)
@@ -82,6 +83,7 @@ def test_what_trains_the_models_own_weights_is_refused_with_what_can(way, adapte
     [
         ({"quantization": "bnb_4bit", "from_scratch": True}, "from_scratch: random weights are trained whole"),
         ({"quantization": "bnb_4bit", "frozen_dtype": "int8"}, "frozen_dtype and quantization both say"),
+        ({"quantization": {"type": "hqq", "nbits": 3}}, "model.quantization.nbits: must be 4 or 8"),
         ({"quantization": {"type": "torchao", "scheme": "int4_weight_only"}}, "no gradient: use type=bnb_4bit"),
         ({"quantization": "bnb_3bit"}, "Did you mean 'bnb_.bit'"),
         ({"quantization": {"quant_type": "nf5"}}, "model.quantization.quant_type: must be 'nf4' or 'fp4'"),
@@ -109,13 +111,10 @@ def stored(place, tmp_path, **said):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("method", "extra"), [("gptq", "gptq"), ("awq", "awq"), ("compressed-tensors", "compressed-tensors")]
-)
-def test_a_stored_model_without_its_package_is_told_with_the_command(method, extra, place, tmp_path, monkeypatch):
+def test_a_stored_model_without_its_package_is_told_with_the_command(place, tmp_path, monkeypatch):
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
-    folder = stored(place, tmp_path, quant_method=method, bits=4, group_size=32)
-    with pytest.raises(MissingExtra, match=rf"held in {method}, which needs .*pip install 'tunesmith\[{extra}\]'"):
+    folder = stored(place, tmp_path, quant_method="hqq", quant_config={})
+    with pytest.raises(MissingExtra, match=r"held in hqq, which needs .*pip install 'tunesmith\[hqq\]'"):
         adapt(recipe(place, {"path": str(folder)}), "cpu", None)
 
 
@@ -230,3 +229,8 @@ def test_a_damaged_note_of_what_a_base_was_held_in_is_no_way_to_load(place):
     assert quantised.load_config(place) is None
     with pytest.raises(RunError):
         PlainAdapter().write(place / "model", place / "x")
+
+
+def test_groups_that_do_not_divide_a_layer_are_told_with_the_layer(place):
+    with pytest.raises(ModelError, match=r"q_proj cannot be held in hqq: groups of 96 do not divide a width of 64"):
+        adapt(recipe(place, {"quantization": {"type": "hqq", "group_size": 96}}), "cpu", None)
