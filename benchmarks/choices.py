@@ -74,6 +74,7 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "bnb_4bit, nf4": {"type": "bnb_4bit"},
     "bnb_4bit, fp4": {"type": "bnb_4bit", "quant_type": "fp4"},
     "bnb_8bit": {"type": "bnb_8bit"},
+    "hqq": {"type": "hqq"},
 }
 CANDIDATES = {"adapters": ADAPTERS, "optimizers": OPTIMIZERS, "quantizations": QUANTIZATIONS}
 FIRST = {kind: next(iter(some)) for kind, some in CANDIDATES.items()}

@@ -14,7 +14,7 @@ from fixtures_packed import WAYS, save_packed, words
 from numerics.test_quantised import SIZES, close, learned
 from tunesmith.engine import layers, quantised
 from tunesmith.engine.model import load_model, widened_model
-from tunesmith.engine.packed import Packed, PackedLinear, unpack
+from tunesmith.engine.packed import Numbers, Packed, PackedLinear, unpack
 from tunesmith.engine.packed_loading import FORMATS
 from tunesmith.quantizations import _half_quadratic
 from tunesmith.recipe import Model
@@ -94,6 +94,18 @@ def test_training_beside_them_is_training_beside_the_widened_weights(method, fol
     first = tiny_model(**SIZES).model.layers[1].mlp.up_proj.weight
     then = wide.get_base_model().model.layers[1].mlp.up_proj.get_base_layer().weight
     assert 0.02 < (then - first).norm() / first.norm() < 0.2
+
+
+@pytest.mark.parametrize("columns", [1, 5, 8])
+def test_numbers_of_rows_of_any_length_are_held_in_half_bytes(columns):
+    numbers, scale = torch.randint(16, (3, columns), dtype=torch.uint8), torch.rand(3, 1)
+    layer = PackedLinear(Numbers(numbers, scale, torch.full((1, 1), 8, dtype=torch.uint8)), torch.float32)
+    assert layer.codes.nbytes == 3 * ((columns + 1) // 2)
+    assert torch.equal(layer.weight, (numbers.float() - 8) * scale)
+    for more in (200, 0):  # numbers, and zeros, that need 8 bits
+        zero = torch.full((3, 1), 207, dtype=torch.uint8)
+        eight = PackedLinear(Numbers(numbers + more, scale, zero), torch.float32)
+        assert torch.equal(eight.weight, (numbers.float() + more - 207) * scale) and not eight.halves
 
 
 def test_hqq_chooses_what_its_authors_package_chooses():

@@ -1,8 +1,9 @@
 """Linear layers whose frozen weight is numbers of 4 or 8 bits, with a scale and a zero for a group of them.
 
 weight = (number - zero) * scale, which is what GPTQ, AWQ, compressed-tensors and HQQ have in common: a file for each
-(`quantizations/_gptq.py` ...) says how its tensors are read as numbers, and this one holds them. The numbers of a row
-lie one after the other, two to a byte where they have 4 bits; the weight is made in float32 for every product.
+(`quantizations/_gptq.py` ...) says how its tensors are read as numbers, and this one holds them. Those of 4 bits lie
+two to a byte, the first half of a row in the lower bits and the second in the upper ones, so that both are taken out in
+one pass each; the weight is made in float32 for every product.
 
 Letters: O and I features out and in, G groups of a row, B bytes of a row.
 """
@@ -14,6 +15,7 @@ import torch
 
 from tunesmith.engine.linear import FrozenLinear, Widened
 
+PACKED = "tunesmith_packed"  # what transformers knows these layers by
 WORD = 32  # bits of the words that numbers are stored in
 
 
@@ -36,17 +38,13 @@ def unpack(words: torch.Tensor, bits: int, number: int) -> torch.Tensor:
     if bits == 8:
         return words.contiguous().view(torch.uint8)[..., :number]
     if bits == 4:
-        return nibbles(words.contiguous().view(torch.uint8))[..., :number]
+        codes = words.contiguous().view(torch.uint8)
+        return torch.stack((codes & 15, codes >> 4), -1).flatten(-2)[..., :number]
     first = torch.arange(number, device=words.device) * bits
     following = (first // WORD + 1).clamp(max=words.shape[-1] - 1)  # of which the last number takes nothing
     low = words[..., first // WORD].long() & 0xFFFFFFFF
     both = low | (words[..., following].long() << WORD)
     return (both >> (first % WORD) & ((1 << bits) - 1)).to(torch.uint8)
-
-
-def nibbles(codes: torch.Tensor) -> torch.Tensor:
-    """The two numbers of each byte [.., B]: [.., 2B] uint8."""
-    return torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
 
 
 class PackedLinear(FrozenLinear):
@@ -60,7 +58,7 @@ class PackedLinear(FrozenLinear):
     def __init__(self, found: Numbers, dtype: torch.dtype) -> None:
         torch.nn.Module.__init__(self)  # and not Linear's, which makes a weight
         self.out_features, self.in_features = found.numbers.shape
-        self.halves, self.kind = found.numbers.dtype == torch.uint8 and not bool((found.numbers > 15).any()), dtype
+        self.halves, self.kind = _has_room(found), dtype
         codes = _packed(found.numbers) if self.halves else found.numbers.contiguous()
         self.codes = torch.nn.Parameter(codes, requires_grad=False)
         dense: Any = self.codes
@@ -79,17 +77,19 @@ class PackedLinear(FrozenLinear):
     @torch.no_grad()
     def dequantised(self, kind: torch.dtype) -> torch.Tensor:
         """The weight [O, I]."""
-        wide = (nibbles(self.codes)[:, : self.in_features] if self.halves else self.codes).float()
-        scale, zero = self.scale.float(), None if self.zero is None else self.zero.float()
+        whole = self.halves and self.zero is not None and not self.zero.is_floating_point()
+        small = torch.int8 if whole else torch.float32  # what holds the differences of numbers and zeros
+        numbers = _apart(self.codes, self.in_features, small) if self.halves else self.codes.to(small)
+        scale, zero = self.scale.float(), None if self.zero is None else self.zero.to(small)
         if self.group is None:
-            wide, scale = wide.view(self.out_features, scale.shape[1], -1), scale[..., None]
+            numbers, scale = numbers.view(self.out_features, scale.shape[1], -1), scale[..., None]
             zero = None if zero is None else zero[..., None]
         else:
             scale = scale[:, self.group]
             zero = None if zero is None else zero.expand(-1, self.scale.shape[1])[:, self.group]
         if zero is not None:
-            wide -= zero
-        wide *= scale
+            numbers = numbers.sub_(zero)
+        wide = numbers * scale if whole else numbers.mul_(scale)
         return wide.view(self.out_features, self.in_features).to(kind)
 
     def widened(self) -> torch.nn.Linear:
@@ -113,10 +113,25 @@ class Packed(Widened):
         return found
 
 
+def _has_room(found: Numbers) -> bool:
+    """Whether numbers fit into 4 bits, and their differences from whole zeros into an int8."""
+    number = found.numbers.dtype == torch.uint8 and bool((found.numbers < 16).all())
+    return number and (found.zero is None or bool((found.zero < 128).all()))
+
+
 def _packed(numbers: torch.Tensor) -> torch.Tensor:
     """Numbers below 16 [O, I], two to a byte: [O, B]."""
-    even = torch.nn.functional.pad(numbers, (0, numbers.shape[1] % 2))
-    return even[:, ::2] | even[:, 1::2] << 4
+    first, second = torch.nn.functional.pad(numbers, (0, numbers.shape[1] % 2)).chunk(2, 1)
+    return first | second << 4
+
+
+def _apart(codes: torch.Tensor, number: int, kind: torch.dtype) -> torch.Tensor:
+    """The numbers of bytes [O, B]: [O, I]."""
+    rows, half = codes.shape
+    found = torch.empty(rows, number, dtype=kind, device=codes.device)
+    found[:, :half] = codes & 15
+    found[:, half:] = codes[:, : number - half] >> 4
+    return found
 
 
 def _plain(zero: torch.Tensor) -> torch.Tensor:

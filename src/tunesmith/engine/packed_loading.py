@@ -4,7 +4,7 @@ A quantizer of transformers, by its own registry: tensor by tensor its loader gi
 `_Read`, or a plain weight to `_Round`, and at the end each layer that got numbers is replaced.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +14,7 @@ from transformers.quantizers.base import HfQuantizer, get_keys_to_not_convert
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tunesmith.engine import compat
-from tunesmith.engine.packed import Numbers, PackedLinear
-from tunesmith.engine.quantised import PACKED
+from tunesmith.engine.packed import PACKED, Numbers, PackedLinear
 from tunesmith.errors import ModelError
 from tunesmith.quantizations import _awq, _compressed, _gptq
 from tunesmith.quantizations._half_quadratic import rounded
@@ -139,43 +138,43 @@ class _Op(ConversionOps):
     def __deepcopy__(self, memo: Any) -> "_Op":
         return self
 
-    def convert(self, input_dict: dict[str, Any], *_: Any, **told: Any) -> dict[str, Any]:
-        """A weight by its name: as it is where it is plain, or nothing, and its numbers are kept by the quantizer."""
-        full_layer_name, model = told["full_layer_name"], told["model"]
-        parts = {name: one[0] if isinstance(one, list) else one for name, one in input_dict.items()}
-        weight, layer = model.get_parameter(full_layer_name), full_layer_name.rpartition(".")[0]
-        if self.hf_quantizer.pre_quantized and [*parts] == ["weight"]:
-            return {full_layer_name: parts["weight"].to(weight.dtype)}
-        config, nothing = self.hf_quantizer.quantization_config, torch.empty(())
+    def kept(self, name: str, model: Any, numbers: Callable[[torch.nn.Linear], Numbers]) -> torch.Tensor:
+        """Have the quantizer keep the numbers of a layer by the name of its weight; in place of that, nothing."""
+        quantizer, place, shape = self.hf_quantizer, name.rpartition(".")[0], model.get_parameter(name).shape
         try:
-            numbers = self.numbers(parts, model.get_submodule(layer), config)
-            self.hf_quantizer.found[layer] = PackedLinear(numbers, weight.dtype)
+            layer = model.get_submodule(place)
+            if not isinstance(layer, torch.nn.Linear):
+                raise ValueError(f"it is a {type(layer).__name__}, and no linear layer")
+            quantizer.found[place] = PackedLinear(numbers(layer), layer.weight.dtype)
         except (KeyError, ValueError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            self.hf_quantizer.problems.append(f"{layer} cannot be held in {config.held_in}: {what}")
-        return {full_layer_name: nothing.expand(weight.shape)}
-
-    def numbers(self, parts: dict[str, torch.Tensor], layer: torch.nn.Module, config: PackedConfig) -> Numbers:
-        """The numbers of a layer. Raises KeyError, ValueError."""
-        raise NotImplementedError
+            quantizer.problems.append(f"{place} cannot be held in {quantizer.quantization_config.held_in}: {what}")
+        return torch.empty(()).expand(shape)
 
 
 class _Read(_Op):
     """The numbers of a stored weight."""
 
-    def numbers(self, parts: dict[str, torch.Tensor], layer: torch.nn.Module, config: PackedConfig) -> Numbers:
-        """As the format reads them."""
-        if not isinstance(layer, torch.nn.Linear):
-            raise ValueError(f"it is a {type(layer).__name__}, and not a linear layer")
-        shape = (layer.out_features, layer.in_features)
-        found: Numbers = FORMATS[config.held_in].read(parts, shape, config.said)
-        return found
+    def convert(self, input_dict: dict[str, Any], *_: Any, **told: Any) -> dict[str, Any]:
+        """The weight of a layer by its name, as it is where it is plain."""
+        name, model, said = told["full_layer_name"], told["model"], self.hf_quantizer.quantization_config
+        parts = {part: one[0] if isinstance(one, list) else one for part, one in input_dict.items()}
+        if [*parts] == ["weight"]:
+            return {name: parts["weight"].to(model.get_parameter(name).dtype)}
+        read = FORMATS[said.held_in].read
+        return {
+            name: self.kept(name, model, lambda layer: read(parts, (layer.out_features, layer.in_features), said.said))
+        }
 
 
 class _Round(_Op):
-    """The numbers of a plain weight."""
+    """The numbers of plain weights."""
 
-    def numbers(self, parts: dict[str, torch.Tensor], layer: torch.nn.Module, config: PackedConfig) -> Numbers:
-        """As they are chosen here."""
-        (weight,) = parts.values()
-        return rounded(weight, config.said["nbits"], config.said["group_size"])
+    def convert(self, input_dict: dict[str, Any], *_: Any, **told: Any) -> dict[str, Any]:
+        """The weights by their names: one, or those that a stored tensor is cut into."""
+        plain = {name: one[0] if isinstance(one, list) else one for name, one in input_dict.items()}
+        return {name: self.kept(name, told["model"], self._of(weight)) for name, weight in plain.items()}
+
+    def _of(self, weight: torch.Tensor) -> Callable[[torch.nn.Linear], Numbers]:
+        said = self.hf_quantizer.quantization_config.said
+        return lambda _: rounded(weight, said["nbits"], said["group_size"])

@@ -13,12 +13,11 @@ import torch
 
 from tunesmith import extras
 from tunesmith.engine.linear import Widened
-from tunesmith.engine.packed import PackedLinear
+from tunesmith.engine.packed import PACKED, PackedLinear
 from tunesmith.errors import ModelError
 from tunesmith.recipe import Model
 
 CONFIG = "quantization_config.json"  # beside an adapter: what its base model was held in
-PACKED = "tunesmith_packed"  # what transformers knows layers of engine/packed.py by
 READ = ("gptq", "awq", "compressed-tensors")  # what stored models are read from by this package itself
 TRAINABLE = "gptq, awq, compressed-tensors, bitsandbytes or torchao in int8"  # what a stored model may be held in
 

@@ -232,5 +232,5 @@ def test_a_damaged_note_of_what_a_base_was_held_in_is_no_way_to_load(place):
 
 
 def test_groups_that_do_not_divide_a_layer_are_told_with_the_layer(place):
-    with pytest.raises(ModelError, match=r"q_proj cannot be held in hqq: groups of 96 do not divide a width of 64"):
+    with pytest.raises(ModelError, match=r"down_proj cannot be held in hqq: groups of 96 do not divide a width of 128"):
         adapt(recipe(place, {"quantization": {"type": "hqq", "group_size": 96}}), "cpu", None)
