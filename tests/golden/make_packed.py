@@ -6,7 +6,7 @@
 
 A layer of 32 outputs and 64 inputs in groups of 16, in float16. The numbers of GPTQ are what AutoGPTQ's layer makes of
 an identity matrix, those of AWQ are its `dequantize_gemm`, those of compressed-tensors its compressors', and the zeros
-of HQQ are those at which its solver stops early.
+of HQQ are what its solver ends with.
 """
 
 import importlib.util
@@ -110,7 +110,7 @@ def compressed(found, weight):
 def hqq(found, hqq_):
     """Zeros of groups, with scales that span them."""
     solver = module(hqq_ / "hqq/core/optimize.py", "optimize")
-    groups = torch.randn(64, GROUP).pow(3) / 100
+    groups = torch.randn(64, GROUP).pow(3)  # wide, so that errors are shrunk, and not all to nothing
     low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
     scale = 15 / (high - low)
     _, scale, zero = solver.optimize_weights_proximal_v2(groups, scale, -low * scale, [0, 15], axis=1)

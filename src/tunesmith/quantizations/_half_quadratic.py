@@ -49,6 +49,8 @@ def solved(groups: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]
         shrunk = (size - size.pow(NORM - 1) / beta).clamp_min(0) * error.sign()
         zero = (numbers - (groups - shrunk) * inverse).mean(1, keepdim=True)
         beta *= GROWTH
+    else:
+        best = zero  # each round was better than the one before it
     return inverse, best
 
 
