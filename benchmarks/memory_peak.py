@@ -112,7 +112,7 @@ def measured(recipe: Any, config: Any) -> int:
     from torch.profiler import ProfilerActivity, profile
 
     from tunesmith.adapted import precision
-    from tunesmith.engine import kernels, memory, shared_out
+    from tunesmith.engine import kernels, memory, shared_out, tensor
     from tunesmith.engine.activations import checkpoint_activations
 
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def measured(recipe: Any, config: Any) -> int:
     dtype = getattr(torch, recipe.model.dtype)
     model = recipe.adapter.apply(transformers.AutoModelForCausalLM.from_config(config, dtype=dtype))
     checkpoint_activations(model, recipe.train)
-    shared_out.share_out(model, recipe, "cpu")
+    tensor.share_out(model, recipe, "cpu")
     ops, _ = kernels.elementwise(model, recipe.train.compile)
     with precision(recipe, "cpu"):
         scorer = kernels.choose(model, ops).scorer

@@ -44,7 +44,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     import transformers
 
     from tunesmith import record
-    from tunesmith.engine import encoder_decoder, frozen, kernels, quantised, rope, shared_out, zero
+    from tunesmith.engine import encoder_decoder, frozen, kernels, quantised, rope, shared_out, tensor, zero
     from tunesmith.engine.activations import checkpoint_activations
     from tunesmith.engine.model import base_of, keep_heads_exact, load_model, load_tokenizer, with_padding
 
@@ -76,7 +76,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
         model, recipe.adapter.factors(model)
     )  # once, mostly for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
-    parts = shared_out.share_out(model, recipe, device)
+    parts = tensor.share_out(model, recipe, device)
     begun, said = zero.begin(model, built, recipe, device)
     ops, notes = kernels.elementwise(model, shared_out.compiles(recipe))
     notes.extend([*parts, *said, *recipe.adapter.notes(model)])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tunesmith import recipe_zero
-from tunesmith.component import Section, name_of
+from tunesmith.component import Section, name_of, spell
 
 if TYPE_CHECKING:
     from tunesmith.recipe import Recipe
@@ -19,6 +19,7 @@ ELEMENTWISE = (
     "schedule_free",
 )  # a part of a weight is updated as the whole is, and torch does it
 BY_LONGEST = ("dynamic", "longrope")  # rotary positions that depend on the longest sequence of a row
+PEFT = "https://github.com/huggingface/peft/issues/3044"  # tensor parallelism of what is not LoRA
 MISSING = {  # what is asked for by these words of other tools, why it is not here, and what is
     "expert": "experts are shared out as all weights are: say strategy=fsdp",
     "pipeline": "transformers' pipeline parallelism has no backward pass: say strategy=fsdp",
@@ -41,7 +42,8 @@ class Parallel(Section):
     """Processes that share each row, a piece of its tokens each, for rows longer than one device holds; they exchange
     heads in attention, whose number it divides."""
     tensor: Size = 1
-    """Processes that compute the products of each layer together, each with a part of their weights; all there are."""
+    """Processes that compute the products of each layer together, each with a part of their weights (tensor
+    parallelism). They have the same rows; `fsdp` counts groups of them."""
     zero_stage: Literal[1, 2, 3] | None = None
     """What DeepSpeed shares. 1: the optimizer's state; 2: gradients too; 3: weights too. None: what `deepspeed_config`
     says, or 2."""
@@ -87,8 +89,8 @@ def problem(recipe: "Recipe") -> str | None:
     """Why a recipe's rows or its model's weights cannot be shared out, and what can be done; None where they can."""
     if recipe.parallel.context > 1 and (reason := problem_of_pieces(recipe)):
         return reason
-    if recipe.parallel.tensor > 1:
-        return _problem_of_products(recipe)
+    if recipe.parallel.tensor > 1 and (reason := _problem_of_products(recipe)):
+        return reason
     if recipe.parallel.strategy == "deepspeed":
         return recipe_zero.problem(recipe)
     if not recipe.parallel.shares_weights:
@@ -154,14 +156,27 @@ def problem_of_pieces(recipe: "Recipe") -> str | None:
 
 def _problem_of_products(recipe: "Recipe") -> str | None:
     """Why the products of a recipe's model cannot be cut, and what can be done; None where they can."""
-    parallel, model, train, objective = recipe.parallel, recipe.model, recipe.train, type(recipe.objective)
-    beside = bool(objective.needs) or objective.encodes or recipe.objective.teaching() is not None
+    parallel, model, train, own = recipe.parallel, recipe.model, recipe.train, not type(recipe.adapter).beside
+    options = spell(recipe.adapter)
     refused = {
-        f"strategy={parallel.strategy}": (parallel.strategy not in ("auto", "ddp"), "leave one out"),
+        f"strategy={parallel.strategy}": (parallel.strategy == "deepspeed", "say strategy=fsdp"),
         f"parallel.context={parallel.context}": (parallel.context > 1, "leave one out"),
-        f"adapter={name_of(recipe.adapter)}": (name_of(recipe.adapter) != "full", "use adapter=full, or strategy=fsdp"),
-        f"optimizer={name_of(recipe.optimizer)}": (name_of(recipe.optimizer) != "adamw", "use adamw, or strategy=fsdp"),
-        f"objective={name_of(recipe.objective)}": (beside, "use strategy=fsdp"),
+        f"adapter={name_of(recipe.adapter)}": (
+            name_of(recipe.adapter) not in ("full", "lora"),
+            f"use adapter=full or lora, or strategy=fsdp (peft cuts LoRA alone: {PEFT})",
+        ),
+        f"adapter.lora_dropout={options.get('lora_dropout')}": (bool(options.get("lora_dropout")), "set it to 0"),
+        "adapter.use_dora=true": (bool(options.get("use_dora")), "leave it out, or use strategy=fsdp"),
+        "adapter.lora_bias=true": (bool(options.get("lora_bias")), "leave it out, or use strategy=fsdp"),
+        f"optimizer={name_of(recipe.optimizer)}": (
+            own and name_of(recipe.optimizer) != "adamw",
+            "use adamw, or strategy=fsdp",
+        ),
+        f"objective={name_of(recipe.objective)}": (type(recipe.objective).encodes, "use strategy=ddp"),
+        f"model.quantization={model.quantization and name_of(model.quantization)}": (
+            model.quantization is not None,
+            "leave one out",
+        ),
         f"model.frozen_dtype={model.frozen_dtype}": (model.frozen_dtype is not None, "leave one out"),
         f"model.dropout={model.dropout}": (bool(model.dropout), "set it to 0"),
         "train.row_tokens=auto": (train.row_tokens == "auto", "set a number"),
@@ -174,7 +189,7 @@ def _problem_of_products(recipe: "Recipe") -> str | None:
             train.neftune_noise_alpha is not None,
             "leave one out",
         ),
-        f"train.ema_decay={train.ema_decay}": (train.ema_decay is not None, "leave one out"),
+        f"train.ema_decay={train.ema_decay}": (own and train.ema_decay is not None, "leave one out"),
         f"train.router_aux_loss_coef={train.router_aux_loss_coef}": (
             train.router_aux_loss_coef is not None,
             "leave one out",

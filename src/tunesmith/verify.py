@@ -48,6 +48,7 @@ WAYS: dict[str, tuple[int, tuple[str, ...]]] = {  # processes and words; {all} s
     "two processes (ddp)": (2, (*CUT, "train.gradient_accumulation_steps={each}", "parallel.strategy=ddp")),
     "two processes (fsdp)": (2, (*CUT, "train.gradient_accumulation_steps={each}", "parallel.strategy=fsdp")),
     "two processes (context)": (2, ("parallel.context=2",)),
+    "two processes (tensor)": (2, ("parallel.tensor=2",)),
 }
 
 

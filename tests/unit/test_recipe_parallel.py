@@ -76,10 +76,14 @@ def test_what_does_not_go_with_rows_in_pieces(options, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "adapter=lora"),
+        ({"adapter": "oft"}, "adapter=oft"),
+        ({"adapter": "freeze"}, "adapter=freeze"),
+        ({"adapter": {"type": "lora", "lora_dropout": 0.1}}, "adapter.lora_dropout=0.1"),
+        ({"adapter": {"type": "lora", "use_dora": True}}, "adapter.use_dora=true"),
+        ({"adapter": {"type": "lora", "lora_bias": True}}, "adapter.lora_bias=true"),
+        ({"model": {"path": "builtin:tiny", "quantization": "bnb_4bit"}}, "model.quantization=bnb_4bit"),
         ({"adapter": "full", "optimizer": "lion"}, "optimizer=lion"),
-        ({"adapter": "full", "objective": "dpo"}, "objective=dpo"),
-        ({"adapter": "full", "objective": "reward"}, "objective=reward"),
+        ({"objective": "seq2seq"}, "objective=seq2seq"),
         ({"adapter": "full", "train": {"compile": True}}, "train.compile=true"),
         ({"adapter": "full", "train": {"ema_decay": 0.9}}, "train.ema_decay=0.9"),
         ({"adapter": "full", "train": {"neftune_noise_alpha": 5}}, "train.neftune_noise_alpha=5"),
@@ -92,9 +96,17 @@ def test_what_does_not_go_with_cut_products(options, said):
     Recipe(**(LEAST | options))  # without it
 
 
-@pytest.mark.parametrize("other", [SHARED, {"context": 2}])
-def test_products_are_cut_alone(other):
+@pytest.mark.parametrize("other", [{"strategy": "deepspeed"}, {"context": 2}])
+def test_products_are_not_cut_beside_these(other):
     assert "parallel.tensor=2" in problem(adapter="full", parallel=other | {"tensor": 2})
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "reward"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_products_are_cut_beside_copies_and_parts(objective, strategy):
+    Recipe(**LEAST, objective=objective, adapter="full", parallel={"strategy": strategy, "tensor": 2})
+    more = {"optimizer": "muon", "train": {"ema_decay": 0.9}}
+    Recipe(**LEAST, objective=objective, adapter="lora", **more, parallel={"strategy": strategy, "tensor": 2})
 
 
 def test_rows_lie_in_pieces_beside_weights_in_parts():

@@ -26,6 +26,12 @@ def _is_news(record: logging.LogRecord) -> bool:
 for _name in ("backends.cpu.ops", "autograd._functions"):
     logging.getLogger(f"bitsandbytes.{_name}").addFilter(_is_news)
 
+# torch 2.13 warns that a norm over two axes of a mesh (parallel.fsdp and parallel.tensor) is summed along one and then
+# along the other, as it has no public way to be told otherwise
+logging.getLogger("torch.distributed.tensor._redistribute").addFilter(
+    lambda record: not record.getMessage().startswith("While redistributing from")
+)
+
 
 @contextmanager
 def peft_warnings() -> Iterator[None]:

@@ -8,7 +8,7 @@ another kind; a norm or a gate with another formula) its own forward pass runs.
 Letters: T tokens, D features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from tunesmith.engine.linear import Dense, Layer, gated_linear, linear
 from tunesmith.engine.model import base_of
 from tunesmith.engine.quantised import FourBit, is_four_bit
 from tunesmith.engine.shared_out import whole_copy
+
+Compute = Callable[[torch.Tensor, Sequence[Layer]], tuple[torch.Tensor, ...]]  # as `linear` does
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that are given one input
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # of numbers around 1
@@ -89,11 +91,11 @@ class _Shared:
             self.waiting, self.x = {}, None
             for one in self.members:
                 one.shared = None
-            return linear(x.to(compute_dtype(x)), [layer_of(asked)])[0]
+            return asked.compute(x.to(compute_dtype(x)), [layer_of(asked)])[0]
         if asked not in self.waiting:
             self.x = x
             kind = compute_dtype(x)
-            found = linear(x.to(kind), [layer_of(one) for one in self.members])
+            found = asked.compute(x.to(kind), [layer_of(one) for one in self.members])
             self.waiting = dict(zip(self.members, found, strict=True))
         result = self.waiting.pop(asked)
         if not self.waiting:
@@ -105,6 +107,7 @@ class _Updating(torch.nn.Module):
     """peft's linear layer with low-rank updates, of which one at a time is on, beside a weight held in any way."""
 
     shared: _Shared | None = None
+    compute: Any = staticmethod(linear)  # a `Compute`
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's result of x [.., I]: [.., O]."""
@@ -112,7 +115,7 @@ class _Updating(torch.nn.Module):
             return super().forward(x, *args, **kwargs)
         if self.shared is not None and all(_active(one) is not None for one in self.shared.members):
             return self.shared.result(self, x)
-        return linear(x.to(compute_dtype(x)), [layer_of(self)])[0]
+        return self.compute(x.to(compute_dtype(x)), [layer_of(self)])[0]
 
     def is_plain(self) -> bool:
         """Whether one update is on, which `linear` computes, and not merged into the weight; others may be off."""
@@ -121,6 +124,14 @@ class _Updating(torch.nn.Module):
 
 class _Updated(_Updating, lora.Linear):
     """The one of a plain weight."""
+
+
+def update_by(module: Any, compute: Compute) -> bool:
+    """Have peft's layer, if its update is plain, compute by a function in place of `linear`; whether it is."""
+    if type(module) is not lora.Linear or not _has_plain_update(module):
+        return False
+    module.__class__, module.compute = _Updated, compute
+    return True
 
 
 def layer_of(module: Any) -> Layer:
@@ -208,7 +219,7 @@ def _share(module: torch.nn.Module) -> None:
     children: dict[str, Any] = dict(module.named_children())
     for names in SHARING:
         found = [children[name] for name in names if isinstance(children.get(name), _Updating)]
-        if len(found) > 1 and len({one.in_features for one in found}) == 1:
+        if len(found) > 1 and len({(one.in_features, one.compute) for one in found}) == 1:
             shared = _Shared(found)
             for one in found:
                 one.shared = shared

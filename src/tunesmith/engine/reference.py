@@ -97,7 +97,8 @@ def stored(
             return missing(samples, wanted, kept.values)
 
         together = shared_out.is_shared(trained)
-        tokens = fill(recipe, places(samples), needed, kept, made, device, lacking, together)
+        each = recipe.parallel.tensor if ranks.number() > 1 else 1
+        tokens = fill(recipe, places(samples), needed, kept, made, device, lacking, together, each)
         said = f"{len(needed):,} samples, {tokens:,} tokens, in {monotonic() - started:,.1f} s"
         say(f"reference: its log-probabilities were made once: {said}")
     else:
@@ -120,12 +121,14 @@ def fill(
     device: torch.device,
     lacking: Callable[[], np.ndarray],
     together: bool = False,
+    each: int = 1,
 ) -> int:
     """Write what is made of some samples to their places among the kept, a share by each rank; the tokens worked on.
 
     `made` gives a value for each asked token of a batch; in `placed`, their place is what they have for that value.
     What a rank then does not find (`lacking`: values that are not kept, or on another machine's disk) it makes itself.
-    `together`: a pass of one rank needs one of every other.
+    `together`: a pass of one rank needs one of every other; it is of the same samples for every `each` ranks, one
+    after the other, which take a share together.
     """
 
     def make(some: np.ndarray) -> int:
@@ -146,10 +149,16 @@ def fill(
                 flushed = monotonic()
         return tokens
 
-    tokens = sum(ranks.everyones(make(needed[ranks.own() :: ranks.number()])))
-    tokens += make(lacking() if ranks.number() > 1 else needed[:0])
+    own, number, needed = ranks.own() // each, ranks.number() // each, _anyones(needed, each)
+    tokens = sum(ranks.everyones(make(needed[own::number]))[::each])
+    tokens += make(_anyones(lacking(), each) if ranks.number() > 1 else needed[:0])
     kept.flush()
     return tokens
+
+
+def _anyones(samples: np.ndarray, each: int) -> np.ndarray:
+    """The samples of this rank; where every `each` ranks make a pass together, those of any of them all."""
+    return samples if each == 1 else np.unique(np.concatenate(ranks.everyones(samples)))
 
 
 def _on(value: Any, device: torch.device) -> Any:

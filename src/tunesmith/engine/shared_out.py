@@ -14,7 +14,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from tunesmith import recipe_zero
-from tunesmith.engine import ranks, tensor
+from tunesmith.engine import ranks
 from tunesmith.engine.compat import layer_kinds, without_hooks
 from tunesmith.engine.model import base_of
 from tunesmith.errors import RecipeError
@@ -22,6 +22,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.recipe_parallel import Parallel
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
 HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
@@ -29,56 +30,65 @@ HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks
 
 def wanted(recipe: Recipe) -> bool:
     """Whether the weights of a recipe's model are shared out among the processes of this run."""
-    return recipe.parallel.shares_weights and ranks.number() > 1
+    return recipe.parallel.shares_weights and ranks.number() > recipe.parallel.tensor
+
+
+def is_cut(recipe: Recipe) -> bool:
+    """Whether the products of its layers are (`engine/tensor.py`)."""
+    return recipe.parallel.tensor > 1 and ranks.number() > 1
 
 
 def loading_place(recipe: Recipe, device: str) -> str:
     """Where a model is loaded: in the host's memory if it is to be shared out, as it need not fit on a device."""
     parts = recipe.parallel.strategy == "deepspeed" and ranks.number() > 1 and recipe_zero.stage(recipe.parallel) == 3
-    return "cpu" if wanted(recipe) or parts or tensor.wanted(recipe) else device
+    return "cpu" if wanted(recipe) or parts or is_cut(recipe) else device
 
 
 def compiles(recipe: Recipe) -> bool | None:
     """What `train.compile` is for the model: our compiled gates read whole weights, which cut layers have not."""
-    return False if tensor.wanted(recipe) else recipe.train.compile
+    return False if is_cut(recipe) else recipe.train.compile
 
 
 def sizes(parallel: Parallel, number: int) -> tuple[int, int]:
-    """The copies of the model and the processes of each.
+    """The copies of the model and the parts of the weights of each; a part is one process's, or a group's of `tensor`.
 
     Raises:
         RecipeError: so many processes do not make them.
     """
-    copies, each = parallel.replicate, parallel.fsdp
-    copies = (number // each if each else 1) if copies is None else copies
-    each = number // copies if each is None else each
-    if copies * each != number:
+    copies, each, cut = parallel.replicate, parallel.fsdp, parallel.tensor
+    places = number // cut
+    copies = (places // each if each else 1) if copies is None else copies
+    each = places // copies if each is None else each
+    if copies * each * cut != number:
         raise RecipeError(
-            f"parallel: {copies} copies of a model, each on {each} processes, need {copies * each} of them, and these "
-            f"are {number}"
+            f"parallel: {copies} copies of a model, each on {each * cut} processes, need {copies * each * cut} of "
+            f"them, and these are {number}"
         )
     return copies, each
 
 
-def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
-    """Share out a loaded and adapted model in place where it is to be, and move it to a device; what is to be said.
+def mesh_of(recipe: Recipe, device: str) -> "DeviceMesh":
+    """The processes by the copy of a model, the part of its weights and the part of its products that each has.
 
-    Raises:
-        RecipeError: the number of processes does not fit the recipe, the model's layers are not known, or what is
-            trained is of several dtypes.
+    An axis that has one place alone is left out. Raises RecipeError where their number does not fit the recipe.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
-    if tensor.wanted(recipe):
-        return tensor.cut(model, recipe, device)
-    if not wanted(recipe):
-        return []
-    copies, each = sizes(recipe.parallel, ranks.number())
-    if copies > 1:
-        mesh = init_device_mesh(device, (copies, each), mesh_dim_names=("replicate", "fsdp"))
-    else:
-        mesh = init_device_mesh(device, (each,), mesh_dim_names=("fsdp",))
+    number, cut = ranks.number(), recipe.parallel.tensor
+    copies, each = sizes(recipe.parallel, number) if wanted(recipe) else (number // cut, 1)
+    axes = {"replicate": copies, "fsdp": each, "tensor": cut}
+    axes = {name: size for name, size in axes.items() if size > 1 or (name == "fsdp" and wanted(recipe))}
+    return init_device_mesh(device, tuple(axes.values()), mesh_dim_names=tuple(axes))
+
+
+def share_out(model: Any, recipe: Recipe, device: str, mesh: "DeviceMesh") -> list[str]:
+    """Share out a loaded and adapted model in place, whose products may be cut; what is to be said.
+
+    Raises:
+        RecipeError: the model's layers are not known, or what is trained is of several dtypes.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     whole = {one for one in model.parameters() if one.requires_grad} if type(recipe.adapter).beside else set()
     kinds = sorted({str(one.dtype) for one in model.parameters() if one.requires_grad and one not in whole})
     if len(kinds) > 1:
@@ -88,13 +98,16 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
         )
     for one in whole:
         one.data = one.data.to(device)
+    uncut, shared = _meshes(mesh, device)
     layers = layers_of(model)
     for layer in layers:
         policy = _policy(layer, recipe)
-        for norm in _norms(layer) if policy.param_dtype else ():
-            fully_shard(norm, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
-        fully_shard(layer, mesh=mesh, ignored_params=whole, mp_policy=policy)
-    fully_shard(model, mesh=mesh, ignored_params=whole)
+        for module, vectors in _apart(layer, policy.param_dtype is not None, whole):
+            own = MixedPrecisionPolicy() if vectors else policy
+            fully_shard(module, mesh=uncut, ignored_params=whole, mp_policy=own, reshard_after_forward=not vectors)
+        fully_shard(layer, mesh=shared, ignored_params=whole, mp_policy=policy)
+    fully_shard(model, mesh=uncut, ignored_params=whole)
+    copies, each = sizes(recipe.parallel, ranks.number())
     said = f"{copies} copies, each on {each}" if copies > 1 else f"{each}"
     return [f"parallel: the model's weights are shared out among processes ({said}), in {len(layers)} layers"]
 
@@ -112,10 +125,35 @@ def _policy(layer: torch.nn.Module, recipe: Recipe) -> "MixedPrecisionPolicy":
     return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
 
-def _norms(layer: torch.nn.Module) -> list[torch.nn.Module]:
-    """The modules of a layer that hold vectors alone, which autocast does not round."""
-    own = ((module, [one.ndim for one in module.parameters(recurse=False)]) for module in layer.modules())
-    return [module for module, ndims in own if ndims and max(ndims) < 2]
+def _meshes(mesh: "DeviceMesh", device: str) -> "tuple[DeviceMesh, DeviceMesh]":
+    """Who has parts of a weight that is not cut, and of one that is, of which each of a group has parts of its own.
+
+    The copies in a group of what is not cut are averaged as others are, so that they stay equal.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+
+    names = mesh.mesh_dim_names or ()
+    if "tensor" not in names:
+        return mesh, mesh
+    *_, each, cut = mesh.shape
+    places = mesh.mesh.view(-1, each, cut).transpose(1, 2).reshape(-1, each)
+    return DeviceMesh(device, places, mesh_dim_names=("replicate", "fsdp")), mesh[names[:-1]]
+
+
+def _apart(
+    layer: torch.nn.Module, rounded: bool, ignored: set[torch.nn.Parameter]
+) -> Iterator[tuple[torch.nn.Module, bool]]:
+    """The modules of a layer that are gathered by themselves, and whether they hold vectors alone.
+
+    Vectors, mostly norms, are where the layer is rounded, since autocast does not round them; and where products are
+    cut, what is not.
+    """
+    cut = any(isinstance(one, DTensor) for one in layer.parameters())
+    for module in layer.modules():
+        own = [one for one in module.parameters(recurse=False) if one not in ignored]
+        vectors = all(one.ndim < 2 for one in own)
+        if own and ((rounded and vectors) or (cut and not any(isinstance(one, DTensor) for one in own))):
+            yield module, vectors
 
 
 def layers_of(model: Any) -> list[torch.nn.Module]:

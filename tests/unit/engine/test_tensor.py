@@ -1,9 +1,10 @@
 """Which modules of a layer are cut and how, and which models are refused."""
 
 import pytest
+from torch.distributed import device_mesh
 
 from fixtures_models import tiny_model
-from tunesmith.engine import tensor
+from tunesmith.engine import shared_out, tensor
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
@@ -29,10 +30,27 @@ def test_models_that_are_not_cut_so_are_refused():
         tensor.plan_of(tiny_model(arch="phi3"), 2, OPTION)
 
 
-def test_other_processes_beside_them_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    said = {"adapter": "full", "parallel": {"tensor": 2}}
+@pytest.mark.parametrize(
+    ("parallel", "number", "axes"),
+    [
+        ({}, 2, {"tensor": 2}),
+        ({}, 8, {"replicate": 4, "tensor": 2}),
+        ({"strategy": "fsdp"}, 2, {"tensor": 2}),
+        ({"strategy": "fsdp"}, 8, {"fsdp": 4, "tensor": 2}),
+        ({"strategy": "fsdp", "fsdp": 2}, 8, {"replicate": 2, "fsdp": 2, "tensor": 2}),
+    ],
+)
+def test_processes_by_what_they_have(monkeypatch, parallel, number, axes):
+    monkeypatch.setenv("WORLD_SIZE", str(number))
+    monkeypatch.setattr(device_mesh, "init_device_mesh", lambda device, sizes, mesh_dim_names: (mesh_dim_names, sizes))
+    recipe = Recipe(model="builtin:tiny", data={"train": "builtin:identity"}, parallel={"tensor": 2} | parallel)
+    names, sizes = shared_out.mesh_of(recipe, "cpu")
+    assert dict(zip(names, sizes, strict=True)) == axes
+
+
+def test_a_number_of_processes_that_does_not_fit(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    said = {"parallel": {"strategy": "fsdp", "fsdp": 3, "tensor": 2}}
     recipe = Recipe(model="builtin:tiny", data={"train": "builtin:identity"}, **said)
-    assert tensor.wanted(recipe)
-    with pytest.raises(RecipeError, match="parallel.tensor=2 is for as many processes, and these are 4: start 2"):
-        tensor.cut(tiny_model(), recipe, "cpu")
+    with pytest.raises(RecipeError, match="1 copies of a model, each on 6 processes, need 6 of them, and these are 8"):
+        shared_out.mesh_of(recipe, "cpu")
