@@ -258,8 +258,8 @@ def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
     if loaded.begun is not None or shared_out.is_shared(loaded.model) or loaded.group is not None:
         said = trainer.recipe.parallel
         raise RecipeError(
-            f"parallel.strategy={said.strategy}, parallel.context={said.context}: one process cannot measure what all "
-            "of them compute"
+            f"parallel: strategy={said.strategy}, context={said.context}, tensor={said.tensor}: one process cannot "
+            "measure what all of them compute"
         )
     stepped = trainer.optimizer is not None and trainer.optimizer.state
     reserved = 0 if stepped else memory.state_bytes(loaded.model, trainer.recipe)

@@ -24,7 +24,7 @@ from torch.distributed import all_reduce
 from torch.distributed.tensor import DTensor
 
 from tunesmith.engine import shared_out
-from tunesmith.engine.layers import update_by
+from tunesmith.engine.layers import Compute, update_by
 from tunesmith.engine.linear import Dense, Layer, linear
 from tunesmith.engine.model import base_of
 from tunesmith.errors import RecipeError
@@ -68,6 +68,7 @@ def cut(model: Any, plan: dict[str, str], mesh: "DeviceMesh", device: str) -> No
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     base, group = base_of(model), (mesh.get_group(), mesh.get_local_rank(), mesh.size())
+    styles: dict[str, tuple[Any, Compute]]
     styles = {BY_OUTPUTS: (ColwiseParallel(), ByOutputs(*group)), BY_INPUTS: (RowwiseParallel(), ByInputs(*group))}
     model.to(device)
     cuts = {}
