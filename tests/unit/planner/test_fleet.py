@@ -254,7 +254,7 @@ def test_deepspeed_is_for_what_fits_no_other_way(told, monkeypatch):
         return fleet.make(recipe, cluster).best.layout
 
     assert best(needs["ddp"] + 1).strategy == "ddp"
-    low = min(needs["ddp"], *(needs[name] for name in needs if "cp" in name)) - 1
+    low = min([needs["ddp"], *(needs[name] for name in needs if "cp " in name)]) - 1
     assert best(low).strategy == "deepspeed" and best(low).offload is None
     assert best(min(needs["zero-1"], needs["zero-2"], needs["zero-3"]) - 1).offload == "cpu"
 
@@ -382,11 +382,11 @@ def scaling():
 
 
 def test_published_figures_are_as_near_as_the_guide_says(scaling):
-    """Rates within a twentieth but for 8B over eight machines; memory within a quarter: others reserve what they do."""
+    """Rates within 7 % but for 8B over eight machines; memory within a quarter: others reserve what they do."""
     for row in scaling.rows()["published"]:
         rate, peak = scaling.compared(row)
         if row["rate"]:
-            assert rate == pytest.approx(row["rate"], rel=0.25 if row["devices"] == 64 else 0.05), row
+            assert rate == pytest.approx(row["rate"], rel=0.12 if row["devices"] == 64 else 0.07), row
         if row["memory"]:
             assert peak == pytest.approx(row["memory"], rel=0.25), row
 
