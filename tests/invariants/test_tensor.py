@@ -25,7 +25,6 @@ CELLS = {  # by what they are: an objective, and what is trained
 }
 FOUR = {  # two groups of two: each with all weights of what it computes, or with parts of them
     **{f"{name}-parts": (*CELLS[name], *PARTS) for name in CELLS},
-    "sft-full-whole": (*CELLS["sft-full"], "parallel.strategy=ddp"),
     "dpo-lora-whole": (*CELLS["dpo-lora"], "parallel.strategy=ddp"),
 }
 
@@ -83,7 +82,7 @@ def test_it_is_said_and_the_last_weights_are_a_plain_folder(two):
 @pytest.fixture(scope="module")
 def four(runs, two):
     """What four processes made of theirs, and of a run of two that was killed after its second step."""
-    again = killed(two[0] / "2-sft-full", 2, runs.folder / "4-of-2")
+    again = killed(two[0] / "2-sft-lora", 2, runs.folder / "4-of-2")
     together(4, *(command(runs, 4, name, cell) for name, cell in FOUR.items()), ["train", str(again)])
     return runs.folder
 
@@ -112,7 +111,7 @@ def test_a_killed_run_goes_on_bit_for_bit(two, again, name):
 
 @pytest.mark.slow
 def test_other_numbers_of_processes_go_on_with_the_same_rows(two, four, again):
-    equal(two[0] / "2-sft-full", four / "4-of-2")
+    equal(two[0] / "2-sft-lora", four / "4-of-2")
     equal(four / "4-sft-full-parts", again["4-sft-full-parts"])
     one = killed(four / "4-sft-full-parts", 2, four / "1-of-4")
     assert main(["train", str(one)]) == 0

@@ -50,6 +50,11 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
     mesh, plan, said = shared_out.mesh_of(recipe, device), {}, []
     if shared_out.is_cut(recipe):
         number = recipe.parallel.tensor
+        if mesh.size() > number and not shared_out.wanted(recipe) and not type(recipe.adapter).beside:
+            raise RecipeError(
+                f"parallel.tensor={number}: {mesh.size()} processes hold copies of weights that are trained: say "
+                "strategy=fsdp, or use adapter=lora"
+            )
         plan = plan_of(base_of(model), number, f"parallel.tensor={number}")
         cut(model, plan, mesh["tensor"], device)
         said.append(f"parallel: each layer's products are cut for {number} processes")
@@ -104,15 +109,6 @@ def _add_up(base: Any, plan: dict[str, str], mesh: "DeviceMesh") -> None:
         for one in module.parameters():
             if one.requires_grad and not isinstance(one, DTensor):  # of the update, or of the norm
                 one.register_hook(partial(torch.mul, other=axes["tensor"]))
-            elif one.requires_grad and "fsdp" not in axes and "replicate" in axes:
-                one.register_hook(partial(_averaged, group=mesh.get_group("replicate"), number=axes["replicate"]))
-
-
-def _averaged(gradient: Any, group: Any, number: int) -> torch.Tensor:
-    """The mean of the gradients of a part of a weight of several groups."""
-    part = gradient.to_local() / number
-    all_reduce(part, group=group)
-    return DTensor.from_local(part, gradient.device_mesh, gradient.placements, run_check=False)
 
 
 def step_apart(optimizer: torch.optim.Optimizer) -> None:
