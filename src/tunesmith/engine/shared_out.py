@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from tunesmith import recipe_zero
-from tunesmith.engine import ranks, tensor
+from tunesmith import recipe_fsdp, recipe_zero
+from tunesmith.engine import quantised, ranks, tensor
 from tunesmith.engine.compat import layer_kinds, without_hooks
 from tunesmith.engine.model import base_of
 from tunesmith.errors import RecipeError
@@ -74,6 +74,11 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
         return tensor.cut(model, recipe, device)
     if not wanted(recipe):
         return []
+    if quantised.component_of(model) == "bnb_8bit" or quantised.held_in(base_of(model)) == "torchao":
+        raise RecipeError(
+            f"parallel.strategy=fsdp: {recipe.model.path} is held in {quantised.held_in(base_of(model))}, of which "
+            "4 bit by bitsandbytes alone is cut into parts: use ddp, or model.quantization=bnb_4bit of a plain model"
+        )
     copies, each = sizes(recipe.parallel, ranks.number())
     if copies > 1:
         mesh = init_device_mesh(device, (copies, each), mesh_dim_names=("replicate", "fsdp"))
@@ -88,13 +93,21 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
         )
     for one in whole:
         one.data = one.data.to(device)
-    layers = layers_of(model)
+    four_bit = [module for module in model.modules() if quantised.is_four_bit(type(module))]
+    for module in four_bit:  # scales stay whole on every process; bitsandbytes' parameter is another tensor when cut
+        module.quant_state = quantised.state_of(module)
+        module.quant_state.to(device)
+        module.weight = torch.nn.Parameter(module.weight.data, requires_grad=False)
+    layers, reshards = layers_of(model), recipe_fsdp.reshards(recipe.parallel)
+    _refuse_others(layers, recipe_fsdp.layers(recipe.parallel))
     for layer in layers:
         policy = _policy(layer, recipe)
         for norm in _norms(layer) if policy.param_dtype else ():
             fully_shard(norm, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
-        fully_shard(layer, mesh=mesh, ignored_params=whole, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, ignored_params=whole, mp_policy=policy, reshard_after_forward=reshards)
     fully_shard(model, mesh=mesh, ignored_params=whole)
+    for module in four_bit:
+        module.weight.quant_state = module.quant_state
     said = f"{copies} copies, each on {each}" if copies > 1 else f"{each}"
     return [f"parallel: the model's weights are shared out among processes ({said}), in {len(layers)} layers"]
 
@@ -103,11 +116,13 @@ def _policy(layer: torch.nn.Module, recipe: Recipe) -> "MixedPrecisionPolicy":
     """How a layer's weights are gathered: float32 ones in bfloat16 where products are in it, as autocast rounds them.
 
     Half as much is sent, and no copies of all layers are kept until the end of the pass, as autocast keeps them. The
-    numbers are autocast's: hidden states stay as they are, what is updated and its gradients' sums are float32.
+    numbers are autocast's: hidden states stay as they are, what is updated and its gradients' sums are float32. Bytes
+    of 4 bit weights may be called float32 too, and are not rounded.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    if not recipe.train.bf16 or all(one.dtype != torch.float32 for one in layer.parameters()):
+    held = any(quantised.is_four_bit(type(module)) for module in layer.modules())
+    if held or not recipe.train.bf16 or all(one.dtype != torch.float32 for one in layer.parameters()):
         return MixedPrecisionPolicy()
     return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
@@ -133,6 +148,16 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
             "out: use ddp"
         )
     return found[::-1]  # what lies in another one first
+
+
+def _refuse_others(layers: Sequence[torch.nn.Module], said: Sequence[str]) -> None:
+    """Raise RecipeError where `parallel.fsdp_config` names other classes than those that a model's layers are of."""
+    kinds = {type(one).__name__ for one in layers}
+    if said and set(said) != kinds:
+        raise RecipeError(
+            f"parallel.fsdp_config: transformer_layer_cls_to_wrap={','.join(said)}, and the model's layers are "
+            f"{','.join(sorted(kinds))}, which are gathered as wholes: say these, or leave it out"
+        )
 
 
 def is_shared(model: torch.nn.Module) -> bool:
