@@ -80,8 +80,11 @@ def succeed(*words):
     return said
 
 
-def together(number, *commands):
-    """Run command lines, one after the other, in as many processes as torchrun would start: what all of them said."""
+def together(number, *commands, code=0):
+    """Run command lines, one after the other, in as many processes as torchrun would start: what all of them said.
+
+    All of them end with a `code`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,5 +93,5 @@ def together(number, *commands):
     ranks = [Process(commands, {name: str(one) for name, one in place.items()}) for place in places]
     ended = [rank.end() for rank in ranks]
     said = "".join(text for _, text in ended)
-    assert [code for code, _ in ended] == [0] * number, said
+    assert [own for own, _ in ended] == [code] * number, said
     return said

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tunesmith import recipe_zero
+from tunesmith import recipe_fsdp, recipe_zero
 from tunesmith.component import Section, name_of, spell
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ class Parallel(Section):
     tensor: Size = 1
     """Processes that compute the products of each layer together, each with a part of their weights (tensor
     parallelism). They have the same rows; `fsdp` counts groups of them."""
+    fsdp_config: dict[str, Any] | str | None = None
+    """What accelerate's or transformers' FSDP is told, or a file of it (JSON or YAML, also one of accelerate's own).
+    What it says of the recipe's values has to agree with them, and what is done otherwise here is refused."""
     zero_stage: Literal[1, 2, 3] | None = None
     """What DeepSpeed shares. 1: the optimizer's state; 2: gradients too; 3: weights too. None: what `deepspeed_config`
     says, or 2."""
@@ -66,7 +69,7 @@ class Parallel(Section):
 
     @model_validator(mode="after")
     def _sizes_are_of_a_model_that_is_shared(self) -> "Parallel":
-        for name in ("fsdp", "replicate"):
+        for name in ("fsdp", "replicate", "fsdp_config"):
             if getattr(self, name) is not None and self.strategy != "fsdp":
                 raise ValueError(f"{name}={getattr(self, name)} is for strategy=fsdp, and this is {self.strategy}")
         for name in ("zero_stage", "offload", "deepspeed_config"):
@@ -96,8 +99,9 @@ def problem(recipe: "Recipe") -> str | None:
     if not recipe.parallel.shares_weights:
         return None
     model, train, own = recipe.model, recipe.train, not type(recipe.adapter).beside
+    held = model.quantization and name_of(model.quantization)
     refused = {
-        f"model.quantization={model.quantization and name_of(model.quantization)}": model.quantization is not None,
+        f"model.quantization={held}": held not in (None, *recipe_zero.IN_PARTS),
         f"model.frozen_dtype={model.frozen_dtype}": model.frozen_dtype is not None,
         "train.row_tokens=auto": train.row_tokens == "auto",
         "eval.prompts": bool(recipe.eval.prompts),
@@ -119,7 +123,7 @@ def problem(recipe: "Recipe") -> str | None:
         )
     if own and "reference" in type(recipe.objective).needs and recipe.reference.compute == "step":
         return "reference.compute=step needs a whole second model, and parallel.strategy=fsdp shares one out: say once"
-    return None
+    return recipe_fsdp.problem(recipe)
 
 
 def problem_of_pieces(recipe: "Recipe") -> str | None:

@@ -33,7 +33,7 @@ def test_sizes_are_of_shared_weights(name):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"model": {"path": "builtin:tiny", "quantization": "bnb_4bit"}}, "model.quantization=bnb_4bit"),
+        ({"model": {"path": "builtin:tiny", "quantization": "bnb_8bit"}}, "model.quantization=bnb_8bit"),
         ({"model": {"path": "builtin:tiny", "frozen_dtype": "int8"}}, "model.frozen_dtype=int8"),
         ({"train": {"row_tokens": "auto"}}, "train.row_tokens=auto"),
         ({"train": {"fp16": True}}, "train.fp16=true"),

@@ -5,7 +5,7 @@ is (a state, or `weight`), and where in the flattened parameter it begins: `12.e
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 FOLDER = "pieces"
-NAMES = "names.json"  # of parameters, by their numbers, where their weights lie in pieces alone
+NAMES = "names.json"  # of parameters, in the order of their numbers, and dtypes, where weights lie in pieces alone
+MODEL = "model"  # what model they are of
 WEIGHT = "weight"  # in float32, as the optimizer keeps it
 
 
@@ -34,6 +35,7 @@ class Place(NamedTuple):
     offset: int
     start: int  # in the flattened parameter
     length: int
+    group: int  # of parameters that are updated together
 
     def of(self, flat: torch.Tensor) -> torch.Tensor:
         """The piece [n] of a flat tensor of the same layout."""
@@ -59,11 +61,12 @@ def copied(pieces: Iterable[Piece]) -> list[Piece]:
     return [one._replace(values=one.values.detach().cpu().clone()) for one in pieces]
 
 
-def save(pieces: Iterable[Piece], folder: Path, rank: int, names: Sequence[str] = ()) -> None:
-    """Write the pieces of a process, and the names of parameters whose weights are nowhere else."""
+def save(pieces: Iterable[Piece], folder: Path, rank: int, kinds: Mapping[str, torch.dtype] | None = None) -> None:
+    """Write the pieces of a process, and the names and dtypes of parameters whose weights are nowhere else."""
     (folder / FOLDER).mkdir(exist_ok=True)
-    if names and rank == 0:
-        (folder / FOLDER / NAMES).write_text(json.dumps(names), encoding="utf-8")
+    if kinds and rank == 0:
+        words = {name: str(kind).removeprefix("torch.") for name, kind in kinds.items()}
+        (folder / FOLDER / NAMES).write_text(json.dumps(words), encoding="utf-8")
     named = {f"{one.number}.{one.name}.{one.start}": one.values for one in pieces}
     save_file(named, folder / FOLDER / f"{rank}.safetensors")
 
@@ -72,29 +75,55 @@ def whole(
     parameters: Sequence[torch.Tensor], folder: Path, kind: str | None = None
 ) -> Iterator[tuple[int, str, torch.Tensor]]:
     """What a checkpoint's pieces make, one after the other: the parameter's number, what it is, and it in its shape."""
-    if not there(folder):
-        return
-    where: dict[tuple[int, str], list[tuple[int, str, Path]]] = {}
+    if there(folder):
+        for (index, name), pieces in _found(folder, lambda index, name: kind in (None, name)):
+            like = parameters[index]
+            yield index, name, _joined(pieces, shape_of(like))
+
+
+Stretch = tuple[int, str, Path]  # of a flattened parameter: its beginning, the key of its tensor, and the file
+
+
+def _found(folder: Path, wanted: Callable[[int, str], bool]) -> list[tuple[tuple[int, str], list[Stretch]]]:
+    """Where the pieces lie of what is wanted, by the number of a parameter and what it is, in order."""
+    where: dict[tuple[int, str], list[Stretch]] = {}
     for path in sorted((folder / FOLDER).glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for key in file.keys():
                 index, name, start = key.split(".")
-                if kind in (None, name):
+                if wanted(int(index), name):
                     where.setdefault((int(index), name), []).append((int(start), key, path))
-    for (index, name), pieces in sorted(where.items()):
-        like = parameters[index]
-        found = torch.zeros(shape_of(like).numel())
-        for start, key, path in pieces:
-            with safe_open(path, "pt") as file:
-                values = file.get_tensor(key)
-            found[start : start + len(values)] = values
-        yield index, name, found.view(shape_of(like))
+    return sorted(where.items())
+
+
+def _joined(pieces: Iterable[Stretch], shape: torch.Size) -> torch.Tensor:
+    found = torch.zeros(shape.numel())
+    for start, key, path in pieces:
+        with safe_open(path, "pt") as file:
+            values = file.get_tensor(key)
+        found[start : start + len(values)] = values
+    return found.view(shape)
+
+
+def stored(folder: Path) -> dict[str, torch.dtype]:
+    """The dtypes of the trained weights that a checkpoint has in pieces alone, by their names in the model."""
+    found = json.loads((folder / FOLDER / NAMES).read_text(encoding="utf-8"))
+    return {name: getattr(torch, kind) for name, kind in found.items()}
+
+
+def read(folder: Path, wanted: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, torch.Tensor]:
+    """Some of a checkpoint's weights, put together."""
+    names = list(stored(folder))
+    pieces = _found(folder, lambda index, name: name == WEIGHT and names[index] in wanted)
+    return {
+        names[index]: _joined(ones, wanted[names[index]][0]).to(wanted[names[index]][1]) for (index, _), ones in pieces
+    }
 
 
 def weights(model: torch.nn.Module, folder: Path) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
     """The parameters of a model whose weights a checkpoint has in pieces, each with what it has."""
     own = dict(model.named_parameters())
-    parameters = [own[name] for name in json.loads((folder / FOLDER / NAMES).read_text(encoding="utf-8"))]
+    parameters = [own[name] for name in stored(folder)]
     for number, _, value in whole(parameters, folder, WEIGHT):
         yield parameters[number], value
 

@@ -147,7 +147,7 @@ class FourBit(Widened):
         """The weight [O, I] that the products are with."""
         from bitsandbytes.functional import dequantize_blockwise
 
-        weight, state = self.layer.weight, self.layer.weight.quant_state
+        weight, state = self.layer.weight, state_of(self.layer)
         scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
         return torch.ops.bitsandbytes.dequantize_4bit(
             weight.data.view(-1, 1), scales.float(), state.blocksize, state.quant_type, state.shape, kind
@@ -182,8 +182,13 @@ def load_options(model: Model, place: str, config: Any, device: str, held: Any |
     return {} if held is None else {"quantization_config": held, "device_map": {"": device}}
 
 
+def state_of(layer: Any) -> Any:
+    """The scales of bitsandbytes' 4 bit layer, which lie beside its weight too: FSDP2 gathers a bare one."""
+    return getattr(layer.weight, "quant_state", None) or layer.quant_state
+
+
 def numel(parameter: torch.Tensor) -> int:
-    """How many numbers a parameter stands for, also one that DeepSpeed has in parts."""
+    """How many numbers a parameter stands for, also one that lies in parts."""
     state: Any = getattr(parameter, "quant_state", None)
     plain = getattr(parameter, "stands_for", getattr(parameter, "ds_shape", parameter.shape))
     shape = plain if state is None else state.shape

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from tunesmith import recipe_zero
-from tunesmith.engine import ranks
+from tunesmith import recipe_fsdp, recipe_zero
+from tunesmith.engine import quantised, ranks
 from tunesmith.engine.compat import layer_kinds, without_hooks
 from tunesmith.engine.model import base_of
 from tunesmith.errors import RecipeError
@@ -85,10 +85,12 @@ def share_out(model: Any, recipe: Recipe, device: str, mesh: "DeviceMesh") -> li
     """Share out a loaded and adapted model in place, whose products may be cut; what is to be said.
 
     Raises:
-        RecipeError: the model's layers are not known, or what is trained is of several dtypes.
+        RecipeError: the model's layers are not known or are others than `fsdp_config` says, what is trained is of
+            several dtypes, or the model is held in a way that is not cut into parts.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    _refuse_held(model, recipe)
     whole = {one for one in model.parameters() if one.requires_grad} if type(recipe.adapter).beside else set()
     kinds = sorted({str(one.dtype) for one in model.parameters() if one.requires_grad and one not in whole})
     if len(kinds) > 1:
@@ -98,29 +100,58 @@ def share_out(model: Any, recipe: Recipe, device: str, mesh: "DeviceMesh") -> li
         )
     for one in whole:
         one.data = one.data.to(device)
+    four_bit = _as_plain_tensors(model, device)
     uncut, shared = _meshes(mesh, device)
-    layers = layers_of(model)
+    layers, reshards = layers_of(model), recipe_fsdp.reshards(recipe.parallel)
+    _refuse_others(layers, recipe_fsdp.layers(recipe.parallel))
     for layer in layers:
         policy = _policy(layer, recipe)
         for module, vectors in _apart(layer, policy.param_dtype is not None, whole):
             own = MixedPrecisionPolicy() if vectors else policy
             fully_shard(module, mesh=uncut, ignored_params=whole, mp_policy=own, reshard_after_forward=not vectors)
-        fully_shard(layer, mesh=shared, ignored_params=whole, mp_policy=policy)
+        fully_shard(layer, mesh=shared, ignored_params=whole, mp_policy=policy, reshard_after_forward=reshards)
     fully_shard(model, mesh=uncut, ignored_params=whole)
+    for module in four_bit:
+        module.weight.quant_state = module.quant_state
     copies, each = sizes(recipe.parallel, ranks.number())
     said = f"{copies} copies, each on {each}" if copies > 1 else f"{each}"
     return [f"parallel: the model's weights are shared out among processes ({said}), in {len(layers)} layers"]
+
+
+def _refuse_held(model: Any, recipe: Recipe) -> None:
+    """Raise RecipeError where a model is stored in few bits that are not cut into parts."""
+    held = quantised.held_in(base_of(model))
+    if quantised.component_of(model) == "bnb_8bit" or held == "torchao":
+        raise RecipeError(
+            f"parallel.strategy=fsdp: {recipe.model.path} is held in {held}, of which 4 bit by bitsandbytes alone is "
+            "cut into parts: use ddp, or model.quantization=bnb_4bit of a plain model"
+        )
+
+
+def _as_plain_tensors(model: Any, device: str) -> list[Any]:
+    """Make the weights of 4 bit layers plain parameters: bitsandbytes' own are other tensors when they are cut.
+
+    Their scales stay whole on every process.
+    """
+    found: list[Any] = [module for module in model.modules() if quantised.is_four_bit(type(module))]
+    for module in found:
+        module.quant_state = quantised.state_of(module)
+        module.quant_state.to(device)
+        module.weight = torch.nn.Parameter(module.weight.data, requires_grad=False)
+    return found
 
 
 def _policy(layer: torch.nn.Module, recipe: Recipe) -> "MixedPrecisionPolicy":
     """How a layer's weights are gathered: float32 ones in bfloat16 where products are in it, as autocast rounds them.
 
     Half as much is sent, and no copies of all layers are kept until the end of the pass, as autocast keeps them. The
-    numbers are autocast's: hidden states stay as they are, what is updated and its gradients' sums are float32.
+    numbers are autocast's: hidden states stay as they are, what is updated and its gradients' sums are float32. Bytes
+    of 4 bit weights may be called float32 too, and are not rounded.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    if not recipe.train.bf16 or all(one.dtype != torch.float32 for one in layer.parameters()):
+    held = any(quantised.is_four_bit(type(module)) for module in layer.modules())
+    if held or not recipe.train.bf16 or all(one.dtype != torch.float32 for one in layer.parameters()):
         return MixedPrecisionPolicy()
     return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
@@ -171,6 +202,16 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
             "out: use ddp"
         )
     return found[::-1]  # what lies in another one first
+
+
+def _refuse_others(layers: Sequence[torch.nn.Module], said: Sequence[str]) -> None:
+    """Raise RecipeError where `parallel.fsdp_config` names other classes than those that a model's layers are of."""
+    kinds = {type(one).__name__ for one in layers}
+    if said and set(said) != kinds:
+        raise RecipeError(
+            f"parallel.fsdp_config: transformer_layer_cls_to_wrap={','.join(said)}, and the model's layers are "
+            f"{','.join(sorted(kinds))}, which are gathered as wholes: say these, or leave it out"
+        )
 
 
 def is_shared(model: torch.nn.Module) -> bool:

@@ -65,13 +65,13 @@ def write(parts: Parts, folder: Path, group: Any) -> None:
             save(tensors, storage_writer=writer, process_group=group)
 
 
-def describe(model: Any, folder: Path) -> None:
+def describe(model: Any, folder: Path, within: str = FOLDER) -> None:
     """Write beside the parts what model they are of, so that they can be put together without it."""
-    base = base_of(model)
+    base, place = base_of(model), folder / within / MODEL
     base.config.architectures, base.config.dtype = [shared_out.plain_class(base).__name__], base.dtype
-    base.config.save_pretrained(folder / FOLDER / MODEL)
+    base.config.save_pretrained(place)
     if base.can_generate():
-        base.generation_config.save_pretrained(folder / FOLDER / MODEL)
+        base.generation_config.save_pretrained(place)
 
 
 def stored(folder: Path) -> dict[str, torch.dtype]:

@@ -12,15 +12,16 @@ put together of them.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tunesmith.engine import checkpoint as checkpoints
-from tunesmith.engine import companions, flat_parts, ranks, shared_out, zero
-from tunesmith.engine.compat import place_in_flat
+from tunesmith.engine import companions, flat_parts, ranks, shared_out, shares, zero
+from tunesmith.engine.compat import place_in_flat, read_in
 from tunesmith.engine.flat_parts import WEIGHT, Piece, Place
 from tunesmith.engine.joint import Share
 from tunesmith.engine.model import is_adapted
@@ -33,7 +34,7 @@ class ZeroTrainer(Trainer):
     """Trains with DeepSpeed's ZeRO, which was put around the model when that was adapted (`zero.begin`)."""
 
     def __init__(self, begun: zero.Begun, *options: Any) -> None:
-        self.engine, self.trained, self.groups = begun
+        self.engine, self.trained, self.groups = begun.engine, begun.trained, begun.groups
         super().__init__(*options)
         self.engine.module.scorer = self.scorer
         through: Any = zero.EngineScorer(self.engine)
@@ -102,13 +103,15 @@ class ZeroTrainer(Trainer):
     def staged(self, model: Any) -> Writer:
         """The pieces of this process: of the optimizer's state, and of weights that it has in more digits."""
         own = {id(one): name for name, one in model.named_parameters()}
-        names = [own[id(one)] for one in self.trained] if self.has_own_in_parts() else ()
+        kinds = {own[id(one)]: one.dtype for one in self.trained} if self.has_own_in_parts() else {}
         pieces = flat_parts.copied(self.pieces())
-        return lambda folder, group: flat_parts.save(pieces, folder, ranks.own(), names)
+        return lambda folder, group: flat_parts.save(pieces, folder, ranks.own(), kinds)
 
     def write_weights(self, model: Any, folder: Path) -> None:
-        """Write the weights, but where they lie in pieces."""
-        if not self.has_own_in_parts():
+        """Write the weights; where they lie in pieces, what model these are of."""
+        if self.has_own_in_parts():
+            shares.describe(model, folder, flat_parts.FOLDER)
+        else:
             super().write_weights(model, folder)
 
     def has_own_in_parts(self) -> bool:
@@ -117,13 +120,22 @@ class ZeroTrainer(Trainer):
 
     def pieces(self) -> Iterator[Piece]:
         """What of the weights and of the optimizer's state is here."""
-        for index, (one, place) in enumerate(zip(self.trained, self.places(), strict=True)):
-            if place is not None:
-                if one.dtype != torch.float32 or self.has_own_in_parts():
-                    yield Piece(index, WEIGHT, place.start, place.of(place.flat))
-                for name, state in self.states_of(place.flat).items():
-                    if _is_flat(state):
-                        yield Piece(index, name, place.start, place.of(state))
+        for index, place in self.here((index, place) for index, place in enumerate(self.places())):
+            if self.trained[index].dtype != torch.float32 or self.has_own_in_parts():
+                yield Piece(index, WEIGHT, place.start, place.of(place.flat))
+            for name, state in self.states_of(place.flat).items():
+                if _is_flat(state):
+                    yield Piece(index, name, place.start, place.of(state))
+
+    def here(self, found: Iterable[tuple[Any, Place | None]], write: bool = False) -> Iterator[tuple[Any, Place]]:
+        """Things of parameters that have a place here, one after the other, while the memory has what is kept of them.
+
+        `write` is of those that are changed.
+        """
+        for group, ones in groupby(found, lambda one: one[1] and one[1].group):
+            if group is not None:
+                with read_in(self.engine.optimizer, group, write):
+                    yield from ((one, place) for one, place in ones if place is not None)
 
     def places(self) -> list[Place | None]:
         """Where each trained parameter's piece lies in what the optimizer has; None: others have all of it."""
@@ -150,28 +162,26 @@ class ZeroTrainer(Trainer):
         zero.rest(self.engine)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         places = self.places()
-        for one, place in zip(self.trained, places, strict=True):
-            if place is not None:
-                here: Any = one
-                piece = here.ds_tensor if shared_out.is_parted(one) else one.detach().flatten()[place.start :]
-                place.of(place.flat).copy_(piece[: place.length])
-        for index, _, value in flat_parts.whole(self.trained, Path(resume_from_checkpoint), WEIGHT):
-            place = places[index]
-            if place is not None:
-                place.put(value, place.flat)
+        for one, place in self.here(zip(self.trained, places, strict=True), write=True):
+            piece = one.ds_tensor if shared_out.is_parted(one) else one.detach().flatten()[place.start :]
+            place.of(place.flat).copy_(piece[: place.length])
+        weights = flat_parts.whole(self.trained, Path(resume_from_checkpoint), WEIGHT)
+        for value, place in self.here(((value, places[index]) for index, _, value in weights), write=True):
+            place.put(value, place.flat)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         folder, places = Path(checkpoint), self.places()
-        for index, name, value in checkpoints.states(folder, self.trained):
-            place = places[index]
-            if place is not None:
-                states = self.states_of(place.flat)
-                if _is_flat(value):
-                    place.put(value, states.setdefault(name, torch.zeros_like(place.flat)))
-                else:
-                    states[name] = value
+        saved = checkpoints.states(folder, self.trained)
+        for (name, value), place in self.here(
+            (((name, value), places[index]) for index, name, value in saved), write=True
+        ):
+            states = self.states_of(place.flat)
+            if _is_flat(value):
+                place.put(value, states.setdefault(name, torch.zeros_like(place.flat)))
+            else:
+                states[name] = value
         now: Any = self.optimizer
         checkpoints.load_course(folder, now.param_groups, self.lr_scheduler)
         companions.load(self.companions, folder)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.engine import checkpoint, new_tokens, quantised, rope, shares, stacked
+from tunesmith.engine import checkpoint, flat_parts, new_tokens, quantised, rope, shares, stacked
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path, widened_model
 from tunesmith.errors import ModelError, RunError, near
@@ -43,7 +43,7 @@ def locate(path: str) -> str:
         if has_weights(folder / "final"):
             return str(folder / "final")
         raise RunError(f"{path} has no final/ yet: its run has not ended. {_way_on(folder)}")
-    if shares.there(folder):
+    if has_parts(folder):
         raise ModelError(
             f"the weights of {path} lie in parts, as several processes wrote them: make a model of it first, with "
             f"tunesmith export {path} OUT type=merged, or go on with: tunesmith train {folder.parent.parent}"
@@ -56,6 +56,11 @@ def locate(path: str) -> str:
 def has_weights(folder: Path) -> bool:
     """Whether a folder is that of an adapter or of a model."""
     return (folder / ADAPTER).is_file() or (folder / MODEL).is_file()
+
+
+def has_parts(folder: Path) -> bool:
+    """Whether a folder is that of a checkpoint whose weights lie in parts, as several processes write them."""
+    return shares.there(folder) or flat_parts.has_weights(folder)
 
 
 def is_adapter(place: str) -> bool:

@@ -35,17 +35,21 @@ def test_pieces_of_processes_make_wholes(tmp_path):
 def test_weights_that_lie_in_pieces_alone_are_found_by_name(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
     values = torch.arange(6.0).view(2, 3)
-    flat_parts.save([Piece(0, WEIGHT, 3, values.flatten()[3:])], tmp_path, 1, ["1.weight"])
+    kinds = {"1.weight": torch.bfloat16}
+    flat_parts.save([Piece(0, WEIGHT, 3, values.flatten()[3:])], tmp_path, 1, kinds)
     assert not flat_parts.has_weights(tmp_path)  # the first process names them
-    flat_parts.save([Piece(0, WEIGHT, 0, values.flatten()[:3])], tmp_path, 0, ["1.weight"])
+    flat_parts.save([Piece(0, WEIGHT, 0, values.flatten()[:3])], tmp_path, 0, kinds)
     assert flat_parts.has_weights(tmp_path)
     ((parameter, value),) = flat_parts.weights(model, tmp_path)
     assert parameter is model[1].weight and torch.equal(value, values)
+    assert flat_parts.stored(tmp_path) == kinds
+    read = flat_parts.read(tmp_path, {"1.weight": (values.shape, torch.bfloat16)})
+    assert torch.equal(read["1.weight"], values.bfloat16()) and flat_parts.read(tmp_path, {}) == {}
 
 
 def test_a_place_has_what_a_process_has_of_a_parameter():
     flat, whole = torch.zeros(10), torch.arange(12.0).view(3, 4)
-    place = Place(flat, offset=2, start=5, length=4)
+    place = Place(flat, offset=2, start=5, length=4, group=0)
     place.put(whole, flat)
     assert flat.tolist() == [0, 0, 5, 6, 7, 8, 0, 0, 0, 0]
     assert place.of(flat).tolist() == [5, 6, 7, 8]

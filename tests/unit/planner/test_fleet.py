@@ -273,11 +273,11 @@ def test_the_simplest_of_the_quick_is_taken(told):
     assert fleet.make(whole, devices.cluster_of("4xH100-80GB", 1, "1MB")).best is None
 
 
-def test_few_bits_are_had_by_ddp_and_zero(told):
+def test_eight_bits_are_not_shared_out(told):
     recipe, shape = told("lora")
-    rounded = Recipe(**recipe.model_dump() | {"model": recipe.model.model_dump() | {"quantization": "bnb_4bit"}})
+    rounded = Recipe(**recipe.model_dump() | {"model": recipe.model.model_dump() | {"quantization": "bnb_8bit"}})
     found = fleet.choices(rounded, shape, devices.cluster_of("4xH100-80GB"))
-    assert {one.layout.strategy for one in found if one.refused is None} >= {"ddp", "deepspeed"}
+    assert {one.layout.strategy for one in found if one.refused is None} == {"ddp", "deepspeed"}
 
 
 @pytest.mark.parametrize(

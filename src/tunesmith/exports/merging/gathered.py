@@ -1,4 +1,4 @@
-"""A checkpoint whose weights lie in parts (`engine/shares.py`), as a plain model folder.
+"""A checkpoint whose weights lie in parts (`engine/shares.py`, `engine/flat_parts.py`), as a plain model folder.
 
 Tensors are put together some at a time, so that memory holds `AT_ONCE` bytes of them, or one that is larger. What was
 not trained is read from the files of the base model.
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from tunesmith import atomic, record
-from tunesmith.engine import checkpoint, shares
+from tunesmith.engine import checkpoint, flat_parts, shares
 from tunesmith.engine.conversions import Conversions
 from tunesmith.errors import RunError
 from tunesmith.exports.checks.compare import refuse_taken
 from tunesmith.exports.merging import stream, tensors
 from tunesmith.exports.merging.tensors import Spec
-from tunesmith.generate.load import RECIPE
+from tunesmith.generate.load import RECIPE, has_parts
 from tunesmith.recipe import Recipe
 
 AT_ONCE = 10**9  # bytes
@@ -38,7 +38,7 @@ def gathered(run: Path, out: Path, is_there: bool = False) -> Iterator[Path]:
     Raises:
         RunError: the checkpoint is damaged, or lacks what its base model does too; `out` is taken; there is no room.
     """
-    if not shares.there(run):
+    if not has_parts(run):
         yield run
         return
     problem = checkpoint.damage(run)
@@ -58,6 +58,7 @@ class _Gathering:
     """A checkpoint in parts, the model that it is of without its weights, and where those lie that it lacks."""
 
     folder: Path
+    parts: Any  # the module that reads them
     hollow: dict[str, torch.Tensor]  # each weight once
     conversions: Conversions
     stored: dict[str, torch.dtype]
@@ -69,10 +70,11 @@ class _Gathering:
         """What is known of a checkpoint before its weights are read."""
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(folder / shares.FOLDER / shares.MODEL)
+        parts: Any = shares if shares.there(folder) else flat_parts
+        config = transformers.AutoConfig.from_pretrained(folder / parts.FOLDER / parts.MODEL)
         with torch.device("meta"):
             model = getattr(transformers, config.architectures[0])(config)
-        stored, seen = shares.stored(folder), set[int]()
+        stored, seen = parts.stored(folder), set[int]()
         hollow = {}
         for name, one in model.state_dict(keep_vars=True).items():
             if id(one) not in seen:
@@ -80,7 +82,7 @@ class _Gathering:
             seen.add(id(one))
         lacking = hollow.keys() - stored.keys()
         base = _base(folder, sorted(lacking)) if lacking else None
-        return cls(folder, hollow, Conversions(model), stored, base, config.dtype)
+        return cls(folder, parts, hollow, Conversions(model), stored, base, config.dtype)
 
     def write(self, place: Path) -> None:
         """Write the model folder."""
@@ -90,7 +92,7 @@ class _Gathering:
             for name, one in self.conversions.parted({whole: value}).items()
         ]
         tensors.write(place, specs, self._values(), LONGEST_FILE)
-        for path in (self.folder / shares.FOLDER / shares.MODEL).iterdir():
+        for path in (self.folder / self.parts.FOLDER / self.parts.MODEL).iterdir():
             shutil.copy(path, place)
         for path in self.folder.iterdir():
             if path.is_file() and path.suffix != ".safetensors" and path.name not in OF_TRAINING:
@@ -103,7 +105,7 @@ class _Gathering:
         """The tensors as they are stored, in order."""
         for names in self._some():
             read = {name: (self.hollow[name].shape, self.stored[name]) for name in names if name in self.stored}
-            whole: dict[str, Any] = shares.read(self.folder, read)
+            whole: dict[str, Any] = self.parts.read(self.folder, read)
             for name in names:
                 value = whole.pop(name) if name in whole else self._of_base(name)
                 yield from self.conversions.parted({name: value}).values()
