@@ -85,12 +85,11 @@ def share_out(model: Any, recipe: Recipe, device: str, mesh: "DeviceMesh") -> li
     """Share out a loaded and adapted model in place, whose products may be cut; what is to be said.
 
     Raises:
-        RecipeError: the model's layers are not known or are others than `fsdp_config` says, what is trained is of
-            several dtypes, or the model is held in a way that is not cut into parts.
+        RecipeError: the model's layers are not known or are others than `fsdp_config` says, or what is trained is of
+            several dtypes.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    _refuse_held(model, recipe)
     whole = {one for one in model.parameters() if one.requires_grad} if type(recipe.adapter).beside else set()
     kinds = sorted({str(one.dtype) for one in model.parameters() if one.requires_grad and one not in whole})
     if len(kinds) > 1:
@@ -116,16 +115,6 @@ def share_out(model: Any, recipe: Recipe, device: str, mesh: "DeviceMesh") -> li
     copies, each = sizes(recipe.parallel, ranks.number())
     said = f"{copies} copies, each on {each}" if copies > 1 else f"{each}"
     return [f"parallel: the model's weights are shared out among processes ({said}), in {len(layers)} layers"]
-
-
-def _refuse_held(model: Any, recipe: Recipe) -> None:
-    """Raise RecipeError where a model is stored in few bits that are not cut into parts."""
-    held = quantised.held_in(base_of(model))
-    if quantised.component_of(model) == "bnb_8bit" or held == "torchao":
-        raise RecipeError(
-            f"parallel.strategy=fsdp: {recipe.model.path} is held in {held}, of which 4 bit by bitsandbytes alone is "
-            "cut into parts: use ddp, or model.quantization=bnb_4bit of a plain model"
-        )
 
 
 def _as_plain_tensors(model: Any, device: str) -> list[Any]:
