@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from tunesmith import passthrough
+from tunesmith import other_tools, passthrough
 from tunesmith.component import Component, Section, pick
 from tunesmith.errors import RecipeError, near
 from tunesmith.schema import options, section_of
@@ -113,13 +113,14 @@ def _problems(
         elif item["type"] == "missing":
             yield _Problem(where, item["type"], PLAIN["missing"], "")
         else:
-            text, value = _text(item), item["input"]
-            if isinstance(value, dict) and " must be " in text:  # one option beside others: the value of that one
+            text, value, annotation = _text(item), item["input"], _annotation(section, inside)
+            told_of_one = " must be " in text or typing.get_origin(annotation) is dict
+            if isinstance(value, dict) and told_of_one:  # of options beside others, the value of the one named first
                 value = value.get(text.partition(" ")[0], value)
             told = " (it was a mapping)" if item["type"] in KINDS and value is item["input"] else ""
             named = item["type"] == "literal_error" and isinstance(value, dict)
-            kind, kinds = NAME_OR_MAPPING if named else item["type"], kinds_of(_annotation(section, inside))
-            yield _Problem(where, kind, text, _value(value) or told, _hint(item), kinds)
+            kind, kinds = NAME_OR_MAPPING if named else item["type"], kinds_of(annotation)
+            yield _Problem(where, kind, text, _value(value) or told, _hint(item, ".".join(where)), kinds)
 
 
 def _settled(found: list[_Problem]) -> Iterator[_Problem]:
@@ -132,7 +133,7 @@ def _settled(found: list[_Problem]) -> Iterator[_Problem]:
     hints = {one.where: one.hint for one in found if one.hint}
     for one in found:
         same, deeper = wrongs[one.where], one.where in above
-        if one.kinds and not deeper and any(other in CHOSEN for other in same):
+        if one.kinds and not deeper and NAME_OR_MAPPING not in same and any(other in CHOSEN for other in same):
             yield _Problem(one.where, one.type, f"must be {one.kinds}", one.value, hints.get(one.where, ""))
         elif one.type in KINDS:
             kinds = " or ".join(dict.fromkeys(KINDS[other] for other in same if other in KINDS))
@@ -164,8 +165,14 @@ def _value(value: Any) -> str:
     return f" (it was {shown if len(shown) <= LONGEST_VALUE else shown[:LONGEST_VALUE] + '...'})"
 
 
-def _hint(item: ErrorDetails) -> str:
+def _hint(item: ErrorDetails, written: str) -> str:
     value = item["input"]
+    if isinstance(value, str):
+        theirs = other_tools.instead(value.lower(), other_tools.VALUES.get(written, {}))
+        if theirs:
+            return f". {theirs}"
+        if written == "train.lr_scheduler_type" and value in other_tools.REASONS:
+            return f". It is left out: {other_tools.REASONS[value]}"
     if item["type"] == "literal_error" and isinstance(value, str):
         choices = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         hint = near(value, choices)
@@ -252,6 +259,9 @@ def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ..
         paths = sorted(paths, key=lambda path: usual not in path)[:3]  # the default's first
         kinds = " or ".join(path.rpartition("]")[0].rpartition("[")[2] for path in paths)
         return f"It is an option of {' or '.join(paths)}: say {'.'.join(where[:-1])}.type={kinds}"
+    theirs = other_tools.OPTIONS.get(wrong, "")
+    if theirs and theirs.partition("=")[0] in _said_here(root):
+        return f"Did you mean {theirs!r}?"
     if called:
         words = dict.fromkeys(option.word for option in called)
         return "Did you mean " + " or ".join(map(repr, list(words)[:3])) + "?"
@@ -263,4 +273,13 @@ def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ..
         return f"It cannot be set: {passthrough.REFUSED[wrong]}"
     if "transformers" in place.model_fields and wrong in passthrough.ALLOWED:
         return f"Did you mean 'train.transformers.{wrong}'?"
-    return near(wrong, place.model_fields)
+    hint = near(wrong, place.model_fields)
+    return f"{hint} tunesmith options {where[0]} has all" if " others" in hint and len(where) > 1 else hint
+
+
+def _said_here(root: type[Section]) -> set[str]:
+    """The options of a recipe, or of a component by its seam, as they are written on the command line."""
+    if not issubclass(root, Component):
+        return {option.word for option in options(root)}
+    seam = next(kind.__name__.lower() for kind in root.__mro__ if "seam" in vars(kind))
+    return {f"{seam}.{name}" for name in root.model_fields}
