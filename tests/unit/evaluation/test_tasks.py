@@ -209,8 +209,11 @@ def test_a_scaling_said_here_is_the_models(folder):
         (["needle"], ["ppl_by_length.lengths=[64]"], r"is not asked for: say --task needle,ppl_by_length"),
         (["needle"], ["dtyp=float32"], r"dtyp is neither a task here nor an option of loading. Did you mean 'dtype'"),
         (["multiple_choice"], [], r"multiple_choice.data is required: multiple_choice.data=FOLDER; see tunesmith opt"),
-        (["gsm8k"], ["gsm8k.num_sample=2"], r"^gsm8k.num_sample: no such option. Did you mean 'num_samples'"),
-        (["needle"], ["num_samples=2"], r"num_samples is neither"),
+        (
+            ["gsm8k"],
+            ["gsm8k.num_sample=2", "gsm8k.data=x"],
+            r"^gsm8k.num_sample: no such option. Did you mean 'num_samples'",
+        ),
         (["gsm8k"], ["num_samples=2", "gsm8k.data=x"], r"num_samples is an option of a task. .* 'gsm8k.num_samples'\?"),
         (["lm_eval"], [], r"there is no task 'lm_eval'. One of lm-eval is said as lm-eval:NAME"),
         (["hellaswag"], [], r"there is no task 'hellaswag'. .* One of lm-eval is said as lm-eval:hellaswag"),

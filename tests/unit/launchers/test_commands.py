@@ -149,7 +149,7 @@ def test_words_go_over_ssh_as_they_are(tmp_path):
         ),
         ("torchrun", {"nnodes": "1:3", "rdzv_endpoint": "a:1"}, "nnodes: machines that come later know the run by"),
         ("deepspeed", {"hostfile": "/nope"}, "hostfile: there is no file /nope"),
-        ("torchrun", {"nproc_per_node": 0}, "nproc_per_node: must be greater than 0"),
+        ("torchrun", {"nproc_per_node": 0}, "nproc_per_node: must be an integer above 0, gpu, cpu or auto"),
         ("torchrun", {"rdzv_endpoint": "node-0"}, "rdzv_endpoint: must be HOST:PORT"),
         ("torchrun", {"nnode": 2}, "nnode: no such option. Did you mean 'nnodes'"),
         ("deepspeed", {"include": "a:0", "num_gpus": 1}, "include: names machines and devices"),
