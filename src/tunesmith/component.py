@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
+from tunesmith import other_tools
 from tunesmith.errors import RecipeError, near
 
 PACKAGE = "tunesmith"
@@ -118,8 +119,9 @@ def find(base: type[Component], name: str) -> type[Component]:
     elif name in names(base):
         module = importlib.import_module(f"{PACKAGE}.{base.seam}.{name}")
     else:
-        known = [*names(base), *base.aliases()]
-        raise RecipeError(f"there is no {base.__name__.lower()} {name!r}. {near(name, known)}")
+        seam, known = base.__name__.lower(), [*names(base), *base.aliases()]
+        hint = other_tools.instead(name.lower(), other_tools.NAMES.get(seam, {})) or near(name, known)
+        raise RecipeError(f"there is no {seam} {name!r}. {hint}")
     found = [
         kind
         for _, kind in inspect.getmembers(module, inspect.isclass)
@@ -168,6 +170,8 @@ def pick(base: type[Component], value: Any) -> Component:
         value = {"type": value}
     if isinstance(value, dict):
         value = {"type": base.default, **value}
+        if isinstance(value["type"], str) and value["type"].lower() in (*names(base), *base.aliases()):
+            value["type"] = value["type"].lower()
         alias = base.aliases().get(value["type"], {}) if isinstance(value["type"], str) else {}
         said_twice = sorted(value.keys() & alias.keys() - {"type"})
         if said_twice:

@@ -12,6 +12,7 @@ JOB = "TUNESMITH_JOB"  # of the environment: what our own launcher calls process
 RESTART_COUNT = "TUNESMITH_RESTART_COUNT"  # of the environment: how often our own launcher began the run again
 LOST = "another rank is gone and left no word (-v shows what it saw of it)"
 REASON_CHARACTERS = 80
+MOST_SHOWN = 12  # known names in a message
 LONGEST_NAME = 200  # characters of a wrong name that near ones are looked for: a longer one is none
 _REASON_END = re.compile(r"[(;]|[.:] ")  # where a message goes on to values and to what to do
 _LOST = re.compile(r"onnection (closed|reset|refused)|remote (worker|process)|DistBackendError|Socket Timeout")
@@ -72,11 +73,16 @@ def _beginning(message: str) -> str:
 def near(wrong: str, known: Iterable[str]) -> str:
     """A hint that ends a message: the closest known names, or the first few when nothing is close."""
     names = sorted(known)
-    close = difflib.get_close_matches(wrong, names, n=3, cutoff=0.6) if len(wrong) <= LONGEST_NAME else []
+    short, plain = len(wrong) <= LONGEST_NAME, {name.lower(): name for name in names}
+    close = difflib.get_close_matches(wrong, names, n=3, cutoff=0.6) if short else []
+    close = close or ([plain[wrong.lower()]] if wrong.lower() in plain else [])
     if close:
         return "Did you mean " + " or ".join(repr(name) for name in close) + "?"
-    shown = [name if name.isprintable() else repr(name) for name in names[:12]]
-    return "Known: " + ", ".join(shown) + (", ..." if len(names) > 12 else "") + "."
+    if short and len(names) > MOST_SHOWN:  # the likeliest of many
+        names.sort(key=lambda name: -difflib.SequenceMatcher(None, wrong, name).ratio())
+    shown = [name if name.isprintable() else repr(name) for name in names[:MOST_SHOWN]]
+    rest = len(names) - len(shown)
+    return "Known: " + ", ".join(shown) + (f" and {rest:,} others" if rest else "") + "."
 
 
 def left_to_launcher(message: str) -> bool:

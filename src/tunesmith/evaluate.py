@@ -63,7 +63,10 @@ def read(tasks: Sequence[str], words: Sequence[str]) -> tuple[dict[str, Task], E
         options = tree.get(kind, {})
         if not isinstance(options, dict):
             raise RecipeError(f"{kind}={options!r} says nothing: say an option of the task, as in {kind}.option=value")
-        chosen = choose(Task, {**options, **said})
+        try:
+            chosen = choose(Task, {**options, **said})
+        except RecipeError as error:
+            raise RecipeError("\n".join(_as_typed(kind, line) for line in str(error).splitlines())) from None
         assert isinstance(chosen, Task)
         found[name] = chosen
     for _, kind, _ in named:
@@ -72,6 +75,9 @@ def read(tasks: Sequence[str], words: Sequence[str]) -> tuple[dict[str, Task], E
     if unasked is not None:
         raise RecipeError(f"{unasked} has options and is not asked for: say --task {','.join([*found, unasked])}")
     unknown = next((name for name in tree if name not in Evaluation.model_fields), None)
+    own = [f"{kind}.{unknown}" for name, kind, _ in named if unknown in type(found[name]).model_fields]
+    if own:
+        raise RecipeError(f"{unknown} is an option of a task. Did you mean {' or '.join(map(repr, own))}?")
     if unknown is not None:
         known = [*found, *Evaluation.model_fields]
         raise RecipeError(f"{unknown} is neither a task here nor an option of loading. {near(unknown, known)}")
@@ -84,7 +90,24 @@ def _named(one: str) -> tuple[str, str, dict[str, str]]:
         task = one.removeprefix(HARNESS)
         name = Path(task).stem if task.endswith((".yaml", ".yml")) else task
         return f"lm-eval-{name}", "lm_eval", {"type": "lm_eval", "task": task}
-    return Path(one).stem, Path(one).stem, {"type": one}
+    known = [name for name in names(Task) if name != "lm_eval"]
+    if one.lower() not in known and "." not in one:
+        hint = "" if one == "lm_eval" else f" {near(one, known)}"
+        task = "NAME" if one == "lm_eval" else one
+        raise RecipeError(f"there is no task {one!r}.{hint} One of lm-eval is said as {HARNESS}{task}")
+    name = one.lower() if one.lower() in known else Path(one).stem
+    return name, name, {"type": one}
+
+
+def _as_typed(kind: str, line: str) -> str:
+    """A line about an option of a task, which it names as it is typed."""
+    option, colon, rest = line.partition(": ")
+    if not colon or " " in option or option in ("task", kind.replace("_", "")):
+        return line
+    if rest == "is required and missing":
+        what = "FOLDER" if option == "data" else "VALUE"
+        return f"{kind}.{option} is required: {kind}.{option}={what}; see tunesmith options {kind}"
+    return f"{kind}.{option}: {rest}"
 
 
 @dataclass(frozen=True)

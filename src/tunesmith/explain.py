@@ -1,14 +1,16 @@
 """What is wrong with a recipe, one line a problem: where, what it was, what is allowed, and near names."""
 
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from tunesmith import passthrough
+from tunesmith import other_tools, passthrough
 from tunesmith.component import Component, Section, pick
 from tunesmith.errors import RecipeError, near
 from tunesmith.schema import options, section_of
@@ -41,7 +43,11 @@ PATTERNS = {  # in words
     r"^[\w.-]+/[\w.-]+$": "must be OWNER/NAME",
     r"^\d+(\.\d+)?(KB|MB|GB|TB)$": "must be a size as 5GB or 500MB",
     r"^\S+:\d+$": "must be HOST:PORT",
+    r"^pissa_niter_[1-9]\d*$": "must be pissa_niter_N",
 }
+CHOSEN = ("literal_error", "string_pattern_mismatch")  # of an option with several kinds: all of them are told
+BOUNDS = {"gt": "above", "ge": "from", "lt": "below", "le": "up to"}  # pydantic's names of bounds
+OF_TYPES = {int: "an integer", float: "a number", str: "text", tuple: "a list", list: "a list"}
 OUR_WORDS = {"Input should be": "must be", "String should": "must", "Value error, ": ""}
 KEY = "[key]"  # pydantic's part of a place for the key itself of a mapping
 OF_FIELD = "of_field"  # an error that a section finds in one of its options, beside others: {field, text}
@@ -57,6 +63,7 @@ class _Problem:
     text: str
     value: str  # "(it was ...)", or empty
     hint: str = ""
+    kinds: str = ""  # what the option may be, where it may be of several kinds
 
     def line(self, whole: str) -> str:
         place = ".".join(part if part.isprintable() else repr(part) for part in self.where)
@@ -106,24 +113,29 @@ def _problems(
         elif item["type"] == "missing":
             yield _Problem(where, item["type"], PLAIN["missing"], "")
         else:
-            text, value = _text(item), item["input"]
-            if isinstance(value, dict):  # options that do not go together: the value of the one named first
+            text, value, annotation = _text(item), item["input"], _annotation(section, inside)
+            told_of_one = " must be " in text or typing.get_origin(annotation) is dict
+            if isinstance(value, dict) and told_of_one:  # of options beside others, the value of the one named first
                 value = value.get(text.partition(" ")[0], value)
             told = " (it was a mapping)" if item["type"] in KINDS and value is item["input"] else ""
             named = item["type"] == "literal_error" and isinstance(value, dict)
-            yield _Problem(where, NAME_OR_MAPPING if named else item["type"], text, _value(value) or told, _hint(item))
+            kind, kinds = NAME_OR_MAPPING if named else item["type"], kinds_of(annotation)
+            yield _Problem(where, kind, text, _value(value) or told, _hint(item, ".".join(where)), kinds)
 
 
 def _settled(found: list[_Problem]) -> Iterator[_Problem]:
     """The problems to tell: where a value may be of several kinds, those of the kind that was meant."""
-    types: dict[tuple[str, ...], dict[str, None]] = {}  # of the problems of a place, as they came
+    wrongs: dict[tuple[str, ...], dict[str, None]] = {}  # types of the problems of a place, as they came
     above: set[tuple[str, ...]] = set()  # the places that have a problem inside of them
     for one in found:
-        types.setdefault(one.where, {})[one.type] = None
+        wrongs.setdefault(one.where, {})[one.type] = None
         above.update(one.where[:depth] for depth in range(len(one.where)))
+    hints = {one.where: one.hint for one in found if one.hint}
     for one in found:
-        same, deeper = types[one.where], one.where in above
-        if one.type in KINDS:
+        same, deeper = wrongs[one.where], one.where in above
+        if one.kinds and not deeper and NAME_OR_MAPPING not in same and any(other in CHOSEN for other in same):
+            yield _Problem(one.where, one.type, f"must be {one.kinds}", one.value, hints.get(one.where, ""))
+        elif one.type in KINDS:
             kinds = " or ".join(dict.fromkeys(KINDS[other] for other in same if other in KINDS))
             if not deeper and all(other in KINDS for other in same):
                 yield _Problem(one.where, one.type, f"must be {kinds}", one.value, one.hint)
@@ -153,8 +165,14 @@ def _value(value: Any) -> str:
     return f" (it was {shown if len(shown) <= LONGEST_VALUE else shown[:LONGEST_VALUE] + '...'})"
 
 
-def _hint(item: ErrorDetails) -> str:
+def _hint(item: ErrorDetails, written: str) -> str:
     value = item["input"]
+    if isinstance(value, str):
+        theirs = other_tools.instead(value.lower(), other_tools.VALUES.get(written, {}))
+        if theirs:
+            return f". {theirs}"
+        if written == "train.lr_scheduler_type" and value in other_tools.REASONS:
+            return f". It is left out: {other_tools.REASONS[value]}"
     if item["type"] == "literal_error" and isinstance(value, str):
         choices = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         hint = near(value, choices)
@@ -183,6 +201,47 @@ def _said(item: ErrorDetails, section: type[Section]) -> tuple[str, ...]:
     return (*said, str(item["loc"][-1])) if item["type"] == "extra_forbidden" else tuple(said)
 
 
+def _annotation(section: type[Section], inside: tuple[str, ...]) -> Any:
+    """The annotation of the option that a place ends in; None where it ends in an item of one."""
+    place: type[Section] | None = section
+    kind: Any = None
+    for part in inside:
+        if place is None or (part not in place.model_fields and not part.isdigit()):
+            return None
+        kind = None if part.isdigit() else place.model_fields[part].annotation
+        place = place if part.isdigit() else section_of(kind)
+    return kind
+
+
+def kinds_of(annotation: Any) -> str:
+    """What an option of several kinds may be, as in `true, false, selective or an integer above 1`; else empty."""
+    parts = typing.get_args(annotation) if typing.get_origin(annotation) in (types.UnionType, typing.Union) else ()
+    kinds = [one for one in parts if one is not type(None)]
+    said = [word for one in kinds for word in _kind(one)]
+    return f"{', '.join(said[:-1])} or {said[-1]}" if len(kinds) > 1 else ""
+
+
+def _kind(annotation: Any) -> list[str]:
+    """The words for one kind of value."""
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        return [str(one) for one in typing.get_args(annotation)]
+    if origin is Annotated:
+        inner, *about = typing.get_args(annotation)
+        metadata = [each for one in about for each in (one.metadata if isinstance(one, FieldInfo) else (one,))]
+        patterns = [PATTERNS.get(getattr(one, "pattern", None) or "") for one in metadata]
+        named = [text.removeprefix("must be ") for text in patterns if text is not None]
+        bounds = [
+            f" {word} {getattr(one, key)}" for one in metadata for key, word in BOUNDS.items() if hasattr(one, key)
+        ]
+        return named or ["".join([*_kind(inner), *bounds])]
+    if annotation is bool:
+        return ["true", "false"]
+    if origin in (types.UnionType, typing.Union):
+        return [word for one in typing.get_args(annotation) for word in _kind(one)]
+    return [OF_TYPES.get(origin or annotation, "a mapping")]
+
+
 def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ...], root: type[Section]) -> str:
     """A hint for an unknown option: where an option of that name stands, or near names in its section."""
     place = section
@@ -200,6 +259,9 @@ def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ..
         paths = sorted(paths, key=lambda path: usual not in path)[:3]  # the default's first
         kinds = " or ".join(path.rpartition("]")[0].rpartition("[")[2] for path in paths)
         return f"It is an option of {' or '.join(paths)}: say {'.'.join(where[:-1])}.type={kinds}"
+    theirs = other_tools.OPTIONS.get(wrong, "")
+    if theirs and theirs.partition("=")[0] in _said_here(root):
+        return f"Did you mean {theirs!r}?"
     if called:
         words = dict.fromkeys(option.word for option in called)
         return "Did you mean " + " or ".join(map(repr, list(words)[:3])) + "?"
@@ -211,4 +273,13 @@ def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ..
         return f"It cannot be set: {passthrough.REFUSED[wrong]}"
     if "transformers" in place.model_fields and wrong in passthrough.ALLOWED:
         return f"Did you mean 'train.transformers.{wrong}'?"
-    return near(wrong, place.model_fields)
+    hint = near(wrong, place.model_fields)
+    return f"{hint} tunesmith options {where[0]} has all" if " others" in hint and len(where) > 1 else hint
+
+
+def _said_here(root: type[Section]) -> set[str]:
+    """The options of a recipe, or of a component by its seam, as they are written on the command line."""
+    if not issubclass(root, Component):
+        return {option.word for option in options(root)}
+    seam = next(kind.__name__.lower() for kind in root.__mro__ if "seam" in vars(kind))
+    return {f"{seam}.{name}" for name in root.model_fields}

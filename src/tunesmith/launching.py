@@ -87,8 +87,8 @@ def start(launcher: Launcher, arguments: Sequence[str], output_dir: str, verbose
     """
     if launcher.begins_again() and not output_dir:
         raise RecipeError(
-            f"train.output_dir: a run that {name_of(launcher)} begins again goes on in its folder, which must be known "
-            "beforehand: say train.output_dir=FOLDER"
+            f"train.output_dir: with {_said_again(launcher)} a run that failed goes on in its folder, which must be "
+            "known beforehand: say train.output_dir=FOLDER"
         )
     if launcher.extra is not None:
         extras.need(f"launcher={name_of(launcher)}", launcher.extra)
@@ -121,6 +121,13 @@ def _written(file: Path, text: str) -> str:
         file.rename(kept)
     file.write_text(text, encoding="utf-8")
     return "" if before == text.encode() else f"; the one that was there is {kept} now"
+
+
+def _said_again(launcher: Launcher) -> str:
+    """The option by which runs are begun again, as it was said."""
+    said = launcher.model_dump(mode="json", exclude_unset=True)
+    again = [f"launcher.{name}={said[name]}" for name in ("max_restarts", "requeue", "nnodes") if said.get(name)]
+    return again[0] if again else f"launcher={name_of(launcher)}"
 
 
 def _attempt(launcher: Launcher, command: Sequence[str], said: dict[str, str], verbose: bool) -> tuple[int, bool]:

@@ -195,7 +195,7 @@ class Recipe(Section):
         own = type(self.optimizer).schedulers
         if own and self.train.lr_scheduler_type not in (None, *own):
             raise ValueError(
-                f"train.lr_scheduler_type: {type(self.optimizer).__name__.lower()} goes with {' or '.join(own)}, and "
+                f"train.lr_scheduler_type: {name_of(self.optimizer)} goes with {' or '.join(own)}, and "
                 f"this is {self.train.lr_scheduler_type}: leave it out"
             )
         if self.train.ema_decay is not None and type(self.optimizer).averages:
@@ -206,10 +206,10 @@ class Recipe(Section):
         if self.train.neftune_noise_alpha is not None and type(self.objective).encodes:
             raise ValueError("train.neftune_noise_alpha: an encoder and a decoder share embeddings: leave it out")
         if self.train.release_gradients and not type(self.optimizer).in_backward:
-            name = type(self.optimizer).__name__.lower()
+            name = name_of(self.optimizer)
             raise ValueError(f"train.release_gradients: {name} needs all gradients of a step together: leave it out")
         if type(self.adapter).reads_gradients:
-            name = type(self.adapter).__name__.lower()
+            name = name_of(self.adapter)
             if self.train.release_gradients:
                 raise ValueError(f"train.release_gradients: {name} needs the gradients of a step: leave it out")
             if self.train.fp16 and not self.train.max_grad_norm:

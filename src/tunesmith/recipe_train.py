@@ -117,10 +117,10 @@ class Train(Section):
     def _saves_memory_as_it_can(self) -> "Train":
         if self.activation_offload and self.activation_checkpointing in (False, "selective"):
             raise ValueError(
-                "activation_offload moves what checkpoints keep: set activation_checkpointing=true, or to n"
+                "activation_offload moves what checkpoints keep: set train.activation_checkpointing=true, or a number n"
             )
         needed = {"gradient_accumulation_steps": 1, "max_grad_norm": 0, "fp16": False}
-        wrong = [f"{name}={str(value).lower()}" for name, value in needed.items() if getattr(self, name) != value]
+        wrong = [f"train.{name}={str(value).lower()}" for name, value in needed.items() if getattr(self, name) != value]
         if self.release_gradients and wrong:
             raise ValueError(f"release_gradients updates before all gradients are known: set {' and '.join(wrong)}")
         return self

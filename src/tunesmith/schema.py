@@ -22,6 +22,7 @@ WORDS = {
     "object": "mapping",
     "array": "list",
 }
+NAMES = "{names}"  # where a reason names the component that it is about
 BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 
 
@@ -134,8 +135,18 @@ def _not_with(base: type[Component], name: str) -> str:
     """What a component does not go with, and why, as a sentence behind its help."""
     if base not in together.SEAMS:
         return ""
-    each = together.refused(base, name).items()
-    return "".join(f" Not with {', '.join(others)}: {reason}." for reason, others in each)
+    told: dict[str, list[str]] = {}  # reasons that differ by nothing but a name are one
+    for reason, others in together.refused(base, name).items():
+        own = others[0].partition("=")[2]
+        told.setdefault(re.sub(rf"\b{own}\b", NAMES, reason) if len(others) == 1 else reason, []).extend(others)
+    said = {reason.replace(NAMES, _or(others)): others for reason, others in told.items()}
+    return "".join(f" Not with {', '.join(others)}: {reason}." for reason, others in said.items())
+
+
+def _or(others: list[str]) -> str:
+    """Names of components of a seam, as in `freeze, full or lora`."""
+    *most, last = [other.partition("=")[2] for other in others]
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _component_option(path: str, base: type[Component], text: str, default: str | None) -> Option:

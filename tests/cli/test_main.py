@@ -225,7 +225,7 @@ def test_an_export_that_differs_fails(capsys, tmp_path, difference, code):
     [
         ("type=mergd", "export: there is no export 'mergd'. Did you mean 'merged'?"),
         ("dtipe=float32", "dtipe: no such option. Did you mean 'dtype'?"),
-        ("merged", "'merged' is not `section.option=value`"),
+        ("merged", "'merged' is not `section.option=value`. Did you mean 'type=merged'?"),
     ],
 )
 def test_a_wrong_export_is_one_line(capsys, word, line):

@@ -10,7 +10,7 @@ from pathlib import Path
 from house.tree import PACKAGE, Module, modules, statements
 
 LAYERS = (
-    {"", "errors", "types", "atomic", "drawing", "journal", "rouge"},
+    {"", "errors", "types", "atomic", "drawing", "journal", "other_tools", "rouge"},
     {"component", "extras"},
     {"seams"},
     {
@@ -55,7 +55,7 @@ LIGHT = {
     "", "errors", "types", "atomic", "component", "extras", "seams", "explain", "together", "recipe", "recipe_data",
     "recipe_parallel", "recipe_rope", "recipe_text", "recipe_train", "recipe_zero", "schema", "defaults", "passthrough",
     "cli", "formats", "templates", "objectives", "adapters", "optimizers", "quantizations", "exports", "evaluation",
-    "data.source", "planner", "launching", "launchers",
+    "data.source", "planner", "launching", "launchers", "other_tools",
 }  # fmt: skip
 """Imported, or read for their options, before anything is trained: they answer in a fraction of a second."""
 

@@ -10,7 +10,9 @@ from tunesmith.errors import DataError, Skipped, near
 def test_near_names_are_offered_and_else_the_first_few():
     assert near("lerning_rate", ["seed", "learning_rate"]) == "Did you mean 'learning_rate'?"
     assert near("x", ["seed", "learning_rate"]) == "Known: learning_rate, seed."
-    assert near("x", map(str, range(10, 30))).endswith("20, 21, ....")
+    assert near("x", map(str, range(10, 30))).endswith("20, 21 and 8 others.")
+    assert near("29xyzw", map(str, range(10, 30))).startswith("Known: 29, ")  # the likeliest first
+    assert near("LORA", ["full", "lora"]) == "Did you mean 'lora'?"
 
 
 def test_a_name_with_a_line_break_does_not_split_the_line():

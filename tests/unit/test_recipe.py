@@ -62,7 +62,7 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
         ),
         (
             {"train": {"learning-rate": 1}},
-            r"train.learning-rate: no such option. Known: activation_checkpointing,.*",
+            r"train.learning-rate: no such option. Known: .* others. tunesmith options train has all",
         ),
         (
             {"data": data(eval=[{"pth": "x", "path": "y"}])},
@@ -128,13 +128,37 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
         ({"train": {"bf16": True, "fp16": True}}, "train: bf16 and fp16 cannot both be true: .*"),
         ({"eval": {"eval_steps": 3}}, "recipe: eval.eval_steps is set but data.eval is 0: .*"),
         ({"eval": {"prompts": ["Who?"]}}, "recipe: eval.prompts are answered at evaluations but data.eval is 0: .*"),
-        ({"eval": {"early_stopping_patience": 2}}, r"eval: early_stopping_patience needs .* \(it was 2\)"),
+        ({"eval": {"early_stopping_patience": 2}}, r"eval: early_stopping_patience needs eval.eval_steps"),
+        # options that do not go together: no value, and what to set as it is typed
+        (
+            {"optimizer": "adamw8bit", "train": {"release_gradients": True}},
+            r"train: release_gradients updates .* are known: set train.max_grad_norm=0",
+        ),
+        (
+            {"train": {"activation_offload": True}},
+            r"train: activation_offload .*: set train.activation_checkpointing=true, or a number n",
+        ),
+        # an option of several kinds: all of them in one line
+        (
+            {"train": {"activation_checkpointing": "selectiv"}},
+            r"train.activation_checkpointing: must be true, false, selective or an integer above 1 "
+            r"\(it was 'selectiv'\)\. Did you mean 'selective'\?",
+        ),
+        (
+            {"train": {"row_tokens": 0}},
+            r"train.row_tokens: must be auto or an integer above 1 up to 100000000 \(it was 0\)",
+        ),
+        (
+            {"adapter": {"init_lora_weights": "pisa"}},
+            r"adapter.init_lora_weights: must be true, false, gaussian, pissa, olora, orthogonal or pissa_niter_N "
+            r"\(it was 'pisa'\)\. Did you mean 'pissa'\?",
+        ),
         # components
         ({"objective": "sfft"}, r"objective: there is no objective 'sfft'. Did you mean 'sft'\?"),
         ({"adapter": 3}, r"adapter: say a name, or a mapping with `type`. Known: .* \(it was 3\)"),
         (
             {"adapter": {"type": "freeze", "train_matching": "["}},
-            r"adapter: train_matching is not .* \(it was '\['\)",
+            r"adapter: train_matching='\[' is not a regular .*",
         ),
         ({"objective": "./nowhere.py"}, "objective: there is no file .*nowhere.py"),
         ({"objective": "no.such.module"}, "objective: module 'no.such.module' cannot be imported: .*"),
@@ -159,8 +183,7 @@ def test_every_problem_has_its_line():
         "data.train.0.path: is required and missing",
         "data.train.0.pth: no such option. Did you mean 'path'?",
         "adapter.r: must be greater than 0 (it was 0)",
-        "adapter.rank: no such option. Known: alpha_pattern, exclude_modules, init_lora_weights, layers_to_transform, "
-        "lora_alpha, lora_bias, lora_dropout, loraplus_lr_ratio, modules_to_save, r, rank_pattern, start_from, ....",
+        "adapter.rank: no such option. Did you mean 'adapter.r'?",
         "train.max_steps: must be greater than 0 (it was 0)",
     ]
 

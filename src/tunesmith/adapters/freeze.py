@@ -32,7 +32,7 @@ class Freeze(Adapter):
         try:
             re.compile(self.train_matching or "")
         except re.error as error:
-            raise ValueError(f"train_matching is not a regular expression: {error}") from None
+            raise ValueError(f"train_matching={self.train_matching!r} is not a regular expression: {error}") from None
         return self
 
     def apply(self, model: "PreTrainedModel") -> "PreTrainedModel":

@@ -10,7 +10,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     from tunesmith.component import names
     from tunesmith.seams import Task
 
-    known = ", ".join(names(Task))
+    known = ", ".join(name for name in names(Task) if name != "lm_eval")
     parser.add_argument("path", metavar="MODEL_OR_RUN", help="run, checkpoint, adapter or model folder, or hub id")
     parser.add_argument("words", nargs="*", default=[], metavar="a=b", help="options: see tunesmith options task")
     parser.add_argument("--task", required=True, metavar="TASK,...", help=f"{known}; lm-eval:NAME; a file or module")

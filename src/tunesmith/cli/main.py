@@ -21,7 +21,7 @@ VERBS = {
     "serve": "Serve a model, or what a run made, as OpenAI's servers are asked.",
     "bench": "Measure how fast a recipe trains, also against other trainers.",
     "score": "Rank answers by a reward model, or say the classes of texts.",
-    "evaluate": "Measure a model or a run by tasks: perplexity by length, a needle in a haystack.",
+    "evaluate": "Measure a model or a run by tasks: questions, sums, perplexity, needles, those of lm-eval.",
     "predict": "Answer the rows of a data set, and measure the answers.",
     "verify": "Train a few steps in every way that must give the same: rows cut anew, several processes.",
     "compare": "Train some recipes, or take finished runs, and show what each took and gave.",
@@ -70,6 +70,10 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"a recipe's option is said without dashes: {unknown[0].lstrip('-')}")
             if not word.startswith("-"):
                 self.error(f"{word!r} is one word too many")
+            said = _as_word(self.prog.rpartition(" ")[2], word[2:].replace("-", "_"), arguments)
+            if said:
+                value = unknown[0].partition("=")[2] or next(iter(words[words.index(unknown[0]) + 1 :]), "") or "VALUE"
+                self.error(f"there is no option {word}. Did you mean '{said}={value}'?")
             known = re.findall(r"--[\w-]+", self.format_usage())
             self.error(f"there is no option {word}. {near(word, known)}")
         return arguments
@@ -78,6 +82,27 @@ class Parser(argparse.ArgumentParser):
         """Raise what `main` prints."""
         hint = "" if message.endswith("?") else f". See: {self.prog} --help"
         raise UsageError(message.rstrip(".") + hint)
+
+
+def _as_word(verb: str, name: str, arguments: argparse.Namespace) -> str:
+    """The option of this name that a verb takes as `option=value`; empty where there is none."""
+    if verb == "predict":
+        from tunesmith.prediction.predict import Prediction
+
+        return name if name in Prediction.model_fields else ""
+    if verb == "synthesize":
+        from tunesmith.synthesis.options import Synthesis
+
+        return name if name in Synthesis.model_fields else ""
+    if verb == "evaluate":
+        from tunesmith.component import all_of
+        from tunesmith.evaluate import Evaluation
+        from tunesmith.seams import Task
+
+        asked = {task: kind for task, kind in all_of(Task).items() if task in arguments.task.split(",")}
+        own = [f"{task}.{name}" for task, kind in asked.items() if name in kind.model_fields]
+        return own[0] if own else name if name in Evaluation.model_fields else ""
+    return ""
 
 
 def positive(text: str) -> int:

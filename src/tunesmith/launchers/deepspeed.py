@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
+from tunesmith.explain import wrong
 from tunesmith.launching import TUNESMITH, Launcher
 
 
@@ -39,9 +40,9 @@ class DeepSpeed(Launcher):
     @model_validator(mode="after")
     def _counts_or_names(self) -> "DeepSpeed":
         if self.include is not None and (self.num_nodes is not None or self.num_gpus is not None):
-            raise ValueError("include names machines and devices: leave num_nodes and num_gpus out")
+            raise wrong("include", "names machines and devices: leave launcher.num_nodes and launcher.num_gpus out")
         if self.hostfile is not None and not Path(self.hostfile).expanduser().is_file():
-            raise ValueError(f"hostfile={self.hostfile}: there is no such file")
+            raise wrong("hostfile", f"there is no file {self.hostfile}")
         return self
 
     def command(self, arguments: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from tunesmith.explain import wrong
 from tunesmith.launching import TUNESMITH, Launcher
 
 # Ranks that begin again must not meet in the store of those before, whose addresses it still has:
@@ -44,12 +45,12 @@ class Torchrun(Launcher):
     @model_validator(mode="after")
     def _meets_somewhere(self) -> "Torchrun":
         if self.nnodes != "1" and self.rdzv_endpoint is None:
-            raise ValueError("nnodes: several machines meet at an address: set rdzv_endpoint=HOST:PORT")
+            raise wrong("nnodes", "several machines meet at an address: set launcher.rdzv_endpoint=HOST:PORT")
         least, _, most = self.nnodes.partition(":")
         if most and int(most) < int(least):
-            raise ValueError(f"nnodes={self.nnodes}: the most machines are fewer than the least: say {most}:{least}")
+            raise wrong("nnodes", f"the most machines are fewer than the least: say launcher.nnodes={most}:{least}")
         if most and self.rdzv_id is None:
-            raise ValueError(f"nnodes={self.nnodes}: machines that come later know the run by a word: set rdzv_id=WORD")
+            raise wrong("nnodes", "machines that come later know the run by a word: set launcher.rdzv_id=WORD")
         return self
 
     def problem(self) -> str | None:

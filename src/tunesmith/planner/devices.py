@@ -59,7 +59,8 @@ def cluster_of(text: str, nodes: int = 1, memory: str | None = None) -> Cluster:
     """
     found = re.fullmatch(r"(?:(\d+)x)?(.+)", text)
     assert found is not None or not text
-    name = "" if found is None else found[2]
+    said = "" if found is None else found[2]
+    name = {known.lower(): known for known in table()}.get(said.lower(), said)
     if name not in table():
         raise RecipeError(f"--devices: there is no device {name!r} (it was {text!r}). {near(name, table())}")
     number = int(found[1] or 1) if found else 1
@@ -74,6 +75,8 @@ def bytes_of(text: str) -> int:
     units = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
     number = text.lower().rstrip("bikmgt").strip()
     size = units.get(text.lower().removeprefix(number).strip())
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        raise RecipeError(f"--memory {text}: {text}GB? It is a number with a unit, as 8GB or 24GiB")
     if size is None or not number.replace(".", "", 1).isdecimal():
         raise RecipeError(f"--memory is a number with a unit, as 8GB or 24GiB (it was {text!r})")
     return int(float(number) * size)

@@ -34,9 +34,9 @@ def keys(options: Serving) -> tuple[bytes, ...]:
         try:
             lines = Path(options.api_key_file).expanduser().read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"api_key_file: {options.api_key_file} cannot be read: {error}") from error
+            raise RecipeError(f"--api-key-file: {options.api_key_file} cannot be read: {error}") from error
         if not lines:
-            raise RecipeError(f"api_key_file: {options.api_key_file} has no key in it")
+            raise RecipeError(f"--api-key-file: {options.api_key_file} has no key in it")
         found += lines
     return tuple(_digest(key.encode()) for key in found)
 

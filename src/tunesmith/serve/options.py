@@ -1,9 +1,9 @@
 """How a model is served: the options of `tunesmith serve`."""
 
 import argparse
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError
 
 from tunesmith.component import Section
 from tunesmith.errors import RecipeError
@@ -12,12 +12,25 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Pooling = Literal["mean", "last"]
 
 
+METAVARS = {  # what stands for the value of an option that is no number
+    "name": "NAME", "adapter": "NAME=FOLDER", "host": "ADDRESS", "device": "DEVICE", "api_key_file": "FILE",
+    "embedding_pooling": "|".join(get_args(Pooling)), "cors_origin": "ADDRESS",
+}  # fmt: skip
+
+
+def _with_its_name(said: str) -> str:
+    name, _, folder = said.partition("=")
+    if not name or not folder or name.split() != [name]:
+        raise ValueError("must be NAME=FOLDER, with a name that has no blank in it")
+    return said
+
+
 class Serving(Section):
     """How a model is served."""
 
     name: str | None = None
     """What requests call the model. None: the last part of its path, or its hub id."""
-    adapter: tuple[str, ...] = ()
+    adapter: tuple[Annotated[str, AfterValidator(_with_its_name)], ...] = ()
     """NAME=FOLDER of an adapter that is served beside the model, by its name; may be said several times."""
     host: str = "127.0.0.1"
     """Address to listen at. Another than this machine's own is reached by others: give it a key."""
@@ -47,15 +60,6 @@ class Serving(Section):
     cors_origin: tuple[str, ...] = ()
     """Address of a web page that may ask from a browser; `*`: any. May be said several times."""
 
-    @field_validator("adapter", mode="after")
-    @classmethod
-    def _are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for said in value:
-            name, _, folder = said.partition("=")
-            if not name or not folder or name.split() != [name]:
-                raise ValueError("must be NAME=FOLDER, with a name that has no blank in it")
-        return value
-
     def __init__(self, **options: Any) -> None:
         from tunesmith.explain import explain
 
@@ -79,13 +83,26 @@ class Serving(Section):
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add an argument for each option."""
     for name, field in Serving.model_fields.items():
-        text = " ".join((field.description or "").split()).replace("%", "%%")
+        text = " ".join((field.description or "").split()).replace("%", "%%").replace("None: ", "Without it: ")
         shown = "" if field.default in (None, ()) else f" ({field.default})"
         several: Any = {"action": "append"} if field.default == () else {}
         word = f"--{name.replace('_', '-')}"
-        parser.add_argument(word, metavar="X", default=argparse.SUPPRESS, help=f"{text}{shown}", **several)
+        parser.add_argument(
+            word, metavar=METAVARS.get(name, "N"), default=argparse.SUPPRESS, help=f"{text}{shown}", **several
+        )
 
 
 def read(arguments: argparse.Namespace) -> Serving:
     """The options that were said. Raises RecipeError, one line for each problem."""
-    return Serving(**{name: value for name, value in vars(arguments).items() if name in Serving.model_fields})
+    said = {name: value for name, value in vars(arguments).items() if name in Serving.model_fields}
+    try:
+        return Serving(**said)
+    except RecipeError as error:
+        raise RecipeError("\n".join(map(_dashed, str(error).splitlines()))) from None
+
+
+def _dashed(line: str) -> str:
+    """A line about an option, which it names as it is typed."""
+    name = line.partition(":")[0].partition(".")[0]
+    rest = line.partition(":")[2]
+    return f"--{name.replace('_', '-')}:{rest}" if name in Serving.model_fields else line

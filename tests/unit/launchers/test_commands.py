@@ -137,18 +137,22 @@ def test_words_go_over_ssh_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("torchrun", {"nnodes": 2}, "nnodes: several machines meet at an address: set rdzv_endpoint"),
+        (
+            "torchrun",
+            {"nnodes": 2},
+            "nnodes: several machines meet at an address: set launcher.rdzv_endpoint=",
+        ),
         (
             "torchrun",
             {"nnodes": "3:1", "rdzv_endpoint": "a:1"},
-            "nnodes=3:1: the most machines are fewer than the least",
+            "nnodes: the most machines are fewer than the least",
         ),
-        ("torchrun", {"nnodes": "1:3", "rdzv_endpoint": "a:1"}, "nnodes=1:3: machines that come later know the run by"),
-        ("deepspeed", {"hostfile": "/nope"}, "hostfile=/nope: there is no such file"),
-        ("torchrun", {"nproc_per_node": 0}, "nproc_per_node: must be greater than 0"),
+        ("torchrun", {"nnodes": "1:3", "rdzv_endpoint": "a:1"}, "nnodes: machines that come later know the run by"),
+        ("deepspeed", {"hostfile": "/nope"}, "hostfile: there is no file /nope"),
+        ("torchrun", {"nproc_per_node": 0}, "nproc_per_node: must be an integer above 0, gpu, cpu or auto"),
         ("torchrun", {"rdzv_endpoint": "node-0"}, "rdzv_endpoint: must be HOST:PORT"),
         ("torchrun", {"nnode": 2}, "nnode: no such option. Did you mean 'nnodes'"),
-        ("deepspeed", {"include": "a:0", "num_gpus": 1}, "include names machines and devices"),
+        ("deepspeed", {"include": "a:0", "num_gpus": 1}, "include: names machines and devices"),
         ("ray", {"address": "ray://head:10001"}, "address: must match"),
         ("ray", {"resources_per_worker": {"GPU": -1}}, "resources_per_worker.GPU: must be greater than or equal to 0"),
         ("slurm", {"partition": "a\nrm -rf /"}, "partition: must match"),

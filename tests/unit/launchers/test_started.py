@@ -119,7 +119,7 @@ def test_what_fails_before_there_is_a_run_is_not_begun_again(tmp_path, capfd):
 
 
 def test_runs_that_begin_again_have_a_folder():
-    with pytest.raises(launching.RecipeError, match="train.output_dir: a run that torchrun begins again goes on"):
+    with pytest.raises(launching.RecipeError, match="train.output_dir: with launcher.max_restarts=1 a run that failed"):
         launching.start(Torchrun(max_restarts=1), ["train", "quickstart"], "")
 
 

@@ -58,6 +58,7 @@ def test_machines_as_they_are_said():
     for number in (0, 99999999999999):
         with pytest.raises(RecipeError, match=f"--devices: {number} devices .*: say from 1 to 1000000 of a machine"):
             devices.cluster_of(f"{number}xH100-80GB")
+    assert devices.cluster_of("8xh100-80gb") == devices.cluster_of("8xH100-80GB")
     for wrong in ("8xH100-80", "", "x"):
         with pytest.raises(RecipeError, match="--devices: there is no device"):
             devices.cluster_of(wrong)

@@ -288,5 +288,7 @@ def test_the_command(recipe, tmp_path, capsys):
     assert found["peak_bytes"] == sum(
         next(one for one in found["moments"] if one["name"] == found["peak_at"])["parts"].values()
     )
+    assert main(["plan", "quickstart", "--memory", "8"]) == 1
+    assert capsys.readouterr().err.startswith("error: --memory 8: 8GB? It is")
     assert main(["plan", "quickstart", "--memory", "much"]) == 1
     assert capsys.readouterr().err == "error: --memory is a number with a unit, as 8GB or 24GiB (it was 'much')\n"

@@ -187,8 +187,8 @@ def test_what_was_done_is_counted():
     [
         ({"port": "70000"}, "port: must be less than or equal to 65535"),
         ({"max_running": "0"}, "max_running: must be greater than or equal to 1"),
-        ({"adapter": ("justaname",)}, "adapter: must be NAME=FOLDER"),
-        ({"adapter": ("a b=folder",)}, "adapter: must be NAME=FOLDER, with a name that has no blank in it"),
+        ({"adapter": ("justaname",)}, "adapter.0: must be NAME=FOLDER"),
+        ({"adapter": ("a b=folder",)}, "adapter.0: must be NAME=FOLDER, with a name that has no blank in it"),
         ({"embedding_pooling": "max"}, "embedding_pooling: must be 'mean' or 'last'"),
     ],
 )

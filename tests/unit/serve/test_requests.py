@@ -32,7 +32,7 @@ def refused(kind, **body):
         (Chat, {"stop": ["a"] * 300_000}, "stop", "must have at most 16 items, and has 300,000"),
         (Chat, {"logit_bias": {str(at): "a" for at in range(300_000)}}, "logit_bias", "at most 1,024 items"),
         (Chat, {f"field{at}": 1 for at in range(300_000)}, None, "at most 256 fields, and has 300,001"),
-        (Chat, {"tool_choice": "r" * 3_000_000}, "tool_choice", "must be 'none', 'auto' or 'required'"),
+        (Chat, {"tool_choice": "r" * 3_000_000}, "tool_choice", "must be none, auto, required or a mapping"),
         (Chat, {"r" * 3_000_000: 1}, "r" * 3_000_000, "no such option"),
     ],
 )  # fmt: skip
