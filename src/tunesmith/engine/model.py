@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import extras
-from tunesmith.engine import quantised, rope
+from tunesmith.engine import hub, quantised, rope
 from tunesmith.errors import ModelError, near
 from tunesmith.recipe import Model
 from tunesmith.types import Head
@@ -55,9 +55,13 @@ def _packed_file(place: Path) -> str | None:
 
 
 def _named(place: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """What names a model to transformers' `from_pretrained`. Raises MissingExtra without what reads a .gguf file."""
+    """What names a model to transformers' `from_pretrained`, which is kept from a hub that cannot be reached.
+
+    Raises MissingExtra without what reads a .gguf file.
+    """
     if not place.endswith(GGUF):
-        return place, {"revision": revision}
+        cached = not Path(place).exists() and hub.unreachable(place) is not None
+        return place, {"revision": revision} | ({"local_files_only": True} if cached else {})
     extras.need(f"{place}", "gguf")
     return str(Path(place).parent), {"gguf_file": Path(place).name}
 
@@ -344,6 +348,9 @@ def _explained(place: str) -> Iterator[None]:
         first = next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())
         if Path(place).exists():
             raise ModelError(f"{place} cannot be loaded: {first}") from error
+        lost = hub.unreachable(place)
+        if lost is not None:
+            first = f"it cannot be reached ({lost}), and its cache on this machine does not hold the model"
         raise ModelError(
             f"{place} is neither a folder here (in {Path.cwd()}) nor can it be loaded from the hub: {first}"
         ) from error

@@ -2,11 +2,13 @@
 
 import shutil
 
+import huggingface_hub
 import pytest
 import transformers
 
 import fixtures_models
-from tunesmith.engine.model import base_of, is_adapted, load_model, load_tokenizer, with_padding
+from tunesmith.engine import hub
+from tunesmith.engine.model import base_of, is_adapted, load_config, load_model, load_tokenizer, with_padding
 from tunesmith.errors import ModelError
 from tunesmith.recipe import Model
 
@@ -51,6 +53,31 @@ def test_a_hub_id_that_cannot_be_had_may_have_been_meant_as_a_folder(tmp_path, m
         with pytest.raises(ModelError, match=says) as caught:
             load(Model(path="models/mine"))
         assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_its_cache_is_read(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def lost(self, name, **options):
+        asked.append(name)
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lost)
+    hub.unreachable.cache_clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(
+        ModelError, match=r"from the hub: it cannot be reached \(no network\), and its cache .* not hold"
+    ):
+        load_config(Model(path="models/mine"))
+    snapshot = tmp_path / "cache" / "models--models--mine" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(folder, snapshot)
+    (tmp_path / "cache" / "models--models--mine" / "refs").mkdir()
+    (tmp_path / "cache" / "models--models--mine" / "refs" / "main").write_text("0" * 40)
+    assert load_config(Model(path="models/mine")).vocab_size == load_config(Model(path=str(folder))).vocab_size
+    assert asked == ["models/mine"]
+    hub.unreachable.cache_clear()
 
 
 def test_a_broken_folder_is_said_to_be_one(folder):
