@@ -1,5 +1,6 @@
 """One model folder with the adapter in its weights, as transformers loads it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -92,7 +93,16 @@ class Merged(Export):
 
         with watched(folder, sealed):
             report = self._reported(opened, place, folder, out)
-        return sign(folder, self, sealed, report)
+        return sign(folder, self, sealed, replace(report, notes=(*self._of_dtype(opened), *report.notes)))
+
+    def _of_dtype(self, opened: "Opened") -> tuple[str, ...]:
+        """What is to be said of weights that are rounded as the base model's are."""
+        import torch
+
+        if self.dtype != "auto" or opened.reference is None or opened.reference.dtype == torch.float32:
+            return ()
+        kind = str(opened.reference.dtype).removeprefix("torch.")
+        return (f"written and compared in {kind}, as the base model is stored; dtype=float32 rounds nothing",)
 
     def _reported(self, opened: "Opened", place: str, folder: Path, out: Path) -> Report:
         """How what was written compares with the run, and the other merge of a base that was held in few bits."""

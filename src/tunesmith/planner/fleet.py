@@ -17,6 +17,7 @@ from tunesmith.recipe_parallel import problem
 DAY = 86_400  # seconds
 ROOM = 0.9  # of a device's memory that is planned to be filled: allocators leave gaps, and predictions are off
 DEEPSPEED = 4  # of `Layout.rank`, from which on it is DeepSpeed's
+SHORT_SECONDS = 0.01  # of a step, of which starting its kernels is no small part
 NEAR = 0.97  # of the quickest pace: among layouts that reach it, the simplest is taken
 
 
@@ -114,6 +115,8 @@ def lines(fleet: Fleet) -> Iterator[str]:
     yield from _words(fleet)
     yield f"fits: in {ROOM:.0%} of {cluster.device.memory / 1e9:,.0f} GB"
     yield f"rates: {cluster.device.source}; of its peak products are taken to reach {REACHED:.0%}"
+    if any(one.pace.seconds < SHORT_SECONDS for one in fleet.choices):
+        yield "steps this short are mostly the starting of kernels, which no rate here counts: they will take longer"
     yield from _verdict(fleet)
 
 
@@ -163,7 +166,7 @@ def cost_of(fleet: Fleet, choice: Choice) -> float:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:,.2f} s" if value >= 1 else f"{value * 1e3:,.0f} ms"
+    return f"{value:,.2f} s" if value >= 1 else f"{value * 1e3:,.3g} ms"
 
 
 def as_json(fleet: Fleet) -> dict[str, Any]:

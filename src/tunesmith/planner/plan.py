@@ -15,6 +15,7 @@ from tunesmith.recipe import Recipe
 
 AUTO_TOKENS, AUTO_STEP = 16_384, 256  # of train.row_tokens=auto, as engine/memory.py has them
 SMALL = 100  # times the bytes of a model's files that whatever is trained of it needs less than
+TIGHT = 0.1  # of the memory, of which less is soon taken by what is not counted
 SHORTER = (1024, 512, 256)  # tokens of the longest sample that are tried
 
 
@@ -35,6 +36,7 @@ class Plan:
     shape: Shape
     memory: Estimate
     words: tuple[tuple[str, ...], ...] = ()  # choices of words that fit, the least change first
+    least: "tuple[tuple[str, ...], int] | None" = None  # where none does: the words that take least, and their peak
 
     @property
     def fits(self) -> bool | None:
@@ -64,7 +66,10 @@ def make(recipe: Recipe, target: Target, config: Any | None = None) -> Plan:
     """
     planner = _Planner(target, config)
     found = planner.plan(recipe)
-    return found if found.fits is not False else replace(found, words=tuple(planner.fitting(recipe)))
+    if found.fits is not False:
+        return found
+    words = tuple(planner.fitting(recipe))
+    return replace(found, words=words, least=None if words else planner.least(recipe))
 
 
 def warning(recipe: Recipe) -> str | None:
@@ -133,15 +138,24 @@ class _Planner:
         if alone:
             yield from alone
             return
+        for taken, plan in self.together(recipe):
+            if plan.fits:
+                yield taken
+                return
+
+    def least(self, recipe: Recipe) -> tuple[tuple[str, ...], int] | None:
+        """The changes that take least together, and their peak in bytes."""
+        found = [(taken, plan.memory.peak.total) for taken, plan in self.together(recipe)]
+        return min(found, key=lambda one: one[1], default=None)
+
+    def together(self, recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Plan]]:
+        """Changes that are made one after the other: the words so far, and their plan."""
         taken: dict[str, dict[str, Any]] = {}
-        while changes:
-            word, values = changes[0]
+        while change := next(_changes(recipe, self.target.device), None):
+            word, values = change
             taken = {one: set_ for one, set_ in taken.items() if not set_.keys() & values.keys()} | {word: values}
             recipe = with_values(recipe, values)
-            if self.plan(recipe).fits:
-                yield tuple(taken)
-                return
-            changes = list(_changes(recipe, self.target.device))
+            yield tuple(taken), self.plan(recipe)
 
 
 def _changes(recipe: Recipe, device: Device) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -208,13 +222,17 @@ def _verdict(plan: Plan) -> Iterator[str]:
     if limit is None:
         return
     if plan.fits:
-        yield f"it fits in {_gb(limit)}: {_gb(limit - plan.memory.peak.total)} are left"
+        left = limit - plan.memory.peak.total
+        tight = ", less than a tenth: gaps of an allocator are not counted" if left < limit * TIGHT else ""
+        yield f"it fits in {_gb(limit)}: {_gb(left)} are left{tight}"
         return
     yield f"it does not fit in {_gb(limit)}: {_gb(plan.memory.peak.total - limit)} are missing"
     for words in plan.words:
         yield f"  fits with: {' '.join(words)}"
     if not plan.words:
-        yield "  nothing that is tried here fits: take a smaller model"
+        near = "" if plan.least is None else f", and least takes {_gb(plan.least[1])}: {' '.join(plan.least[0])}"
+        yield f"  nothing that is tried here fits{near}"
+        yield "  take a smaller model, or share this one out among several devices (--devices)"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

@@ -214,7 +214,13 @@ def test_what_fits_is_said_and_does_fit(recipe):
     assert together[:2] == ("train.activation_checkpointing=true", "train.per_device_train_batch_size=1")
     said = Recipe(**told.model_dump(exclude_unset=True) | {"train": _train(told, together)})
     assert len(together) > 1 and plan.make(said, plan.Target(CPU, limit)).fits
-    assert plan.make(told, plan.Target(CPU, 1000)).words == ()
+    none = plan.make(told, plan.Target(CPU, 1000))
+    words, least = none.least
+    smallest = Recipe(**told.model_dump(exclude_unset=True) | {"train": _train(told, words[:2])})
+    assert none.words == () and least <= plan.make(smallest, target).memory.peak.total < peak
+    assert f"least takes {least / 1e6:,.1f} MB: {' '.join(words)}" in "\n".join(plan.lines(none))
+    tight = "\n".join(plan.lines(plan.make(told, plan.Target(CPU, peak + 1))))
+    assert "0.0 MB are left, less than a tenth" in tight and "a tenth" not in "\n".join(plan.lines(free))
     assert plan.make(told, plan.Target(CPU, None)).fits is None
 
 
