@@ -18,6 +18,7 @@ LAYERS = (
         "together",
         "recipe",
         "recipe_data",
+        "recipe_fsdp",
         "recipe_parallel",
         "recipe_rope",
         "recipe_text",

@@ -123,9 +123,9 @@ def test_a_run_goes_on_bit_for_bit(make, options):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "set max_grad_norm=0"),
-        ({"gradient_accumulation_steps": 2}, "set gradient_accumulation_steps=1 and max_grad_norm=0"),
-        ({"max_grad_norm": 0, "fp16": True}, "set fp16=false"),
+        ({}, "set train.max_grad_norm=0"),
+        ({"gradient_accumulation_steps": 2}, "set train.gradient_accumulation_steps=1 and train.max_grad_norm=0"),
+        ({"max_grad_norm": 0, "fp16": True}, "set train.fp16=false"),
     ],
 )
 def test_gradients_that_are_needed_together_are_not_released(make, options, said):
@@ -135,7 +135,7 @@ def test_gradients_that_are_needed_together_are_not_released(make, options, said
 
 def test_offload_is_refused_where_it_saves_nothing(make):
     with pytest.raises(
-        RecipeError, match="train: activation_offload moves .*: set activation_checkpointing=true, or to n"
+        RecipeError, match="train: activation_offload moves .*: set train.activation_checkpointing=true, or a number n"
     ):
         make("run", activation_offload=True)
     with pytest.raises(RecipeError, match="train.activation_offload: on cpu activations lie in the host's memory alr"):

@@ -283,7 +283,7 @@ def test_options_are_said_on_the_command_line(data):
     words = [f"cmmlu.data={data / 'cmmlu'}", "cmmlu.subjects=logical", "cmmlu.num_shots=0"]
     tasks, _ = read(["cmmlu"], words)
     assert tasks["cmmlu"] == Cmmlu(data=str(data / "cmmlu"), subjects=("logical",), num_shots=0)
-    with pytest.raises(RecipeError, match=r"data: is required"):
+    with pytest.raises(RecipeError, match=r"cmmlu.data is required: cmmlu.data=FOLDER"):
         read(["cmmlu"], [])
 
 

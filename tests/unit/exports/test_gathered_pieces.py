@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from fixtures_models import tiny_model, tiny_tokenizer
 from tunesmith.cli.main import main
 from tunesmith.engine import checkpoint, flat_parts, shares
-from tunesmith.exports import _gathered
+from tunesmith.exports.merging import gathered
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -28,7 +28,7 @@ def test_pieces_of_two_processes_make_the_model(tmp_path, monkeypatch, capsys, t
             flat_parts.save(pieces, folder, rank, {name: one.dtype for name, one in own.items()})
     assert main(["chat", str(place)]) == 1
     assert f"weights of {place} lie in parts, as several processes wrote them" in capsys.readouterr().err
-    monkeypatch.setattr(_gathered, "AT_ONCE", 1)
+    monkeypatch.setattr(gathered, "AT_ONCE", 1)
     monkeypatch.setattr(flat_parts, "read", lambda folder, wanted: held.append(list(wanted)) or read(folder, wanted))
     assert main(["export", str(place), str(tmp_path / "out")]) == 0
     found = load_file(tmp_path / "out" / "model.safetensors")

@@ -81,7 +81,7 @@ def test_options_of_other_schedules_are_refused(tmp_path, options, said):
 def test_schedule_free_has_no_schedule_and_is_measured_by_its_mean(tmp_path):
     own = {"type": "schedule_free"}
     with pytest.raises(
-        RecipeError, match="schedulefree goes with constant_with_warmup or constant, and this is cosine"
+        RecipeError, match="schedule_free goes with constant_with_warmup or constant, and this is cosine"
     ):
         recipe(tmp_path, own, lr_scheduler_type="cosine")
     folder = run(recipe(tmp_path, own))
