@@ -1,6 +1,7 @@
 """Whether the hub of models can be reached: asked once, since its library tries for half a minute for every file."""
 
 from functools import cache
+from typing import Any
 
 REACH_SECONDS = 5.0
 
@@ -16,10 +17,11 @@ def unreachable(name: str) -> str | None:
 
     if huggingface_hub.is_offline_mode():
         return "HF_HUB_OFFLINE is set"
+    transport: Any = HfHubHTTPError.__bases__  # of the HTTP library, httpx or httpx2, and of the system
     try:
         huggingface_hub.HfApi().model_info(name, timeout=REACH_SECONDS)
     except HfHubHTTPError:
         return None
-    except HfHubHTTPError.__bases__ as error:  # of the HTTP library, httpx or httpx2, and of the system
+    except transport as error:
         return str(error) or type(error).__name__
     return None
