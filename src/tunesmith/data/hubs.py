@@ -162,14 +162,14 @@ def _refuse_unreachable(path: str, found: Address) -> None:
         huggingface_hub.HfApi().dataset_info(found.id, revision=found.revision, timeout=REACH_SECONDS)
     except HfHubHTTPError:
         return  # it answers, and `datasets` says best what is wrong
-    except _transport() as error:
+    except transport() as error:
         cached = os.path.join(datasets.config.HF_DATASETS_CACHE, found.id.replace("/", "___"))
         if not os.path.isdir(cached):
             reason = f"{_no_file(path)}the hub cannot be reached ({error}), and the cache does not hold it"
             raise DataError(f"{path}: {reason}{_beside(path)}") from None
 
 
-def _transport() -> tuple[type[Exception], ...]:
+def transport() -> tuple[type[Exception], ...]:
     """The errors of the HTTP library, which is httpx or httpx2 as the hub's version has it, and of the system."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -197,7 +197,7 @@ def told_as_ours(path: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (OSError, ValueError, RuntimeError, DatasetsError, pyarrow.ArrowException, *_transport()) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError, pyarrow.ArrowException, *transport()) as error:
         cause = f": {error.__cause__}" if isinstance(error, DatasetsError) and error.__cause__ else ""
         reason = f"{' '.join(f'{error}{cause}'.split())[:LONGEST_REASON]} ({type(error).__name__})"
         if os.path.isdir(path):

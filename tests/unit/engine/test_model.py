@@ -63,6 +63,10 @@ def test_a_hub_that_cannot_be_reached_is_asked_once_and_its_cache_is_read(folder
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    own, told = transformers.AutoConfig.from_pretrained, []
+    monkeypatch.setattr(
+        transformers.AutoConfig, "from_pretrained", lambda name, **options: told.append(options) or own(name, **options)
+    )
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lost)
     hub.unreachable.cache_clear()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -77,6 +81,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once_and_its_cache_is_read(folder
     (tmp_path / "cache" / "models--models--mine" / "refs" / "main").write_text("0" * 40)
     assert load_config(Model(path="models/mine")).vocab_size == load_config(Model(path=str(folder))).vocab_size
     assert asked == ["models/mine"]
+    assert [options.get("local_files_only") for options in told] == [True, True, None]  # the last is of the folder
     hub.unreachable.cache_clear()
 
 
