@@ -22,7 +22,6 @@ __all__ = [
     "one_device",
     "peft_warnings",
     "place_in_flat",
-    "read_in",
     "routers_of",
 ]
 
@@ -151,31 +150,13 @@ def place_in_flat(parameter: torch.Tensor, zero: Any, rank: int) -> Place | None
         group, offset, length = zero.grad_position[zero.get_param_id(known)]
         start, flat = rank * length, zero.fp32_partitioned_groups_flat[group]
         length = min(length, known.ds_numel - start)  # the last ones are filled up
-        return Place(flat, offset, start, length, group) if length > 0 else None
+        return Place(flat, offset, start, length) if length > 0 else None
     mapping = known._hp_mapping
     if mapping is None:
         return None
     flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
     inner, outer = mapping.lp_fragment_address, mapping.hp_fragment_address
-    return Place(flat, outer.start, inner.start, inner.numel, mapping.param_group_index)
-
-
-@contextmanager
-def read_in(zero: Any, group: int, write: bool = False) -> Iterator[None]:
-    """A block in which the memory has what DeepSpeed's optimizer keeps of a group of weights, be it in files.
-
-    They are written anew at its end where it is said. DeepSpeed 0.19 gives states publicly one weight after the other,
-    for each of which it reads the group (`deepspeed.utils.safe_get_local_optimizer_state`).
-    """
-    if getattr(zero, "optimizer_swapper", None) is None or not zero._swappable_optimizer_subgroup(group):
-        yield
-        return
-    zero._optimizer_states_and_gradient_swap_in(group)
-    yield
-    if write:
-        zero._writeback_swap_state(group, write_opt_state=True, write_gradients=False)
-    else:
-        zero._release_swap_buffers(group)
+    return Place(flat, outer.start, inner.start, inner.numel)
 
 
 def without_hooks(module: torch.nn.Module) -> torch.nn.Module:

@@ -35,7 +35,6 @@ class Place(NamedTuple):
     offset: int
     start: int  # in the flattened parameter
     length: int
-    group: int  # of parameters that are updated together
 
     def of(self, flat: torch.Tensor) -> torch.Tensor:
         """The piece [n] of a flat tensor of the same layout."""

@@ -12,8 +12,7 @@ put together of them.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 
 from tunesmith.engine import checkpoint as checkpoints
 from tunesmith.engine import companions, flat_parts, ranks, shared_out, shares, zero
-from tunesmith.engine.compat import place_in_flat, read_in
+from tunesmith.engine.compat import place_in_flat
 from tunesmith.engine.flat_parts import WEIGHT, Piece, Place
 from tunesmith.engine.joint import Share
 from tunesmith.engine.model import is_adapted
@@ -34,7 +33,7 @@ class ZeroTrainer(Trainer):
     """Trains with DeepSpeed's ZeRO, which was put around the model when that was adapted (`zero.begin`)."""
 
     def __init__(self, begun: zero.Begun, *options: Any) -> None:
-        self.engine, self.trained, self.groups = begun.engine, begun.trained, begun.groups
+        self.engine, self.trained, self.groups = begun
         super().__init__(*options)
         self.engine.module.scorer = self.scorer
         through: Any = zero.EngineScorer(self.engine)
@@ -120,22 +119,13 @@ class ZeroTrainer(Trainer):
 
     def pieces(self) -> Iterator[Piece]:
         """What of the weights and of the optimizer's state is here."""
-        for index, place in self.here((index, place) for index, place in enumerate(self.places())):
-            if self.trained[index].dtype != torch.float32 or self.has_own_in_parts():
-                yield Piece(index, WEIGHT, place.start, place.of(place.flat))
-            for name, state in self.states_of(place.flat).items():
-                if _is_flat(state):
-                    yield Piece(index, name, place.start, place.of(state))
-
-    def here(self, found: Iterable[tuple[Any, Place | None]], write: bool = False) -> Iterator[tuple[Any, Place]]:
-        """Things of parameters that have a place here, one after the other, while the memory has what is kept of them.
-
-        `write` is of those that are changed.
-        """
-        for group, ones in groupby(found, lambda one: one[1] and one[1].group):
-            if group is not None:
-                with read_in(self.engine.optimizer, group, write):
-                    yield from ((one, place) for one, place in ones if place is not None)
+        for index, (one, place) in enumerate(zip(self.trained, self.places(), strict=True)):
+            if place is not None:
+                if one.dtype != torch.float32 or self.has_own_in_parts():
+                    yield Piece(index, WEIGHT, place.start, place.of(place.flat))
+                for name, state in self.states_of(place.flat).items():
+                    if _is_flat(state):
+                        yield Piece(index, name, place.start, place.of(state))
 
     def places(self) -> list[Place | None]:
         """Where each trained parameter's piece lies in what the optimizer has; None: others have all of it."""
@@ -162,26 +152,28 @@ class ZeroTrainer(Trainer):
         zero.rest(self.engine)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         places = self.places()
-        for one, place in self.here(zip(self.trained, places, strict=True), write=True):
-            piece = one.ds_tensor if shared_out.is_parted(one) else one.detach().flatten()[place.start :]
-            place.of(place.flat).copy_(piece[: place.length])
-        weights = flat_parts.whole(self.trained, Path(resume_from_checkpoint), WEIGHT)
-        for value, place in self.here(((value, places[index]) for index, _, value in weights), write=True):
-            place.put(value, place.flat)
+        for one, place in zip(self.trained, places, strict=True):
+            if place is not None:
+                here: Any = one
+                piece = here.ds_tensor if shared_out.is_parted(one) else one.detach().flatten()[place.start :]
+                place.of(place.flat).copy_(piece[: place.length])
+        for index, _, value in flat_parts.whole(self.trained, Path(resume_from_checkpoint), WEIGHT):
+            place = places[index]
+            if place is not None:
+                place.put(value, place.flat)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         folder, places = Path(checkpoint), self.places()
-        saved = checkpoints.states(folder, self.trained)
-        for (name, value), place in self.here(
-            (((name, value), places[index]) for index, name, value in saved), write=True
-        ):
-            states = self.states_of(place.flat)
-            if _is_flat(value):
-                place.put(value, states.setdefault(name, torch.zeros_like(place.flat)))
-            else:
-                states[name] = value
+        for index, name, value in checkpoints.states(folder, self.trained):
+            place = places[index]
+            if place is not None:
+                states = self.states_of(place.flat)
+                if _is_flat(value):
+                    place.put(value, states.setdefault(name, torch.zeros_like(place.flat)))
+                else:
+                    states[name] = value
         now: Any = self.optimizer
         checkpoints.load_course(folder, now.param_groups, self.lr_scheduler)
         companions.load(self.companions, folder)

@@ -49,7 +49,7 @@ def test_weights_that_lie_in_pieces_alone_are_found_by_name(tmp_path):
 
 def test_a_place_has_what_a_process_has_of_a_parameter():
     flat, whole = torch.zeros(10), torch.arange(12.0).view(3, 4)
-    place = Place(flat, offset=2, start=5, length=4, group=0)
+    place = Place(flat, offset=2, start=5, length=4)
     place.put(whole, flat)
     assert flat.tolist() == [0, 0, 5, 6, 7, 8, 0, 0, 0, 0]
     assert place.of(flat).tolist() == [5, 6, 7, 8]
