@@ -13,9 +13,10 @@ from tunesmith.engine.linear import Dense, Layer, gated_linear, linear
 
 IDS = torch.randint(0, 300, (2, 13), generator=torch.Generator().manual_seed(0))
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
-NORMS_AND_GATES = {  # classes that become ours, of each family: (norms, gated pairs)
-    "llama": (5, 2), "mistral": (5, 2), "qwen2": (5, 2), "qwen3": (9, 2), "gemma": (5, 2), "gemma2": (9, 2),
-    "gemma3_text": (13, 2), "olmo2": (9, 2), "granite": (5, 2), "phi3": (5, 0), "cohere": (0, 2),
+OURS = {  # classes that become ours, of each family: (norms, gated pairs, layers that turn by positions)
+    "llama": (5, 2, 2), "mistral": (5, 2, 2), "qwen2": (5, 2, 2), "qwen3": (9, 2, 2), "gemma": (5, 2, 2),
+    "gemma2": (9, 2, 2), "gemma3_text": (13, 2, 2), "olmo2": (9, 2, 2), "granite": (5, 2, 2), "phi3": (5, 0, 2),
+    "cohere": (0, 2, 0),
 }  # fmt: skip
 
 
@@ -38,14 +39,14 @@ def same(theirs, ours, rtol=1e-4, atol=1e-5):
         torch.testing.assert_close(found[name], gradient, rtol=10 * rtol, atol=10 * atol, msg=name)
 
 
-@pytest.mark.parametrize("arch", NORMS_AND_GATES)
+@pytest.mark.parametrize("arch", OURS)
 @pytest.mark.parametrize("adapted", [True, False])
 def test_families(arch, adapted):
     model = tiny_model(arch=arch, tied=False, **({"query_pre_attn_scalar": 8} if arch == "gemma3_text" else {}))
     theirs, ours, fused = both(tiny_lora(model) if adapted else model)
     names = [type(module).__name__ for module, _ in fused.before]
-    counts = sum(name.startswith("Norm") for name in names), sum(name.startswith("GatedPair") for name in names)
-    assert counts == NORMS_AND_GATES[arch]
+    kinds = ("Norm", "GatedPair", "Turning")
+    assert tuple(sum(name.startswith(kind) for name in names) for kind in kinds) == OURS[arch]
     updated = sum(isinstance(module, layers._Updated) for module, _ in fused.before)
     assert updated == (adapted and sum("lora_A" in name for name, _ in ours.named_parameters()))
     same(theirs, ours)
@@ -151,7 +152,8 @@ def test_linear_in_float64(number):
 def test_gated_linear(activation):
     gate, up, one = leaf(4, 6), leaf(4, 6), layer()
     acts = {"silu": torch.nn.functional.silu, "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}
-    found, expected = gated_linear(gate, up, activation, PLAIN, one), by_hand(acts[activation](gate) * up, one)
+    found = gated_linear(gate.clone(), up.clone(), activation, PLAIN, one)  # it writes over what it is given
+    expected = by_hand(acts[activation](gate) * up, one)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # the gate is float32
     given = leaf(4, 5).detach()
     inputs = [gate, up, one.down, one.up]

@@ -23,6 +23,7 @@ __all__ = [
     "peft_warnings",
     "place_in_flat",
     "routers_of",
+    "tensors_in",
 ]
 
 
@@ -165,3 +166,8 @@ def without_hooks(module: torch.nn.Module) -> torch.nn.Module:
         one._forward_hooks.clear()
         one._forward_pre_hooks.clear()
     return module
+
+
+def tensors_in(storage: torch.UntypedStorage) -> int:
+    """How many tensors lie in a storage that is held in one place."""
+    return int(torch._C._storage_Use_Count(storage._cdata)) - 1

@@ -74,6 +74,32 @@ def gated_pull(
     return (wide * wide_up * slope).to(kind), (wide * value).to(kind), (value * wide_up).to(kind)
 
 
+def gated_pull_over(gradient: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: str) -> None:
+    """As `gated_pull`, over what it is given: the value over `gradient`, the gradients over `gate` and `up`.
+
+    Pages that a process has just been given cost more than this arithmetic.
+    """
+    by_gate, by_up, value = gated_pull(gradient, gate, up, activation)
+    gate.copy_(by_gate)
+    up.copy_(by_up)
+    gradient.copy_(value)
+
+
+def grouped(query: torch.Tensor, groups: int, scale: float) -> torch.Tensor:
+    """Queries [H, T, D] in float32, scaled, so that those of one key head are rows: [H / groups, T, groups, D]."""
+    return (query.unflatten(0, (-1, groups)).transpose(1, 2).float() * scale).contiguous()
+
+
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary positions (arXiv 2104.09864), in halves as Llama has them: x [B, T, H, D], cos and sin [B or 1, T, D].
+
+    With -sin it is the gradient's way back, as both halves of cos and of sin are the same.
+    """
+    wide, wide_cos, wide_sin = x.float(), cos.float().unsqueeze(2), sin.float().unsqueeze(2)
+    first, second = wide.chunk(2, -1)
+    return (wide * wide_cos + torch.cat([-second, first], -1) * wide_sin).to(x.dtype)
+
+
 def softmax_pull(shares: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax's shares [.., S] in `gradient`'s dtype, and the gradient with respect to its scores."""
     wide = gradient.float()
@@ -92,22 +118,23 @@ def shaped(logits: torch.Tensor, scale: float, cap: float | None) -> tuple[torch
 
 def weigh(
     logits: torch.Tensor, most: torch.Tensor, place: torch.Tensor, scale: float, cap: float | None, entropy: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """One block of an online softmax over logits [T, V]; `most` [T, 1] is the largest so far.
 
-    The new largest [T, 1], the sum of exp(logit - largest) [T, 1], each of them times the logits' slope, 0 for the
-    asked word [T, V]; and where the entropy is asked for the sum of exp(..) * logit [T, 1], and each of these [T, V].
+    The new largest [T, 1] and the sum of exp(logit - largest) [T, 1]; over the logits, each of those times the logits'
+    slope, 0 for the asked word; and where the entropy is asked for the sum of exp(..) * logit [T, 1], and each of
+    these [T, V].
     """
     bent, slope = shaped(logits, scale, cap)
     most = torch.maximum(most, bent.amax(-1, keepdim=True))
     parts = torch.exp(bent - most)
     total = parts.sum(-1, keepdim=True)
     asked = torch.arange(parts.shape[1], device=parts.device) == place  # nowhere where the word is in another block
-    shares = torch.where(asked, 0.0, parts * slope).to(logits.dtype)
-    if not entropy:
-        return most, total, shares, None, None
-    warm = parts * bent
-    return most, total, shares, warm.sum(-1, keepdim=True), torch.where(asked, 0.0, warm * slope).to(logits.dtype)
+    warm = parts * bent if entropy else None
+    warmth = None if warm is None else warm.sum(-1, keepdim=True)
+    warm_shares = None if warm is None else torch.where(asked, 0.0, warm * slope).to(logits.dtype)
+    logits.copy_(torch.where(asked, 0.0, parts * slope))
+    return most, total, warmth, warm_shares
 
 
 def log_sum(
@@ -244,6 +271,9 @@ class Elementwise:
     norm_pull_weight: Callable[..., torch.Tensor] = norm_pull_weight
     gated: Callable[..., torch.Tensor] = gated
     gated_pull: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = gated_pull
+    gated_pull_over: Callable[..., None] = gated_pull_over
+    grouped: Callable[..., torch.Tensor] = grouped
+    turn: Callable[..., torch.Tensor] = turn
     softmax_pull: Callable[..., tuple[torch.Tensor, torch.Tensor]] = softmax_pull
     weigh: Callable[..., Any] = weigh
     log_sum: Callable[..., tuple[torch.Tensor, torch.Tensor]] = log_sum

@@ -100,7 +100,7 @@ class _Attention(torch.autograd.Function):
         kept: list[torch.Tensor] = []
         ctx.sequences, ctx.reach, ctx.ops = sequences, reach, ops
         heads, groups = query.shape[1], query.shape[1] // key.shape[1]
-        asking, keys = _grouped(query[0], groups, reach.scale), key[0].float()  # [K, T, G, D], [K, T, D]
+        asking, keys = ops.grouped(query[0], groups, reach.scale), key[0].float()  # [K, T, G, D], [K, T, D]
         out = query.new_empty(query.shape[2], key.shape[1], groups, value.shape[3])  # [T, K, G, D]
         for block, slices, places in _blocks(sequences, heads, reach.window):
             scores = asking[:, block].flatten(1, 2) @ _seen(keys, slices, places).mT  # [K, Q G, S], in float32
@@ -118,7 +118,7 @@ class _Attention(torch.autograd.Function):
         query, key, value, *kept = ctx.saved_tensors
         reach: Reach = ctx.reach
         heads, groups = query.shape[1], query.shape[1] // key.shape[1]
-        asking, keys = _grouped(query[0], groups, reach.scale), key[0].float()
+        asking, keys = ctx.ops.grouped(query[0], groups, reach.scale), key[0].float()
         given = gradients[0][0].transpose(0, 1).unflatten(0, (-1, groups)).transpose(1, 2)  # [K, T, G, D]
         by_query = query.new_empty(query.shape[2], key.shape[1], groups, query.shape[3])  # [T, K, G, D]
         by_key, by_value = (torch.zeros_like(states[0], dtype=torch.float32) for states in (key, value))
@@ -146,11 +146,6 @@ class _Attention(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _grouped(query: torch.Tensor, groups: int, scale: float) -> torch.Tensor:
-    """Queries [H, T, D] in float32, scaled, so that those of one key head are rows: [K, T, G, D]."""
-    return (query.unflatten(0, (-1, groups)).transpose(1, 2).float() * scale).contiguous()
 
 
 def _shares(scores: torch.Tensor, reach: Reach) -> torch.Tensor:

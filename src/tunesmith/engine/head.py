@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tunesmith.engine.elementwise import PLAIN, Elementwise, shaped
+from tunesmith.engine.pool import multiply
 
 BLOCK_TOKENS = 1024  # tokens that meet the head together
 BLOCK_LOGITS = 1 << 22  # logits that exist at once: 8 MB in bfloat16, which a processor's cache holds
@@ -91,15 +92,12 @@ class _Row:
     total: torch.Tensor  # [n, 1] sum of exp(logit - most)
     own: torch.Tensor  # [n, 1] the asked word's logit, shaped
     warmth: torch.Tensor  # [n, 1] sum of exp(logit - most) * logit
+    log_total: torch.Tensor  # [n, 1] once all blocks were seen
 
     @classmethod
     def of(cls, target: torch.Tensor) -> "_Row":
         nothing = torch.zeros(len(target), 1, device=target.device)
-        return cls(torch.full_like(nothing, -torch.inf), nothing, nothing, nothing)
-
-    @property
-    def log_total(self) -> torch.Tensor:
-        return self.most + self.total.log()
+        return cls(torch.full_like(nothing, -torch.inf), nothing, nothing, nothing, nothing)
 
     @property
     def entropy(self) -> torch.Tensor:
@@ -120,8 +118,7 @@ class Head:
 
     def logits(self, inputs: Sequence[torch.Tensor], words: slice) -> torch.Tensor:
         """The logits of a block of words, unshaped [n, v]."""
-        bias = None if self.bias is None else self.bias[words]
-        found = torch.nn.functional.linear(inputs[0], self.weights[0][words], bias)
+        found = multiply(inputs[0], self.weights[0][words].T, None if self.bias is None else self.bias[words])
         for x, weight in zip(inputs[1:], self.weights[1:], strict=True):
             found.addmm_(x, weight[words].T)
         return found
@@ -140,6 +137,7 @@ class Head:
             logits = self.logits(inputs, words)
             row.own = self.own(row, logits, target, words)
             row.most, row.total = self.means.ops.log_sum(logits, row.most, row.total, *self.means.shaping)
+        row.log_total = row.most + row.total.log()
         return row
 
     def online(
@@ -149,21 +147,23 @@ class Head:
         row = _Row.of(target)
         sums = [torch.zeros_like(x, dtype=torch.float32) for x in inputs]
         warm = [torch.zeros_like(one) for one in sums] if entropy else []
+        wide = [torch.empty_like(one) for one in sums]
         for words in self.blocks():
             logits = self.logits(inputs, words)
             row.own = self.own(row, logits, target, words)
             place = target[:, None] - words.start
-            most, total, shares, warmth, warm_shares = self.means.ops.weigh(
+            most, total, warmth, warm_shares = self.means.ops.weigh(
                 logits, row.most, place, *self.means.shaping, entropy
             )
             shrink = torch.exp(row.most - most)
             row.most, row.total = most, row.total * shrink + total
             for number, weight in enumerate(self.weights):
-                sums[number].mul_(shrink).add_(shares @ weight[words])
+                sums[number].mul_(shrink).add_(wide[number].copy_(logits @ weight[words]))
                 if entropy:
-                    warm[number].mul_(shrink).add_(warm_shares @ weight[words])
+                    warm[number].mul_(shrink).add_(wide[number].copy_(warm_shares @ weight[words]))
             if entropy:
                 row.warmth = row.warmth * shrink + warmth
+        row.log_total = row.most + row.total.log()
         scale, cap = self.means.shaping
         slope: Any = scale if cap is None else scale * (1 - (row.own / cap).square())  # at the asked words
         share = torch.exp(row.own - row.log_total)
@@ -191,6 +191,7 @@ class Head:
             row.own = self.own(row, logits, target, words)
             row.most, row.total = self.means.ops.log_sum(logits, row.most, row.total, *self.means.shaping)
             blocks.append(logits)
+        row.log_total = row.most + row.total.log()
         found = self.pull(row.log_total, inputs, target, (known[:, None], None, None), by, blocks)
         return row.own - row.log_total, found
 

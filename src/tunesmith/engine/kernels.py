@@ -14,6 +14,7 @@ from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import COMPILED_FROM, PLAIN, Elementwise, compiled, compiler
 from tunesmith.engine.layers import Fused
 from tunesmith.engine.model import base_of, has_words, num_rows, says_tokens
+from tunesmith.engine.pool import POOL
 from tunesmith.engine.scores import Scorer, asked_of
 from tunesmith.engine.trial import FAILURES, Trial, read, said
 from tunesmith.engine.values import ValueScorer
@@ -49,6 +50,7 @@ class Kernels:
     def restore(self, model: Any) -> None:
         """Give a model back as it came: with its own layers and attention, and its cache as it was set."""
         self.layers.undo()
+        POOL.forget()
         base = base_of(model)
         base.set_attn_implementation(self.own_attention)
         if self.use_cache is not None:

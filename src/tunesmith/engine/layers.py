@@ -1,9 +1,10 @@
 """A model's own layers, computing the same with less work: adapted linear layers, gated pairs, norms.
 
 A layer keeps its parameters, names and place; it only becomes of a class of ours whose `forward` is `linear`, `gated`
-or `norm`. It is a kind of its former class, so peft, transformers and whoever saves or merges see what they know, and
-`Fused.undo` gives the class back. Where a layer is not what it seems (an update that is merged, switched off or of
-another kind; a norm or a gate with another formula) its own forward pass runs.
+or `norm`, or turns by positions in one pass (rotary.py). It is a kind of its former class, so peft, transformers and
+whoever saves or merges see what they know, and `Fused.undo` gives the class back. Where a layer is not what it seems
+(an update that is merged, switched off or of another kind; a norm or a gate with another formula) its own forward pass
+runs.
 
 Letters: T tokens, D features.
 """
@@ -21,6 +22,7 @@ from tunesmith.engine.elementwise import ACTIVATIONS, Elementwise
 from tunesmith.engine.linear import Dense, FrozenLinear, Layer, gated_linear, linear
 from tunesmith.engine.model import base_of
 from tunesmith.engine.quantised import FourBit, is_four_bit
+from tunesmith.engine.rotary import turning
 from tunesmith.engine.shared_out import whole_copy
 
 Compute = Callable[[torch.Tensor, Sequence[Layer]], tuple[torch.Tensor, ...]]  # as `linear` does
@@ -65,6 +67,8 @@ def fuse(model: torch.nn.Module, ops: Elementwise | None) -> Fused:
         elif ops is not None and _is_gated(module) and _activation(module, states, known) is not None:
             module.ops, module.activation = ops, _activation(module, states, known)
             module.__class__ = _subclass(_GatedPair, kind)
+        elif ops is not None and (forward := turning(kind, ops)) is not None:
+            module.__class__ = type(f"Turning{kind.__name__}", (kind,), {"forward": forward})
         if type(module) is not kind:
             before.append((module, kind))
     for module in model.modules():

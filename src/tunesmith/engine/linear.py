@@ -20,6 +20,7 @@ import torch
 
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import Elementwise
+from tunesmith.engine.pool import multiply
 
 
 class Product(Protocol):
@@ -50,12 +51,12 @@ class Dense:
         """X W' + b: [T, O]."""
         kind = prepared.dtype
         bias = None if self.bias is None else self.bias.to(kind)
-        return torch.nn.functional.linear(prepared, self.weight.to(kind), bias)
+        return multiply(prepared, self.weight.to(kind).T, bias)
 
     def pull(self, gradient: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
         """Gradient W [T, I], added into a tensor where one is given."""
         weight = self.weight.to(gradient.dtype)
-        return gradient @ weight if into is None else into.addmm_(gradient, weight)
+        return multiply(gradient, weight) if into is None else into.addmm_(gradient, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,10 @@ def linear(x: torch.Tensor, layers: Sequence[Layer]) -> tuple[torch.Tensor, ...]
 
 
 def gated_linear(gate: torch.Tensor, up: torch.Tensor, activation: str, ops: Elementwise, layer: Layer) -> torch.Tensor:
-    """The result [.., O] of a layer with an update, of activation(gate) * up, both [.., I]."""
+    """The result [.., O] of a layer with an update, of activation(gate) * up, both [.., I].
+
+    The backward pass writes over both, so the graph can be gone through once, and nothing else may keep them.
+    """
     found: Any = _GatedLinear.apply(gate.flatten(0, -2), up.flatten(0, -2), activation, ops, *_told([layer]))
     return found.unflatten(0, gate.shape[:-1])
 
@@ -258,6 +262,7 @@ class _GatedLinear(torch.autograd.Function):
         gate, up, *kept = ctx.saved_tensors
         downs, ups, lows = kept[:number], kept[number : 2 * number], kept[2 * number :]
         by_lows = frozen.pull_low(gradients, ups)
-        by_gate, by_up, x = ctx.ops.gated_pull(frozen.pull(gradients, by_lows, downs), gate, up, ctx.activation)
+        by_gate, by_up, x = gate.detach(), up.detach(), frozen.pull(gradients, by_lows, downs)
+        ctx.ops.gated_pull_over(x, by_gate, by_up, ctx.activation)  # now they are what they are called
         by_matrices = frozen.pull_matrices(x, lows, by_lows, gradients, [*downs, *ups])
         return by_gate, by_up, None, None, None, *by_matrices

@@ -20,6 +20,7 @@ from tunesmith.data.batch import join
 from tunesmith.engine.compat import DispatchMode
 from tunesmith.engine.device import COUNTED, free_memory_bytes, held_memory_bytes
 from tunesmith.engine.model import base_of, num_rows
+from tunesmith.engine.pool import POOL
 from tunesmith.engine.scores import Scorer
 from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
@@ -167,6 +168,7 @@ def _peak_bytes(model: Any, scorer: Scorer | ValueScorer, recipe: Recipe, tokens
     for parameter in model.parameters():
         parameter.grad = None
     if batch.input_ids.device.type not in COUNTED:
+        POOL.forget()  # what a row of another length used is no part of this one's
         with LiveTensors() as held:
             _summed(scorer(model, batch, likelihood=likelihood)).backward()
         return held.peak
