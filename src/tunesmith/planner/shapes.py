@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.component import name_of
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.planner.stored import Bits, stored
 from tunesmith.recipe import Recipe
@@ -137,7 +138,7 @@ def shape_of(recipe: Recipe, config: Any | None = None) -> Shape:
     from tunesmith.engine.model import load_config
 
     if type(recipe.objective).encodes:
-        name = type(recipe.objective).__name__.lower()
+        name = name_of(recipe.objective)
         raise RecipeError(f"objective: plan counts decoders alone, and {name} trains an encoder too")
     return of_model(adapted(recipe, load_config(recipe.model) if config is None else config))
 
