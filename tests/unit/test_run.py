@@ -157,7 +157,8 @@ def test_the_best_weights_and_an_early_stop(make):
 
 
 def test_a_finished_run_has_nothing_to_do(make, capsys):
-    run = train(make(train={"max_steps": 1}))
+    run = train(make(train={"max_steps": 1, "warmup_steps": 1}))
+    assert "warm-up: all steps are warm-up" in capsys.readouterr().err
     before = (run.folder / "metrics.jsonl").read_bytes()
     again = resume(run.folder)
     assert "is finished" in capsys.readouterr().err
