@@ -151,8 +151,24 @@ def adapted(recipe: Recipe, config: Any) -> Any:
         return built(recipe, config)
 
 
+def without_numbers(recipe: Recipe) -> Any:
+    """The model that a recipe adapts, on the meta device and not adapted. Raises ModelError."""
+    import torch
+
+    from tunesmith.engine.model import load_config
+
+    config = load_config(recipe.model)
+    with torch.device("meta"):
+        return plain(recipe, config)
+
+
 def built(recipe: Recipe, config: Any) -> Any:
     """The adapted model of a config, with the head that the objective needs, on torch's device of the moment."""
+    return recipe.adapter.apply(plain(recipe, config))
+
+
+def plain(recipe: Recipe, config: Any) -> Any:
+    """The same without the adapter."""
     import torch
 
     from tunesmith.adapted import head_of
@@ -165,7 +181,7 @@ def built(recipe: Recipe, config: Any) -> Any:
     model = kind_of(config, head).from_config(config, dtype=dtype)
     if head is not None:
         keep_heads_exact(model)
-    return recipe.adapter.apply(model)
+    return model
 
 
 def of_model(model: Any) -> Shape:
