@@ -51,11 +51,11 @@ def frozen_bytes(path: str, dtype: str, frozen_dtype: str | None) -> int:
     from transformers import AutoModelForCausalLM
 
     from tunesmith.engine.model import load_config
-    from tunesmith.generate.load import base_of, is_adapter, locate
+    from tunesmith.generate.load import is_adapter, locate, named_base
 
     place = locate(path)
     beside = sum(one.stat().st_size for one in Path(place).glob("*.safetensors")) if is_adapter(place) else 0
-    config = load_config(base_of(place) if is_adapter(place) else Model(path=place))
+    config = load_config(named_base(place) if is_adapter(place) else Model(path=place))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).requires_grad_(False)
     bits = None if frozen_dtype is None else FROZEN_BITS[frozen_dtype]
