@@ -19,7 +19,7 @@ from typing import Any
 import measure
 from tunesmith.engine.model import resolve_path
 from tunesmith.exports.merging.tensors import files_of
-from tunesmith.generate.load import base_of, is_adapter, locate
+from tunesmith.generate.load import is_adapter, locate, named_base
 
 EXPORTS = (
     "type=adapter",
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     options = parser.parse_args()
     place = locate(str(options.run))
-    model = base_of(place).path if is_adapter(place) else place
+    model = named_base(place).path if is_adapter(place) else place
     size = sum(file.stat().st_size for file in files_of(Path(resolve_path(model))))
     rows = [row(words, options, size) for words in options.only]
     title = f"Exports of {options.run.name}, whose base model has {size / 1e9:.2f} GB of weights"

@@ -78,14 +78,14 @@ WAYS = {
 }
 
 
-def save_packed(folder, model, method, **said):
-    """Save a model whose linear layers but the head are stored in a way; returns the folder."""
+def save_packed(folder, model, method, plain=(), **said):
+    """Save a model whose linear layers, but the head and those named as plain, are stored in a way."""
     from safetensors.torch import load_file, save_file
 
     how, options = WAYS[method]
     save_model(folder, model)
     found = load_file(folder / "model.safetensors")
-    for name in [name for name in found if name.endswith("_proj.weight")]:
+    for name in [name for name in found if name.endswith("_proj.weight") and not name.endswith(tuple(plain))]:
         weight = found.pop(name)
         found |= {f"{name.removesuffix('.weight')}.{part}": value for part, value in how(weight).items()}
     save_file(found, folder / "model.safetensors", {"format": "pt"})

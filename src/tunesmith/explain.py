@@ -44,6 +44,12 @@ PATTERNS = {  # in words
     r"^\d+(\.\d+)?(KB|MB|GB|TB)$": "must be a size as 5GB or 500MB",
     r"^\S+:\d+$": "must be HOST:PORT",
     r"^pissa_niter_[1-9]\d*$": "must be pissa_niter_N",
+    r"^[1-9][0-9]*(-[1-9][0-9]*)?/[1-9][0-9]*$": "must be FIRST-LAST/PARTS, as 1-2/10 for the first two tenths",
+    r"^[1-9]\d*(:[1-9]\d*)?$": "must be a number, or LEAST:MOST as 1:4",
+    r"^\S+$": "must be text without a blank",
+    r"^(auto|[^\s:/]+:\d+)$": "must be auto or HOST:PORT",
+    r"^[\w.,:@%+=/()-]+$": "must be letters, digits, and any of _ . , : @ % + = / ( ) -",
+    r"^(\d+-)?\d+(:\d+){0,2}$": "must be minutes, or a time as 12:00:00 or 1-12:00:00 (a day and 12 hours)",
 }
 CHOSEN = ("literal_error", "string_pattern_mismatch")  # of an option with several kinds: all of them are told
 BOUNDS = {"gt": "above", "ge": "from", "lt": "below", "le": "up to"}  # pydantic's names of bounds

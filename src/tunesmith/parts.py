@@ -112,11 +112,14 @@ def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted 
     """The job with what the model decides: what starts a decoder's answer, what processes share, `row_tokens: auto`.
 
     A run that goes on finds them in its record. Rows are packed to fit beside the model, so where they are, it comes
-    first.
+    first. What the model's config alone refuses is refused before either.
     """
     from tunesmith.engine import encoder_decoder, memory, ranks
+    from tunesmith.planner.shapes import without_numbers
 
     recipe, derived = job.resolved.recipe, job.resolved.derived
+    if job.given.model is None:
+        recipe.adapter.refuse_names(lambda: without_numbers(recipe))
     found = encoder_decoder.derived(recipe, job.given.model) | named(recipe)
     found |= _shared(recipe, job)
     recipe, derived = with_values(recipe, found), derived | found

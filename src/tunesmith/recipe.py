@@ -168,22 +168,22 @@ class Recipe(Section):
     def _fits_the_objective(self) -> "Recipe":
         kind = type(self.objective)
         if self.reference != Reference() and "reference" not in kind.needs:
-            raise ValueError(f"the objective {kind.__name__.lower()} has no reference: leave `reference` out")
+            raise ValueError(f"the objective {name_of(self.objective)} has no reference: leave `reference` out")
         if "values" in kind.needs and self.eval.prompts:
             raise ValueError(
-                f"eval.prompts are answered in words, and the objective {kind.__name__.lower()} trains a head that has "
-                "none: leave them out"
+                f"eval.prompts are answered in words, and the objective {name_of(self.objective)} trains a head that "
+                "has none: leave them out"
             )
         read: list[str] = [need for need in ("values", "entropy") if need in kind.needs]
         read += ["a teacher"] if self.objective.teaching() is not None else []
         if read and self.objective.compares_samples():
             raise ValueError(
-                f"the objective {kind.__name__.lower()} compares samples and reads {read[0]}: a whole step is joined "
+                f"the objective {name_of(self.objective)} compares samples and reads {read[0]}: a whole step is joined "
                 "by its log-probabilities alone, so let it read no more"
             )
         if self.data.streaming and (kind.mismatched or self.reference.compute == "once"):
             what = "draws answers over the whole set" if kind.mismatched else "with reference.compute=once looks ahead"
-            raise ValueError(f"the objective {kind.__name__.lower()} {what}, and data.streaming never holds it")
+            raise ValueError(f"the objective {name_of(self.objective)} {what}, and data.streaming never holds it")
         return self
 
     @model_validator(mode="after")
@@ -222,7 +222,7 @@ class Recipe(Section):
         if group is not None and (kind.encodes or "reference" in kind.needs):
             why = "encodes prompts" if kind.encodes else "measures from a reference, which sees all"
             raise ValueError(
-                f"train.shifted_sparse_attention={group}: the objective {kind.__name__.lower()} {why}: leave it out"
+                f"train.shifted_sparse_attention={group}: the objective {name_of(self.objective)} {why}: leave it out"
             )
         return self
 
@@ -233,13 +233,13 @@ class Recipe(Section):
         if reach is not None and (several or {"values", "reference"} & set(kind.needs) or self.objective.teaching()):
             raise ValueError(
                 f"data.position_skipping={reach} is for objectives that learn from one text by itself, as sft and "
-                f"pretrain, and {kind.__name__.lower()} does not: leave it out"
+                f"pretrain, and {name_of(self.objective)} does not: leave it out"
             )
         return self
 
     @model_validator(mode="after")
     def _has_its_teacher(self) -> "Recipe":
-        how, name = self.objective.teaching(), type(self.objective).__name__.lower()
+        how, name = self.objective.teaching(), name_of(self.objective)
         if how is None:
             if self.teacher != Teacher():
                 raise ValueError(f"the objective {name} has no teacher: leave `teacher` out, or say objective=distill")

@@ -21,8 +21,8 @@ ELEMENTWISE = (
 BY_LONGEST = ("dynamic", "longrope")  # rotary positions that depend on the longest sequence of a row
 PEFT = "https://github.com/huggingface/peft/issues/3044"  # tensor parallelism of what is not LoRA
 MISSING = {  # what is asked for by these words of other tools, why it is not here, and what is
-    "expert": "experts are shared out as all weights are: say strategy=fsdp",
-    "pipeline": "transformers' pipeline parallelism has no backward pass: say strategy=fsdp",
+    "expert": "experts are shared out as all weights are: say parallel.strategy=fsdp",
+    "pipeline": "transformers' pipeline parallelism has no backward pass: say parallel.strategy=fsdp",
 }
 
 
@@ -71,10 +71,14 @@ class Parallel(Section):
     def _sizes_are_of_a_model_that_is_shared(self) -> "Parallel":
         for name in ("fsdp", "replicate", "fsdp_config"):
             if getattr(self, name) is not None and self.strategy != "fsdp":
-                raise ValueError(f"{name}={getattr(self, name)} is for strategy=fsdp, and this is {self.strategy}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is for parallel.strategy=fsdp, and this is {self.strategy}"
+                )
         for name in ("zero_stage", "offload", "deepspeed_config"):
             if getattr(self, name) is not None and self.strategy != "deepspeed":
-                raise ValueError(f"{name}={getattr(self, name)} is for strategy=deepspeed, and this is {self.strategy}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is for parallel.strategy=deepspeed, and this is {self.strategy}"
+                )
         return self
 
     @property
@@ -163,20 +167,20 @@ def _problem_of_products(recipe: "Recipe") -> str | None:
     parallel, model, train, own = recipe.parallel, recipe.model, recipe.train, not type(recipe.adapter).beside
     options = spell(recipe.adapter)
     refused = {
-        f"strategy={parallel.strategy}": (parallel.strategy == "deepspeed", "say strategy=fsdp"),
+        f"parallel.strategy={parallel.strategy}": (parallel.strategy == "deepspeed", "say parallel.strategy=fsdp"),
         f"parallel.context={parallel.context}": (parallel.context > 1, "leave one out"),
         f"adapter={name_of(recipe.adapter)}": (
             name_of(recipe.adapter) not in ("full", "lora"),
-            f"use adapter=full or lora, or strategy=fsdp (peft cuts LoRA alone: {PEFT})",
+            f"use adapter=full or lora, or parallel.strategy=fsdp (peft cuts LoRA alone: {PEFT})",
         ),
         f"adapter.lora_dropout={options.get('lora_dropout')}": (bool(options.get("lora_dropout")), "set it to 0"),
-        "adapter.use_dora=true": (bool(options.get("use_dora")), "leave it out, or use strategy=fsdp"),
-        "adapter.lora_bias=true": (bool(options.get("lora_bias")), "leave it out, or use strategy=fsdp"),
+        "adapter.use_dora=true": (bool(options.get("use_dora")), "leave it out, or use parallel.strategy=fsdp"),
+        "adapter.lora_bias=true": (bool(options.get("lora_bias")), "leave it out, or use parallel.strategy=fsdp"),
         f"optimizer={name_of(recipe.optimizer)}": (
             own and name_of(recipe.optimizer) != "adamw",
-            "use adamw, or strategy=fsdp",
+            "use adamw, or parallel.strategy=fsdp",
         ),
-        f"objective={name_of(recipe.objective)}": (type(recipe.objective).encodes, "use strategy=ddp"),
+        f"objective={name_of(recipe.objective)}": (type(recipe.objective).encodes, "use parallel.strategy=ddp"),
         f"model.quantization={model.quantization and name_of(model.quantization)}": (
             model.quantization is not None,
             "leave one out",

@@ -60,7 +60,10 @@ def problem(recipe: "Recipe") -> str | None:
     own = not type(recipe.adapter).beside
     level = stage(recipe.parallel)
     if level not in (1, 2, 3):
-        return f"parallel.deepspeed_config: zero_optimization.stage={level} shares nothing: say 1, 2 or 3, or ddp"
+        return (
+            f"parallel.deepspeed_config: zero_optimization.stage={level} shares nothing: say 1, 2 or 3, or "
+            "parallel.strategy=ddp"
+        )
     for name in OFFLOADED:
         if _given(said(recipe.parallel), f"zero_optimization.{name}.device") == NVME:
             return f"parallel.deepspeed_config: zero_optimization.{name}.device={NVME} cannot be had: {NO_NVME}"
@@ -80,7 +83,10 @@ def problem(recipe: "Recipe") -> str | None:
                 f"{option} does not go with zero_stage={level}, which cuts weights into parts: say 2, or leave it out"
             )
     if type(recipe.objective).encodes:
-        return "parallel.strategy=deepspeed: a model of an encoder and a decoder is not tried with it: use ddp"
+        return (
+            "parallel.strategy=deepspeed: a model of an encoder and a decoder is not tried with it: use "
+            "parallel.strategy=ddp"
+        )
     if name_of(recipe.optimizer) not in ELEMENTWISE:
         return (
             f"optimizer={name_of(recipe.optimizer)} needs whole weights or their means, and "

@@ -211,6 +211,7 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
     """What happens in the run folder."""
     from tunesmith import ending
     from tunesmith.engine import companions, memory, ranks
+    from tunesmith.engine.arguments import warm_up_note
     from tunesmith.engine.callbacks import StopOnSignal
     from tunesmith.engine.device import peak_memory_bytes
     from tunesmith.engine.progress import Progress
@@ -222,6 +223,9 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
         if job.folder is None and ranks.own() == 0:  # nothing has happened in it
             shutil.rmtree(folder)
         raise
+    note = warm_up_note(trainer.args) if start is None else None
+    if note is not None:
+        job.say(note)
     go_on = f"tunesmith train {shlex.quote(str(folder))}"
     with atomic.room(folder, RunError, f"Make room, then go on with: {go_on}"):
         try:

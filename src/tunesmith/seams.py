@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,6 +213,9 @@ class Adapter(Component):
     @abstractmethod
     def apply(self, model: "PreTrainedModel") -> Any:
         """The model with exactly the trained weights requiring gradients."""
+
+    def refuse_names(self, shapes: Callable[[], Any]) -> None:
+        """Raise RecipeError for modules that it names and a model has not; `shapes` makes the model without numbers."""
 
     def notes(self, model: Any) -> tuple[str, ...]:
         """What has to be said of the adapted model, where something was chosen for the user."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fixtures_models import save_model
-from tunesmith import against
+from tunesmith import bench_against
 from tunesmith.cli.main import main
 from tunesmith.engine import peaks
 
@@ -45,12 +45,12 @@ def test_a_table(recipe, capsys):
 
 def test_against_is_handed_what_was_said(recipe, capsys, monkeypatch):
     given = []
-    monkeypatch.setattr(against, "compare", lambda *arguments: given.append(arguments) or {"rows": 3})
+    monkeypatch.setattr(bench_against, "compare", lambda *arguments: given.append(arguments) or {"rows": 3})
     words = ["--against", "hf", "--steps", "4", "--rounds", "5", "--peer-batch-size", "6", "--json"]
     assert main(["bench", recipe, *words]) == 0
     assert json.loads(capsys.readouterr().out) == {"rows": 3}
     (arguments,) = given
-    assert arguments[2] == against.Length(4, 2, 5)
+    assert arguments[2] == bench_against.Length(4, 2, 5)
     assert (arguments[1].names, arguments[1].batch_size) == (("hf",), 6)
 
 

@@ -39,7 +39,7 @@ LAYERS = (
         "evaluation",
         "evaluate",
         "bench",
-        "against",
+        "bench_against",
         "compare",
         "selftest",
         "verify",

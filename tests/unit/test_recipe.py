@@ -1,13 +1,14 @@
 """What a recipe may say, and the one line for each thing that it may not."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from tunesmith import explain
 from tunesmith.component import name_of
 from tunesmith.defaults import Device, resolve
 from tunesmith.errors import RecipeError
-from tunesmith.explain import choose
 from tunesmith.recipe import Model, Recipe
 from tunesmith.recipe_data import Data, Source
 from tunesmith.recipe_text import parse_value, recipe_names
@@ -153,6 +154,15 @@ YAML = "model: builtin:tiny\ndata:\n  train: rows.json\n"
             r"adapter.init_lora_weights: must be true, false, gaussian, pissa, olora, orthogonal or pissa_niter_N "
             r"\(it was 'pisa'\)\. Did you mean 'pissa'\?",
         ),
+        (
+            {"data": {"train": {"path": "a.json", "share": "10%"}}},
+            r"data.train.0.share: must be FIRST-LAST/PARTS, as 1-2/10 for the first two tenths \(it was '10%'\)",
+        ),
+        # an objective, as it is typed
+        (
+            {"objective": "token_classify", "teacher": {"model": "b"}},
+            "recipe: the objective token_classify has no teacher: .*",
+        ),
         # components
         ({"objective": "sfft"}, r"objective: there is no objective 'sfft'. Did you mean 'sft'\?"),
         ({"adapter": 3}, r"adapter: say a name, or a mapping with `type`. Known: .* \(it was 3\)"),
@@ -186,6 +196,13 @@ def test_every_problem_has_its_line():
         "adapter.rank: no such option. Did you mean 'adapter.r'?",
         "train.max_steps: must be greater than 0 (it was 0)",
     ]
+
+
+def test_every_pattern_of_an_option_is_told_in_words():
+    package = Path(explain.__file__).parent
+    texts = [path.read_text(encoding="utf-8") for path in package.rglob("*.py")]
+    patterns = {pattern for text in texts for pattern in re.findall(r'Field\(pattern=r"([^"]+)"', text)}
+    assert patterns and patterns == set(explain.PATTERNS)
 
 
 def test_short_forms_are_the_long_ones():
@@ -339,10 +356,10 @@ def test_float16_needs_trained_weights_in_float32(dtype):
 
 def test_choose_explains_a_component_outside_a_recipe():
     with pytest.raises(RecipeError, match=re.escape("export: there is no export 'mergd'. Did you mean 'merged'?")):
-        choose(Export, "mergd")
+        explain.choose(Export, "mergd")
     with pytest.raises(RecipeError, match=re.escape("r: must be greater than 0 (it was 0)")):
-        choose(Adapter, {"type": "lora", "r": 0})
-    assert choose(Adapter, {"r": 3}).model_dump()["r"] == 3
+        explain.choose(Adapter, {"type": "lora", "r": 0})
+    assert explain.choose(Adapter, {"r": 3}).model_dump()["r"] == 3
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -132,4 +132,4 @@ def test_a_file_that_cannot_be_had(tmp_path):
 
 
 def test_it_is_for_fsdp_alone():
-    assert "is for strategy=fsdp, and this is ddp" in problem({"version": 2}, strategy="ddp")
+    assert "is for parallel.strategy=fsdp, and this is ddp" in problem({"version": 2}, strategy="ddp")

@@ -27,7 +27,7 @@ def test_what_is_not_there_is_refused_with_what_is(word):
 
 @pytest.mark.parametrize("name", ["fsdp", "replicate"])
 def test_sizes_are_of_shared_weights(name):
-    assert f"{name}=2 is for strategy=fsdp, and this is auto" in problem(parallel={name: 2})
+    assert f"{name}=2 is for parallel.strategy=fsdp, and this is auto" in problem(parallel={name: 2})
 
 
 @pytest.mark.parametrize(

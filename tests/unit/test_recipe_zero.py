@@ -109,7 +109,7 @@ def test_a_file_that_is_not_there(tmp_path):
 @pytest.mark.parametrize("option", ["zero_stage", "offload", "deepspeed_config"])
 def test_what_is_said_to_deepspeed_alone(option):
     value = {"zero_stage": 2, "offload": "cpu", "deepspeed_config": "x.json"}[option]
-    assert f"{option}={value} is for strategy=deepspeed, and this is fsdp" in problem(
+    assert f"{option}={value} is for parallel.strategy=deepspeed, and this is fsdp" in problem(
         strategy="fsdp", **{option: value}
     )
 

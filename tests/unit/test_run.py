@@ -156,8 +156,20 @@ def test_the_best_weights_and_an_early_stop(make):
     assert kept.read_bytes() == (run.folder / "final" / "adapter_model.safetensors").read_bytes()
 
 
+def test_names_of_no_module_are_refused_before_rows_are_read(make, capsys):
+    named = make(adapter={"type": "lora", "target_modules": ["q_proj", "v_porj"]})
+    with pytest.raises(
+        RecipeError, match=r"target_modules: no module of LlamaForCausalLM is 'v_porj'\. Did you mean 'v_"
+    ):
+        train(named)
+    assert "rows read" not in capsys.readouterr().err
+    train(make(adapter={"type": "lora", "target_modules": ["v_proj"]}, train={"max_steps": 1}))
+    assert "rows read" in capsys.readouterr().err
+
+
 def test_a_finished_run_has_nothing_to_do(make, capsys):
-    run = train(make(train={"max_steps": 1}))
+    run = train(make(train={"max_steps": 1, "warmup_steps": 1}))
+    assert "warm-up: all steps are warm-up" in capsys.readouterr().err
     before = (run.folder / "metrics.jsonl").read_bytes()
     again = resume(run.folder)
     assert "is finished" in capsys.readouterr().err

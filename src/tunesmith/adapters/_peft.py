@@ -3,7 +3,7 @@
 import re
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -59,6 +59,11 @@ class Beside(Adapter):
         """
         return wrapped(model, self.config(model))
 
+    def refuse_names(self, shapes: Callable[[], Any]) -> None:
+        """Raise RecipeError for names in `target_modules` that are of no module."""
+        if self.target_modules and self.target_modules != ALL_LINEAR:
+            _refuse_unknown_names(shapes(), self.target_modules)
+
     def config(self, model: Any) -> Any:
         """The options of peft for a model. Raises RecipeError."""
         import peft
@@ -102,6 +107,11 @@ class Continued(Beside):
             ModelError: the adapter to go on from does not fit the model.
         """
         return super().apply(model) if self.start_from is None else self._going_on(model)
+
+    def refuse_names(self, shapes: Callable[[], Any]) -> None:
+        """Raise RecipeError for names in `target_modules` that are of no module; one that goes on has its own."""
+        if self.start_from is None:
+            super().refuse_names(shapes)
 
     def begins_elsewhere(self) -> bool:
         """Whether training starts from other answers than the model's own."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tunesmith.component import Component
+from tunesmith.component import Component, name_of
 from tunesmith.seams import Adapter, Objective
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class VirtualTokens(Adapter):
         """Heads of their own and encoders: peft's virtual tokens are put before what a decoder writes on."""
         if not isinstance(other, Objective):
             return None
-        name = type(other).__name__.lower()
+        name = name_of(other)
         if "values" in other.needs:
             return (
                 f"the objective {name} trains a head, and virtual tokens go with words: use adapter=lora or layernorm"

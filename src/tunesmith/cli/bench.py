@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print a table or JSON."""
-    from tunesmith import against, bench
+    from tunesmith import bench, bench_against
     from tunesmith.folder import look_for_files
     from tunesmith.parts import speaker
     from tunesmith.recipe import Recipe
@@ -33,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.against is None:
         found, show = bench.measure(recipe, steps, warmup, speaker()), bench.show
     else:
-        length = against.Length(steps, warmup, arguments.rounds)
-        peers = against.Peers.of(arguments.against, arguments.peer_python, arguments.peer_batch_size)
-        found, show = against.compare(recipe, peers, length, speaker()), against.show
+        length = bench_against.Length(steps, warmup, arguments.rounds)
+        peers = bench_against.Peers.of(arguments.against, arguments.peer_python, arguments.peer_batch_size)
+        found, show = bench_against.compare(recipe, peers, length, speaker()), bench_against.show
     print(json.dumps(found)) if arguments.json else show(found)
     return 0

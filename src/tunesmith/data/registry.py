@@ -112,6 +112,8 @@ def _entries(file: Path) -> dict[str, Any]:
     """The entries of a registry by name, as they stand in the file."""
     try:
         text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"there is no registry {file}{source.beside(str(file))}") from None
     except OSError as error:
         raise DataError(f"the registry {file} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

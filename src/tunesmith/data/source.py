@@ -250,7 +250,7 @@ def _found(path: str) -> list[str]:
             said = f"only {', '.join(matched[:3])}, which cannot be read" if matched else "no file"
             raise DataError(f"{path} matches {said}; readable are {READABLE}")
         return found
-    raise DataError(f"there is no file {path}{_hint(path)}")
+    raise DataError(f"there is no file {path}{beside(path)}")
 
 
 def _supported_in(folder: str) -> list[str]:
@@ -298,8 +298,8 @@ def _listed(folder: str) -> list[str]:
         raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
 
 
-def _hint(path: str) -> str:
-    """What there is near a path that is missing."""
+def beside(path: str) -> str:
+    """The end of a message about a path that is missing: what there is near it."""
     folder, name = os.path.split(path)
     if not os.path.isdir(folder or "."):
         return f": there is no folder {folder}"

@@ -85,6 +85,15 @@ def _schedule_options(train: Train, max_steps: int) -> dict[str, Any]:
     return {}
 
 
+def warm_up_note(args: transformers.TrainingArguments) -> str | None:
+    """What is said of a run of which half the steps or more are warm-up, whose first has a learning rate of 0."""
+    steps, schedule = args.get_warmup_steps(args.max_steps), args.lr_scheduler_type
+    if 2 * steps < args.max_steps or not steps or schedule == "constant":
+        return None
+    told = "all steps are warm-up" if steps >= args.max_steps else f"{steps} of {args.max_steps} steps are warm-up"
+    return f"warm-up: {told}, and the first has a learning rate of 0: train.warmup_steps=0 leaves it out"
+
+
 def look_for_trackers(names: Sequence[str]) -> None:
     """Raise RecipeError for a tracker that transformers does not know or that is not installed."""
     from transformers.integrations.integration_utils import (

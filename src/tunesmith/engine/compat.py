@@ -27,15 +27,6 @@ __all__ = [
 ]
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be"))
-
-
-# bitsandbytes 0.50 warns, as it is imported (which peft does in every run), that a hub's kernel for inference is not
-# there; and of a cast in every product of 8 bit
-for _name in ("backends.cpu.ops", "autograd._functions"):
-    logging.getLogger(f"bitsandbytes.{_name}").addFilter(_is_news)
-
 # torch 2.13 warns that a norm over two axes of a mesh (parallel.fsdp and parallel.tensor) is summed along one and then
 # along the other, as it has no public way to be told otherwise
 logging.getLogger("torch.distributed.tensor._redistribute").addFilter(

@@ -53,7 +53,7 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
         if mesh.size() > number and not shared_out.wanted(recipe) and not type(recipe.adapter).beside:
             raise RecipeError(
                 f"parallel.tensor={number}: {mesh.size()} processes hold copies of weights that are trained: say "
-                "strategy=fsdp, or use adapter=lora"
+                "parallel.strategy=fsdp, or use adapter=lora"
             )
         plan = plan_of(base_of(model), number, f"parallel.tensor={number}")
         cut(model, plan, mesh["tensor"], device)
@@ -88,7 +88,7 @@ def cut(model: Any, plan: dict[str, str], mesh: "DeviceMesh", device: str) -> No
             else:
                 raise RecipeError(
                     f"parallel.tensor={mesh.size()}: {name} is a {type(module).__name__}, which is not cut as a linear "
-                    "layer with plain LoRA is: leave it out of the adapter, or say strategy=fsdp"
+                    "layer with plain LoRA is: leave it out of the adapter, or say parallel.strategy=fsdp"
                 )
     parallelize_module(base, mesh, cuts)
 
@@ -209,11 +209,13 @@ def plan_of(base: Any, number: int, option: str) -> dict[str, str]:
     unknown = sorted({style for style in said.values() if style not in STYLES})
     if not said or unknown:
         how = f"in ways that are not known here ({', '.join(unknown)})" if unknown else "in no way that it says"
-        raise RecipeError(f"{option}: {name} is cut {how}: say strategy=fsdp")
+        raise RecipeError(f"{option}: {name} is cut {how}: say parallel.strategy=fsdp")
     for what in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         size = getattr(text, what, None)
         if size is not None and size % number:
-            raise RecipeError(f"{option}: {what} of {name} is {size}: say a number that divides it, or strategy=fsdp")
+            raise RecipeError(
+                f"{option}: {what} of {name} is {size}: say a number that divides it, or parallel.strategy=fsdp"
+            )
     found = {}
     for place, _ in body.named_modules():
         style = said.get(re.sub(r"(?<=\.)\d+(?=\.)", "*", place))

@@ -5,7 +5,7 @@ from typing import Any
 
 from tunesmith.data import digests
 from tunesmith.generate.endpoint import is_address
-from tunesmith.generate.load import base_of, is_adapter, locate
+from tunesmith.generate.load import is_adapter, locate, named_base
 
 OF_MODELS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.gguf")
 
@@ -22,7 +22,7 @@ def files_of(path: str) -> list[Any] | None:
     found: list[Any] = [(one.name, digests.digest_of(str(one))) for one in files]
     if not is_adapter(str(folder)):
         return found
-    base = files_of(base_of(str(folder)).path)
+    base = files_of(named_base(str(folder)).path)
     return None if base is None else [found, base]
 
 

@@ -135,7 +135,7 @@ def load(
     precision: Dtype = dtype or ("auto" if chosen.has_bf16 else "float32")
     as_said = {"dtype": precision, "rope_scaling": rope_scaling or RopeScaling()}
     if is_adapter(place):
-        base = base_of(place)
+        base = named_base(place)
         model = _adapted(Path(place), base.model_copy(update=as_said), chosen.type, head, widened, stored)
     else:
         base = Model(path=place)
@@ -151,7 +151,7 @@ def load(
     return model.eval(), tokenizer
 
 
-def base_of(adapter: str) -> Model:
+def named_base(adapter: str) -> Model:
     """The model that an adapter folder's weights belong to."""
     config = json.loads((Path(adapter) / ADAPTER).read_text(encoding="utf-8"))
     name = config.get("base_model_name_or_path")
@@ -178,7 +178,7 @@ def began_with(path: str) -> str:
     """The model that a run, checkpoint or adapter began with. Raises ModelError, RunError."""
     place, recipe = locate(path), Path(path).expanduser() / RECIPE
     if is_adapter(place):
-        return base_of(place).path
+        return named_base(place).path
     if not recipe.is_file():
         raise ModelError(f"{path} is neither a run nor an adapter beside a base model: say --against MODEL")
     return Recipe.load(str(recipe)).model.path

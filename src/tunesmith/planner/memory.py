@@ -57,7 +57,7 @@ class Estimate:
 def estimate(recipe: Recipe, shape: Shape, device: "Device") -> Estimate:
     """The memory of a step of a resolved recipe whose `train.row_tokens` is a number."""
     bits = bits_per_weight(recipe)
-    run = pass_of(recipe, shape, device, bits is not None)
+    run = pass_of(recipe, shape, device, bits is not None or shape.stored_in is not None)
     trained = [one for one in shape.weights if one.trained]
     under = {
         "weights": sum(one.bytes_in(bits) for one in shape.weights) + shape.buffer_bytes,

@@ -4,6 +4,7 @@ What of them is made once, before the first step, is kept with the rows, and the
 one whole, however the trained model is shared out. Of their own passes nothing is counted: nothing of them is kept.
 """
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -50,13 +51,16 @@ def frozen_bytes(path: str, dtype: str, frozen_dtype: str | None) -> int:
     from transformers import AutoModelForCausalLM
 
     from tunesmith.engine.model import load_config
-    from tunesmith.generate.load import base_of, is_adapter, locate
+    from tunesmith.generate.load import is_adapter, locate, named_base
 
     place = locate(path)
     beside = sum(one.stat().st_size for one in Path(place).glob("*.safetensors")) if is_adapter(place) else 0
-    config = load_config(base_of(place) if is_adapter(place) else Model(path=place))
+    config = load_config(named_base(place) if is_adapter(place) else Model(path=place))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).requires_grad_(False)
     bits = None if frozen_dtype is None else FROZEN_BITS[frozen_dtype]
     buffers = sum(one.nbytes for one in model.buffers())
-    return sum(one.bytes_in(bits) for one in weights_of(model)) + buffers + beside
+    weights = weights_of(model)
+    if bits is not None:  # one that is stored in few bits is widened first
+        weights = (replace(one, stored=None) for one in weights)
+    return sum(one.bytes_in(bits) for one in weights) + buffers + beside

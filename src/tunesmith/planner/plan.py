@@ -127,13 +127,18 @@ class _Planner:
                 break
         return found
 
+    def changes(self, recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What may be changed of a recipe that was planned for."""
+        stored = any(shape.stored_in is not None for shape in self.shapes.values())
+        return _changes(recipe, self.target.device, stored)
+
     def fitting(self, recipe: Recipe) -> Iterator[tuple[str, ...]]:
         """Single changes that fit; where there is none, changes one after the other until they do.
 
         What one change opens, as an adapter does a base in 4 bits, comes after it; a later word for an option is the
         one that is said.
         """
-        changes = list(_changes(recipe, self.target.device))
+        changes = list(self.changes(recipe))
         alone = [(word,) for word, values in changes if self.plan(with_values(recipe, values)).fits]
         if alone:
             yield from alone
@@ -151,15 +156,18 @@ class _Planner:
     def together(self, recipe: Recipe) -> Iterator[tuple[tuple[str, ...], Plan]]:
         """Changes that are made one after the other: the words so far, and their plan."""
         taken: dict[str, dict[str, Any]] = {}
-        while change := next(_changes(recipe, self.target.device), None):
+        while change := next(self.changes(recipe), None):
             word, values = change
             taken = {one: set_ for one, set_ in taken.items() if not set_.keys() & values.keys()} | {word: values}
             recipe = with_values(recipe, values)
             yield tuple(taken), self.plan(recipe)
 
 
-def _changes(recipe: Recipe, device: Device) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Words that take less memory, those that change a run least first, with the values they set."""
+def _changes(recipe: Recipe, device: Device, stored: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Words that take less memory, those that change a run least first, with the values they set.
+
+    A base that is stored in few bits is held in no others.
+    """
     from tunesmith.adapters.lora import LoRA
     from tunesmith.optimizers.adamw8bit import AdamW8bit
     from tunesmith.quantizations.bnb_4bit import FourBit
@@ -177,7 +185,7 @@ def _changes(recipe: Recipe, device: Device) -> Iterator[tuple[str, dict[str, An
         yield "optimizer.type=adamw8bit", {"optimizer": AdamW8bit(**dict(recipe.optimizer))}
     if not beside:
         yield "adapter=lora", {"adapter": LoRA()}
-    held, wide = recipe.model.frozen_dtype, recipe.model.quantization is None
+    held, wide = recipe.model.frozen_dtype, recipe.model.quantization is None and not stored
     if held is None and wide and device.type == "cpu" and beside:
         yield "model.frozen_dtype=int8", {"model.frozen_dtype": "int8"}
     if wide and not recipe.model.from_scratch and refusal([recipe.adapter, FourBit()]) is None:
@@ -202,6 +210,8 @@ def lines(plan: Plan) -> Iterator[str]:
     checkpointing = str(train.activation_checkpointing).lower()
     quantization = recipe.model.quantization
     held = "" if quantization is None else f" over {name_of(quantization)}"
+    if plan.shape.stored_in is not None:
+        held = f" over {plan.shape.stored_in}, as stored"
     yield (
         f"row {tokens}, {recipe.model.dtype}{held}, {name_of(recipe.adapter)}, {name_of(recipe.optimizer)}, "
         f"activation_checkpointing {checkpointing}"

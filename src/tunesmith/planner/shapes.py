@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.component import name_of
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.planner.stored import Bits, stored
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Weight:
     item_bytes: int
     trained: bool
     in_layers: bool  # of a linear layer that may be held in fewer bits: not the head's
+    stored: Bits | None = None  # what it is stored in, and held in whatever else is said; None: in its dtype
 
     @property
     def numel(self) -> int:
@@ -46,7 +49,9 @@ class Weight:
         return self.numel * self.item_bytes
 
     def bytes_in(self, bits: tuple[float, float] | None) -> int:
-        """Bytes where linear layers are held in so many bits a weight, and so many more a row; None: in its dtype."""
+        """Bytes where linear layers are held in so many bits a weight, and so many more a row; None: as stored."""
+        if self.stored is not None:
+            return self.stored.nbytes(self.shape[0], self.shape[1])
         if bits is None or not self.in_layers:
             return self.nbytes
         return int((self.numel * bits[0] + self.shape[0] * bits[1]) / 8)
@@ -101,6 +106,7 @@ class Shape:
     last_norm_trained: bool  # of what enters the head
     buffer_bytes: int
     checkpoints: bool  # whether the model can compute activations again
+    stored_in: str | None = None  # few bits (gptq, awq, ...); None: plain weights
 
     @property
     def queries(self) -> int:
@@ -132,7 +138,7 @@ def shape_of(recipe: Recipe, config: Any | None = None) -> Shape:
     from tunesmith.engine.model import load_config
 
     if type(recipe.objective).encodes:
-        name = type(recipe.objective).__name__.lower()
+        name = name_of(recipe.objective)
         raise RecipeError(f"objective: plan counts decoders alone, and {name} trains an encoder too")
     return of_model(adapted(recipe, load_config(recipe.model) if config is None else config))
 
@@ -145,8 +151,24 @@ def adapted(recipe: Recipe, config: Any) -> Any:
         return built(recipe, config)
 
 
+def without_numbers(recipe: Recipe) -> Any:
+    """The model that a recipe adapts, on the meta device and not adapted. Raises ModelError."""
+    import torch
+
+    from tunesmith.engine.model import load_config
+
+    config = load_config(recipe.model)
+    with torch.device("meta"):
+        return plain(recipe, config)
+
+
 def built(recipe: Recipe, config: Any) -> Any:
     """The adapted model of a config, with the head that the objective needs, on torch's device of the moment."""
+    return recipe.adapter.apply(plain(recipe, config))
+
+
+def plain(recipe: Recipe, config: Any) -> Any:
+    """The same without the adapter."""
     import torch
 
     from tunesmith.adapted import head_of
@@ -159,7 +181,7 @@ def built(recipe: Recipe, config: Any) -> Any:
     model = kind_of(config, head).from_config(config, dtype=dtype)
     if head is not None:
         keep_heads_exact(model)
-    return recipe.adapter.apply(model)
+    return model
 
 
 def of_model(model: Any) -> Shape:
@@ -194,6 +216,7 @@ def of_model(model: Any) -> Shape:
         last_norm_trained=any(one.requires_grad for one in base.get_decoder().norm.parameters()),
         buffer_bytes=sum(one.nbytes for one in model.buffers()),
         checkpoints=bool(base.supports_gradient_checkpointing),
+        stored_in=None if (held := stored(base.config)) is None else held.method,
     )
 
 
@@ -260,14 +283,21 @@ def weights_of(model: Any) -> Iterator[Weight]:
     from tunesmith.engine.model import base_of, head_modules
 
     base, seen = base_of(model), Counter[int]()
+    held, places = stored(base.config), {id(one): name for name, one in base.named_parameters()}
     heads = {id(one) for module in head_modules(model) for one in module.parameters()}
     embeddings = {id(one) for one in base.get_input_embeddings().parameters()}
     for name, one in model.named_parameters():
         if not seen[id(one)]:
             linear = one.ndim == 2 and id(one) not in heads | embeddings and not one.requires_grad
             group = "embeddings" if id(one) in embeddings else "head" if id(one) in heads else _group(name)
-            yield Weight(name, group, tuple(one.shape), one.element_size(), one.requires_grad, linear)
+            bits = held.bits(_layer_name(places.get(id(one), name))) if linear and held is not None else None
+            yield Weight(name, group, tuple(one.shape), one.element_size(), one.requires_grad, linear, bits)
         seen[id(one)] += 1
+
+
+def _layer_name(weight: str) -> str:
+    """A layer's name in the model that is stored, by the name of its weight in one that peft has wrapped."""
+    return weight.replace(".base_layer", "").replace(".original_module", "").removesuffix(".weight")
 
 
 def _group(name: str) -> str:

@@ -104,7 +104,8 @@ def _added(recipe: Recipe, shape: Shape, layout: Layout, computed: int, over: in
     if moment == UPDATE:
         return {}
     found = {}
-    bits = bits_per_weight(recipe)
+    as_stored = next(((one.stored.number, 0.0) for one in shape.weights if one.stored is not None), None)
+    bits = as_stored or bits_per_weight(recipe)
     trained = sum(weight.nbytes for weight in shape.weights if weight.trained)
     largest = max(_numbers(one, bits, computed) for one in shape.layers)
     if layout.strategy == "ddp" and layout.devices > layout.tensor:

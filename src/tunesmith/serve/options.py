@@ -75,7 +75,7 @@ class Serving(Section):
         for said in self.adapter:
             name, _, folder = said.partition("=")
             if name in found:
-                raise RecipeError(f"adapter: the name {name!r} is said twice, for {found[name]} and {folder}")
+                raise RecipeError(f"--adapter: the name {name!r} is said twice, for {found[name]} and {folder}")
             found[name] = folder
         return found
 

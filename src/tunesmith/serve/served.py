@@ -114,7 +114,7 @@ class Served:
         name = options.name or called(path)
         place = locate(path)
         if name in options.adapters:
-            raise RecipeError(f"adapter: {name!r} is the model's own name: say another, or --name")
+            raise RecipeError(f"--adapter: {name!r} is the model's own name: say another, or --name")
         if Path(place).is_dir() and stored_head(place) is not None:
             return cls(options, name, judge=Judge.open(path, options.device))
         opened = Generator.open(path, options.device, adapters=options.adapters)

@@ -123,8 +123,10 @@ def test_what_is_no_name_is_left_as_it_is(here):
 def test_names_that_are_not_there(here):
     assert error("fwe") == "../team/reg.yaml has no dataset 'fwe'. Did you mean 'few'?"
     assert "has no dataset 'numbrs'. Did you mean 'numbers'?" in error("reg:numbrs")
-    assert error("x", "none.yaml") == "the registry none.yaml cannot be read: No such file or directory"
-    assert error("none.json:x", None) == "the registry none.json cannot be read: No such file or directory"
+    assert error("x", "none.yaml") == "there is no registry none.yaml. Known: data."
+    assert error("x", "../team/rge.yaml") == "there is no registry ../team/rge.yaml. Did you mean 'reg.yaml'?"
+    assert error("none.json:x", None) == "there is no registry none.json. Known: data."
+    assert error("nowhere/none.json:x", None) == "there is no registry nowhere/none.json: there is no folder nowhere"
 
 
 def test_a_name_that_is_a_file_here_too_is_asked_about(here):

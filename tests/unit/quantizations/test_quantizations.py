@@ -217,8 +217,9 @@ def _write_gguf(place):
 
 @bnb
 def test_what_bitsandbytes_says_of_a_kernel_for_inference_is_not_repeated():
+    """Also where a module has transformers import it at once."""
     code = (  # where it says so by itself it says it twice; on other processors, once
-        "import tunesmith.engine.compat; import bitsandbytes.backends.cpu.ops as o; o.logger.warning('another');"
+        "import tunesmith.engine.stopwatch; import bitsandbytes.backends.cpu.ops as o; o.logger.warning('another');"
         "o.logger.warning('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'x')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -198,5 +198,5 @@ def test_options_have_bounds(options, said):
 
 
 def test_an_adapters_name_is_said_once():
-    with pytest.raises(RecipeError, match="'a' is said twice, for x and y"):
+    with pytest.raises(RecipeError, match="^--adapter: the name 'a' is said twice, for x and y"):
         _ = Serving(adapter=("a=x", "a=y")).adapters

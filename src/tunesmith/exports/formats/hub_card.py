@@ -12,7 +12,7 @@ import yaml
 
 from tunesmith import __version__
 from tunesmith.data import files
-from tunesmith.generate.load import base_of, is_adapter
+from tunesmith.generate.load import is_adapter, named_base
 
 LIBRARIES = {"adapter": "peft", "gguf": "gguf", "ollama": "gguf"}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -32,7 +32,7 @@ def card(
     """The parts of the page, Markdown with a head of YAML. `base` names the base model in place of the run's word."""
     recipe, kind = record["recipe"], signed["export"]["type"]
     trained_in = Path(record.get("working_folder", "."))
-    base = base or (base_of(place).path if is_adapter(place) else recipe["model"]["path"])
+    base = base or (named_base(place).path if is_adapter(place) else recipe["model"]["path"])
     rows = {one["path"] for one in recipe["data"]["train"] if is_hub_id(one["path"], trained_in)}
     method, objective = recipe["adapter"]["type"], recipe["objective"]["type"]
     head: dict[str, Any] = {

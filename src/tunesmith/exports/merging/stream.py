@@ -14,11 +14,10 @@ import torch
 
 from tunesmith.engine import quantised, stacked
 from tunesmith.engine.conversions import Conversions, Part
-from tunesmith.engine.model import base_of as inner_of
-from tunesmith.engine.model import load_config, resolve_path
+from tunesmith.engine.model import base_of, load_config, resolve_path
 from tunesmith.exports.merging import tensors
 from tunesmith.exports.merging.tensors import Spec, Stored
-from tunesmith.generate.load import base_of, is_adapter, positions_of, stored_head, trained_rows
+from tunesmith.generate.load import is_adapter, named_base, positions_of, stored_head, trained_rows
 from tunesmith.recipe import Dtype, Model
 
 Values = dict[str, torch.Tensor]  # of a module's parameters, by their names in it
@@ -209,7 +208,7 @@ def plan(place: str, dtype: Dtype | None, more: Sequence[str] = ()) -> Plan | No
 
     None where its weights are not in its files as such: they are packed, or have a head that the files lack.
     """
-    base = base_of(place) if is_adapter(place) else Model(path=place)
+    base = named_base(place) if is_adapter(place) else Model(path=place)
     files = _files(base)
     if not files or stored_head(place) is not None:
         return None
@@ -227,7 +226,7 @@ def plan(place: str, dtype: Dtype | None, more: Sequence[str] = ()) -> Plan | No
         return None
     modules: dict[str, list[Any]] = {}
     for one in chain:
-        for name, wrapper in _wrapped(inner_of(stacked.put_alone(_hollow(config), one))):
+        for name, wrapper in _wrapped(base_of(stacked.put_alone(_hollow(config), one))):
             modules.setdefault(name, []).append(wrapper)
     if dtype not in (None, "auto"):
         kept = getattr(torch, str(dtype))

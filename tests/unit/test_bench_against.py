@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fixtures_models import save_model
-from tunesmith import Recipe, against, bench
+from tunesmith import Recipe, bench, bench_against
 from tunesmith.defaults import resolve
 from tunesmith.engine import peaks
 from tunesmith.engine.device import choose
@@ -46,7 +46,7 @@ def turns(monkeypatch):
     def in_process(contender, command):
         number = [name for name, _ in called].count(contender)
         called.append((contender, command))
-        if contender == against.OURS or contender in against.VARIANTS:
+        if contender == bench_against.OURS or contender in bench_against.VARIANTS:
             numbers = {"tokens_per_second": [60.0, 30.0, 90.0][number], "trained_tokens_per_second": 20.0}
             numbers |= {"samples_per_second": 6.0, "whole_tokens_per_second": 1.5 * numbers["tokens_per_second"]}
             memory = {"tokens": 90, "padded_tokens": 10, "peak_memory_bytes": 3e9}
@@ -56,7 +56,7 @@ def turns(monkeypatch):
         memory = {"peak_rss_gb": 6.0, "peak_cuda_gb": None}
         return {"real_tokens_per_s": rate, "supervised_tokens_per_s": 5.0, "samples_per_s": 2.0} | counts | memory
 
-    monkeypatch.setattr(against, "_in_process", in_process)
+    monkeypatch.setattr(bench_against, "_in_process", in_process)
     return called
 
 
@@ -66,7 +66,7 @@ def option(command, name):
 
 def test_all_get_the_same_rows_in_turn(make, turns, monkeypatch):
     files = {}
-    real = against._commands
+    real = bench_against._commands
 
     def commands(recipe, peers, length, rows, folder):
         files["rows"] = [json.loads(line) for line in rows.file.read_text().splitlines()]
@@ -74,10 +74,10 @@ def test_all_get_the_same_rows_in_turn(make, turns, monkeypatch):
         files["counts"] = rows
         return real(recipe, peers, length, rows, folder)
 
-    monkeypatch.setattr(against, "_commands", commands)
-    peers = against.Peers(("hf", "trl-pack"), "another-python", 4)
+    monkeypatch.setattr(bench_against, "_commands", commands)
+    peers = bench_against.Peers(("hf", "trl-pack"), "another-python", 4)
     said = []
-    found = against.compare(make(), peers, against.Length(steps=2, warmup=1, rounds=3), said.append)
+    found = bench_against.compare(make(), peers, bench_against.Length(steps=2, warmup=1, rounds=3), said.append)
     assert [name for name, _ in turns] == ["tunesmith", "hf", "trl-pack"] * 3
     asked = [row["messages"][0]["content"] for row in files["rows"]]
     kept = [number for number in range(30) if number not in (2, 3)]
@@ -91,7 +91,7 @@ def test_all_get_the_same_rows_in_turn(make, turns, monkeypatch):
     recipe = files["recipe"]
     assert (recipe.data.shuffle, recipe.data.loss.turns, recipe.train.max_steps) == (False, "last", None)
     assert recipe.data.train[0].path == option(theirs, "--data") == str(rows.file)
-    assert theirs[:3] == ["another-python", str(against.SCRIPT), "hf"]
+    assert theirs[:3] == ["another-python", str(bench_against.SCRIPT), "hf"]
     expected = {"rows": rows.number, "steps": 0, "warmup": 1, "batch-size": 4, "dtype": "float32", "lora-r": 4}
     assert {name: option(theirs, f"--{name}") for name in expected} == {k: str(v) for k, v in expected.items()}
     assert found["contenders"][0]["padded_share"] == 0.1
@@ -105,7 +105,7 @@ def test_all_get_the_same_rows_in_turn(make, turns, monkeypatch):
 def test_what_ours_is_given_runs_and_packs_so_many_steps(make, tmp_path, monkeypatch):
     monkeypatch.setattr(peaks, "measured", lambda device, dtype: 1e9)
     recipe = resolve(make(), choose("cpu")).recipe
-    rows = against._write_rows(recipe, against.Length(2, 1, 1), tmp_path)
+    rows = bench_against._write_rows(recipe, bench_against.Length(2, 1, 1), tmp_path)
     found = bench.measure(Recipe.load(str(tmp_path / "recipe.yaml")), 0, 1, lambda line: None)
     assert found["run_tokens"] == rows.tokens and len(found["steps"]) == rows.steps - 1
 
@@ -118,16 +118,18 @@ def test_pairs_are_compared_by_the_tokens_of_both_answers_in_full(make, turns, f
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = {"train": str(folder / "pairs.jsonl"), "max_tokens": 64, "cache_dir": str(folder / "cache")}
     recipe = make(data=data, objective="dpo", train={"row_tokens": 128, "device": "cpu"})
-    peers = against.Peers(("unshared", "in-step", "trl-dpo"), "another-python", 4)
-    found = against.compare(recipe, peers, against.Length(2, 1, 2), lambda line: None)
+    peers = bench_against.Peers(("unshared", "in-step", "trl-dpo"), "another-python", 4)
+    found = bench_against.compare(recipe, peers, bench_against.Length(2, 1, 2), lambda line: None)
     commands = dict(turns)
-    assert commands["unshared"] == [*commands[against.OURS], "data.shared_prefix=false"]
-    assert commands["in-step"] == [*commands[against.OURS], "reference.compute=step"]
+    assert commands["unshared"] == [*commands[bench_against.OURS], "data.shared_prefix=false"]
+    assert commands["in-step"] == [*commands[bench_against.OURS], "reference.compute=step"]
     assert commands["trl-dpo"][2] == "trl-dpo"
     trl = next(one for one in found["contenders"] if one["contender"] == "trl-dpo")
     assert trl["times_as_fast_by_round"] == [4.5, 3.0]  # of 1.5 times 60 and 30, over 20 and 15
     with pytest.raises(RecipeError, match="bench --against trl compares objective=sft .* has dpo with lora"):
-        against.compare(recipe, against.Peers(("trl",), "another-python", 4), against.Length(2, 1, 2), print)
+        bench_against.compare(
+            recipe, bench_against.Peers(("trl",), "another-python", 4), bench_against.Length(2, 1, 2), print
+        )
 
 
 def test_the_table(capsys):
@@ -139,7 +141,7 @@ def test_the_table(capsys):
     about = {"versions": {"tunesmith": "1", "torch": "2"}, "date": "today", "device": {"name": "cpu"}}
     rounds = {"tunesmith": [about], "trl": [{"trl": "9"}]}
     screen = io.StringIO()
-    against.show({"contenders": [one], "rounds": rounds, "rows": 7}, Console(file=screen, width=120))
+    bench_against.show({"contenders": [one], "rounds": rounds, "rows": 7}, Console(file=screen, width=120))
     text = screen.getvalue()
     for part in ("1,234.5", "25.0%", "6.00", "1.2500", "3.00x", "0.50x", "same 7 rows", "tunesmith 1, torch 2, trl 9"):
         assert part in text
@@ -147,16 +149,16 @@ def test_the_table(capsys):
 
 def test_peers_that_cannot_run(monkeypatch, tmp_path):
     with pytest.raises(RunError, match="there is no trainer 'trl-pakc'. Did you mean 'trl-pack'"):
-        against.Peers.of("hf,trl-pakc", sys.executable, 8)
+        bench_against.Peers.of("hf,trl-pakc", sys.executable, 8)
     with pytest.raises(RunError, match="--peer-python: .*nowhere does not run: No such file"):
-        against.Peers.of("hf", str(tmp_path / "nowhere"), 8)
-    monkeypatch.setitem(against.NEEDS, "trl", "no_such_package")
+        bench_against.Peers.of("hf", str(tmp_path / "nowhere"), 8)
+    monkeypatch.setitem(bench_against.NEEDS, "trl", "no_such_package")
     with pytest.raises(RunError, match="needs no_such_package, which .* cannot import .*--peer-python"):
-        against.Peers.of("hf,trl", sys.executable, 8)
-    assert against.Peers.of("hf", sys.executable, 8) == against.Peers(("hf",), sys.executable, 8)
-    monkeypatch.setattr(against, "SCRIPT", tmp_path / "peers.py")
+        bench_against.Peers.of("hf,trl", sys.executable, 8)
+    assert bench_against.Peers.of("hf", sys.executable, 8) == bench_against.Peers(("hf",), sys.executable, 8)
+    monkeypatch.setattr(bench_against, "SCRIPT", tmp_path / "peers.py")
     with pytest.raises(RunError, match="peers.py is not there: run it from a checkout"):
-        against.Peers.of("hf", sys.executable, 8)
+        bench_against.Peers.of("hf", sys.executable, 8)
 
 
 @pytest.mark.parametrize(
@@ -173,21 +175,23 @@ def test_peers_that_cannot_run(monkeypatch, tmp_path):
 )
 def test_recipes_that_cannot_be_compared(make, sections, reason):
     with pytest.raises(RecipeError, match=reason):
-        against.compare(make(**sections), against.Peers(("hf",), "", 8), against.Length(2, 1, 1), lambda line: None)
+        bench_against.compare(
+            make(**sections), bench_against.Peers(("hf",), "", 8), bench_against.Length(2, 1, 1), lambda line: None
+        )
 
 
 def test_a_contender_that_fails_is_told():
     command = [sys.executable, "-c", "import sys; print(1, file=sys.stderr); sys.exit('no memory')"]
     with pytest.raises(RunError, match="^hf ended with 1: no memory$"):
-        against._in_process("hf", command)
+        bench_against._in_process("hf", command)
 
 
 @pytest.mark.slow
 def test_transformers_trainer_takes_its_turn(make):
     recipe = make(train={"row_tokens": 64, "device": "cpu"})
-    peers = against.Peers.of("hf", sys.executable, 2)
+    peers = bench_against.Peers.of("hf", sys.executable, 2)
     said = []
-    found = against.compare(recipe, peers, against.Length(2, 1, 1), said.append)
+    found = bench_against.compare(recipe, peers, bench_against.Length(2, 1, 1), said.append)
     ours, theirs = (found["rounds"][name][0] for name in ("tunesmith", "hf"))
     assert ours["run_tokens"] == theirs["run_tokens"] == found["tokens"]
     assert [line for line in said if line.startswith("note")] == []
