@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 __all__ = [
+    "FAILURES",
     "DispatchMode",
     "attention_of",
     "forget_conversions",
@@ -24,7 +25,9 @@ __all__ = [
     "place_in_flat",
     "routers_of",
     "tensors_in",
+    "watched",
 ]
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)  # of a model in a trial
 
 
 # torch 2.13 warns that a norm over two axes of a mesh (parallel.fsdp and parallel.tensor) is summed along one and then
@@ -162,3 +165,8 @@ def without_hooks(module: torch.nn.Module) -> torch.nn.Module:
 def tensors_in(storage: torch.UntypedStorage) -> int:
     """How many tensors lie in a storage that is held in one place."""
     return int(torch._C._storage_Use_Count(storage._cdata)) - 1
+
+
+def watched() -> bool:
+    """Whether a dispatch mode sees every operation now, as those of selective checkpoints do."""
+    return bool(torch._C._len_torch_dispatch_stack())

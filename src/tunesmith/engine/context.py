@@ -24,12 +24,13 @@ from tunesmith.data.batch import PackedRow, PackedRows
 from tunesmith.data.load import Rows
 from tunesmith.engine import attention, ranks, rope
 from tunesmith.engine.attention import Layout, packed_attention
+from tunesmith.engine.compat import FAILURES
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.kernels import probe_batch
 from tunesmith.engine.model import base_of
 from tunesmith.engine.reference import Reference
 from tunesmith.engine.scores import Scorer
-from tunesmith.engine.trial import FAILURES, Trial, read, said
+from tunesmith.engine.trial import Trial, read, said
 from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe

@@ -91,13 +91,17 @@ def grouped(query: torch.Tensor, groups: int, scale: float) -> torch.Tensor:
 
 
 def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864), in halves as Llama has them: x [B, T, H, D], cos and sin [B or 1, T, D].
-
-    With -sin it is the gradient's way back, as both halves of cos and of sin are the same.
-    """
+    """Rotary positions (arXiv 2104.09864), in halves as Llama has them: x [B, T, H, D], cos and sin [B or 1, T, D]."""
     wide, wide_cos, wide_sin = x.float(), cos.float().unsqueeze(2), sin.float().unsqueeze(2)
     first, second = wide.chunk(2, -1)
     return (wide * wide_cos + torch.cat([-second, first], -1) * wide_sin).to(x.dtype)
+
+
+def turn_pull(gradient: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The gradient of `turn` with respect to x [B, T, H, D]."""
+    wide = gradient.float()
+    first, second = (wide * sin.float().unsqueeze(2)).chunk(2, -1)
+    return (wide * cos.float().unsqueeze(2) + torch.cat([second, -first], -1)).to(gradient.dtype)
 
 
 def softmax_pull(shares: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -274,6 +278,7 @@ class Elementwise:
     gated_pull_over: Callable[..., None] = gated_pull_over
     grouped: Callable[..., torch.Tensor] = grouped
     turn: Callable[..., torch.Tensor] = turn
+    turn_pull: Callable[..., torch.Tensor] = turn_pull
     softmax_pull: Callable[..., tuple[torch.Tensor, torch.Tensor]] = softmax_pull
     weigh: Callable[..., Any] = weigh
     log_sum: Callable[..., tuple[torch.Tensor, torch.Tensor]] = log_sum

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from tunesmith.engine import attention, cuda_attention
-from tunesmith.engine.compat import attention_of
+from tunesmith.engine.compat import FAILURES, attention_of
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import COMPILED_FROM, PLAIN, Elementwise, compiled, compiler
 from tunesmith.engine.layers import Fused
 from tunesmith.engine.model import base_of, has_words, num_rows, says_tokens
 from tunesmith.engine.pool import POOL
 from tunesmith.engine.scores import Scorer, asked_of
-from tunesmith.engine.trial import FAILURES, Trial, read, said
+from tunesmith.engine.trial import Trial, read, said
 from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.types import Batch

@@ -120,6 +120,7 @@ def fitting_row(model: Any, scorer: Scorer | ValueScorer, recipe: Recipe, reserv
     with _as_in_training(model, recipe.train.release_gradients) as kind:
         _peak_bytes(model, scorer, recipe, few)  # what is made once: autocast's copies, workspaces
         low, high = (_peak_bytes(model, scorer, recipe, tokens) for tokens in TRIAL_TOKENS)
+        POOL.forget()
         room = MARGIN * free_memory_bytes(kind) - reserved_bytes
     by_token = (high - low) / (many - few)
     fixed = low - few * by_token

@@ -6,11 +6,13 @@ to compute what `elementwise.turn` does becomes of a class whose `forward` is th
 Letters: B batch, T tokens, H query heads, K key heads, D head size.
 """
 
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
 import torch
 
+from tunesmith.engine.compat import FAILURES
 from tunesmith.engine.elementwise import Elementwise, turn
 
 NAME = "apply_rotary_pos_emb"
@@ -25,29 +27,34 @@ def turning(kind: type, ops: Elementwise) -> Any | None:
     if theirs is None or not _is_turn(theirs):
         return None
 
-    def ours(
-        query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        if args or kwargs or cos.shape[-1] != query.shape[-1] or cos.requires_grad:
-            return theirs(query, key, cos, sin, *args, **kwargs)
-        return _Turn.apply(query, key, cos, sin, ops)
+    def ours(*args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) != 4 or not _fits(*args):
+            return theirs(*args, **kwargs)
+        return _Turn.apply(*args, ops)
 
     made = FunctionType(own.__code__, {**own.__globals__, NAME: ours}, own.__name__, own.__defaults__, own.__closure__)
     made.__kwdefaults__ = own.__kwdefaults__
     return made
 
 
+def _fits(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
+    """Whether `turn` has anything to do with what a layer gives: one angle for every place of whole heads."""
+    shapes = {one.shape[-2:] for one in (query, key, cos, sin)}
+    return len(shapes) == 1 and cos.dim() == 3 and not (cos.requires_grad or sin.requires_grad)
+
+
 def _is_turn(function: Any) -> bool:
     """Whether a function of queries, keys, cos and sin gives what `turn` gives."""
     generator = torch.Generator().manual_seed(0)
-    query, key, angle = (torch.randn(shape, generator=generator) for shape in ((1, 4, 3, 8), (1, 2, 3, 8), (1, 3, 4)))
-    cos, sin = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
+    query, key, cos, sin = (
+        torch.randn(shape, generator=generator) for shape in ((1, 4, 3, 8), (1, 2, 3, 8), (1, 3, 8), (1, 3, 8))
+    )
+    wanted = [turn(one.transpose(1, 2), cos, sin).transpose(1, 2) for one in (query, key)]
     try:
         found = function(query, key, cos, sin)
-    except (TypeError, ValueError, RuntimeError):  # of other arguments or shapes
+        return len(found) == 2 and all(map(torch.allclose, found, wanted))
+    except FAILURES:  # it takes or gives something else
         return False
-    wanted = (turn(one.transpose(1, 2), cos, sin).transpose(1, 2) for one in (query, key))
-    return len(found) == 2 and all(map(torch.allclose, found, wanted))
 
 
 class _Turn(torch.autograd.Function):
@@ -59,17 +66,17 @@ class _Turn(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(cos, sin)
         ctx.ops = ops
-        return _both(query, key, cos, sin, ops)
+        return _each(ops.turn, query, key, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         by_query, by_key = gradients
-        cos, sin = ctx.saved_tensors
-        return (*_both(by_query, by_key, cos, -sin, ctx.ops), None, None, None)
+        return (*_each(ctx.ops.turn_pull, by_query, by_key, *ctx.saved_tensors), None, None, None)
 
 
-def _both(
-    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, ops: Elementwise
+def _each(
+    work: Callable[..., torch.Tensor], query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    turned = ops.turn(query.transpose(1, 2), cos, sin), ops.turn(key.transpose(1, 2), cos, sin)
-    return turned[0].transpose(1, 2), turned[1].transpose(1, 2)
+    """What is done to both, in the order that they lie in: a token's heads beside each other."""
+    made = [work(one.transpose(1, 2), cos, sin).transpose(1, 2) for one in (query, key)]
+    return made[0], made[1]

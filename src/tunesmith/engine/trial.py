@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from tunesmith.engine.compat import attention_of
+from tunesmith.engine.compat import FAILURES, attention_of
 from tunesmith.engine.device import compute_dtype
 from tunesmith.engine.elementwise import Elementwise
 from tunesmith.engine.layers import Fused, fuse
@@ -22,7 +22,6 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # o
 OF_VALUES = 0.5  # the part of that tolerance, times the largest of them, that values may differ by
 NOISE = 2.0  # times the rounding that is seen once: that of another order is as likely above it as below
 OTHER = {"sdpa": "eager", "eager": "sdpa"}  # the same attention, rounded in other places
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)  # of a model in a trial
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from tunesmith.engine import attention
-from tunesmith.engine.compat import attention_of
+from tunesmith.engine.compat import FAILURES, attention_of
 from tunesmith.engine.model import base_of, is_adapted, num_rows
-from tunesmith.engine.trial import FAILURES, TOLERANCE, said
+from tunesmith.engine.trial import TOLERANCE, said
 from tunesmith.generate.alone import Alone, answering, encodes, logits_of
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.together import MOST, Together, Window

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fixtures_models import tiny_lora, tiny_model
 from numerics.packed import gradients, packed_batch
-from tunesmith.engine import kernels
+from tunesmith.engine import kernels, pool
 from tunesmith.engine.activations import checkpoint_activations, keep_products
 from tunesmith.engine.memory import LiveTensors
 from tunesmith.errors import RecipeError
@@ -45,6 +45,23 @@ def test_every_choice_gives_the_same_gradients_and_holds_less(adapted):
     assert held[True] < held[2] < held[3] < most
     assert held[True] < held["selective"] < 0.7 * most
     assert held[True] < 0.3 * most
+
+
+@pytest.mark.parametrize("choice", [False, *CHOICES])
+def test_products_in_memory_that_is_used_again(monkeypatch, choice):
+    """What is made again is answered from what a selective checkpoint kept, and must not be an empty place."""
+    model = tiny_lora(tiny_model(**SIZES)).train()
+    scorer = kernels.choose(model).scorer
+    checkpoint_activations(model, Train(activation_checkpointing=choice))
+    batch = packed_batch((50, 30, 60), model.config.vocab_size)
+    found = []
+    for least in (pool.LEAST, 1, 1):
+        monkeypatch.setattr(pool, "LEAST", least)
+        model.zero_grad()
+        (scorer(model, batch).logps * batch.weight).sum().backward()
+        found.append({name: gradient.clone() for name, gradient in gradients(model).items()})
+    torch.testing.assert_close(found[1:], [found[0]] * 2, rtol=1e-5, atol=1e-6)
+    assert pool.POOL.used
 
 
 def test_offload_keeps_the_inputs_of_layers_on_the_host(monkeypatch):

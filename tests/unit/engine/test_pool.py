@@ -33,15 +33,32 @@ def test_tensors_that_autograd_keeps_lie_in_it_too():
 def test_what_nobody_uses_is_given_back():
     one = Pool()
     lasting = one.take(64, 64, torch.float32)
-    one.take(128, 64, torch.float32)
+    other = one.take(128, 64, torch.float32)
+    one.take(96, 64, torch.float32)
+    del other
     one.forget(1)
-    assert sum(map(len, one.kept.values())) == 2  # used a moment ago
-    for _ in range(3):
-        one.take(256, 64, torch.float32)
-    one.forget(3)
-    assert sum(map(len, one.kept.values())) == len(one.used) == 2  # the second is gone
+    assert sum(map(len, one.kept.values())) == len(one.used) == 2  # the last was used a moment ago
     one.forget()
     assert [lasting.untyped_storage().data_ptr()] == [storage.data_ptr() for storage in one.used]
+
+
+def test_rows_of_many_lengths_hold_little_more_than_the_longest():
+    one, held = Pool(), []
+    for tokens in (1000, 100, 850, 300, 990, 500, 120, 640, 1000, 350):
+        row = [one.take(tokens, width, torch.float32) for width in (64, 64, 256, 256)]
+        held.append(sum(storage.nbytes() for storage in one.used))
+        del row
+    assert max(held) < 1.3 * held[0]
+
+
+def test_idle_storages_go_though_nothing_new_is_asked_for(monkeypatch):
+    monkeypatch.setattr(pool, "IDLE", 8)
+    one = Pool()
+    row = [one.take(100, 64, torch.float32) for _ in range(5)]
+    del row
+    for _ in range(16):
+        one.take(200, 64, torch.float32)
+    assert len(one.used) == 1
 
 
 @pytest.mark.parametrize("bias", [True, False])
