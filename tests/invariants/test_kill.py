@@ -1,4 +1,7 @@
-"""A run killed at any moment and resumed equals one that was not: losses, metrics file and weights, bit for bit."""
+"""A run killed at any moment and resumed equals one that was not: losses, metrics file and weights, bit for bit.
+
+Six moments are tried; with `TUNESMITH_MOMENTS=20` in the environment as many.
+"""
 
 import os
 import random
@@ -11,7 +14,7 @@ from fixtures_commands import Command, succeed
 from invariants.whole_runs import digests, make, metrics, train
 from tunesmith.engine import checkpoint
 
-MOMENTS = 10
+MOMENTS = int(os.environ.get("TUNESMITH_MOMENTS", "6"))
 WORDS = ("train.save_steps=1", "train.logging_steps=2", "eval.eval_steps=4")
 
 

@@ -1,4 +1,7 @@
-"""A streamed run that is killed and resumed equals one that was not: weights, metrics and ledger, bit for bit."""
+"""A streamed run that is killed and resumed equals one that was not: weights, metrics and ledger, bit for bit.
+
+Three moments are tried; with `TUNESMITH_MOMENTS=20` in the environment as many.
+"""
 
 import os
 import random
@@ -12,6 +15,7 @@ from fixtures_chats import chat, write_rows
 from fixtures_commands import Command, succeed
 from invariants.whole_runs import digests, make, metrics, train
 
+MOMENTS = int(os.environ.get("TUNESMITH_MOMENTS", "3"))
 WORDS = ("train.save_steps=1", "train.logging_steps=2", "eval.eval_steps=6")
 STEPS = 14
 
@@ -48,7 +52,7 @@ def start(recipe, run, own_group=False):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("moment", range(MOMENTS))
 def test_kill_and_resume(whole, tmp_path, moment):
     recipe, uninterrupted = whole
     seeded = random.Random(moment)
