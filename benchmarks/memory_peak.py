@@ -112,7 +112,7 @@ def measured(recipe: Any, config: Any) -> int:
     from torch.profiler import ProfilerActivity, profile
 
     from tunesmith.adapted import precision
-    from tunesmith.engine import kernels, memory, shared_out, tensor, zero
+    from tunesmith.engine import kernels, memory, pool, shared_out, tensor, zero
     from tunesmith.engine.activations import checkpoint_activations
     from tunesmith.planner import shapes
 
@@ -152,6 +152,7 @@ def measured(recipe: Any, config: Any) -> int:
         optimizer.zero_grad()
 
     step()
+    pool.POOL.forget()  # what products use again is asked for anew, and so is counted
     states = (value for state in optimizer.state.values() for value in state.values())
     held_by = [*model.parameters(), *model.buffers(), *states, *vars_of(batch)] if begun is None else gc.get_objects()
     tensors = map(own, filter(torch.is_tensor, held_by))

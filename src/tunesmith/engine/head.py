@@ -137,6 +137,7 @@ class Head:
             logits = self.logits(inputs, words)
             row.own = self.own(row, logits, target, words)
             row.most, row.total = self.means.ops.log_sum(logits, row.most, row.total, *self.means.shaping)
+            del logits
         row.log_total = row.most + row.total.log()
         return row
 
@@ -161,6 +162,7 @@ class Head:
                 sums[number].mul_(shrink).add_(wide[number].copy_(logits @ weight[words]))
                 if entropy:
                     warm[number].mul_(shrink).add_(wide[number].copy_(warm_shares @ weight[words]))
+            del logits  # the next ones lie in the same place
             if entropy:
                 row.warmth = row.warmth * shrink + warmth
         row.log_total = row.most + row.total.log()
@@ -214,6 +216,7 @@ class Head:
             spread = self.means.ops.spread(
                 logits, log_total, target[:, None] - words.start, *wanted, *self.means.shaping
             )
+            del logits
             for place, (x, weight) in enumerate(zip(inputs, self.weights, strict=True)):
                 if blocks is not None:
                     sums[place] += spread @ weight[words]

@@ -238,22 +238,23 @@ class HeadPass:
     def forward(self) -> int:
         """What exists for a moment in the forward pass beside what is kept.
 
-        Of a block [n, v]: logits c, and shares c of this block and of the one before; where it is not compiled, four
-        tensors in float32 and a bool in place of this block's shares. Of tokens [n, H]: sums in float32; or, when the
-        last block is done, five such. Where the gradient is made at once: the logits c of all words [n, V] in place of
-        a block's; a gradient of logits in half precision is then one tensor more. What enters [N, H] c is as large as
+        Of a block [n, v]: logits c, over which its shares are written; where it is not compiled, four tensors in
+        float32 and a bool beside them. Of tokens [n, H]: sums in float32 and room for what is added to them; or, when
+        the last block is done, six such. Where the gradient is made at once: the logits c of all words [n, V] in place
+        of a block's, and its gradient c; in half precision that is one tensor more. What enters [N, H] c is as large as
         its gradient, which comes when it goes, and is counted as that.
         """
         run = self.run
         if not run.shape.words:
             return 0
         tokens, words, others = self.block()
-        logits = 0 if self.together else run.computed  # of one in the block
-        each, before = logits + self.shaped(), words * run.computed * bool(others)  # shares of the block before
-        by_word = max(words * each, others * each + before)
-        whole = run.shape.vocabulary * run.computed * self.together
         sums = tokens * run.shape.hidden * WIDE
-        return max(tokens * (whole + by_word) + sums, 5 * sums)
+        if self.together:
+            each, before = self.shaped(), words * run.computed * bool(others)  # the gradient of the block before
+            by_word = run.shape.vocabulary * run.computed + max(words * each, others * each + before)
+            return max(tokens * by_word + sums, 5 * sums)
+        each = run.computed + (0 if run.fused else self.shaped())
+        return max(tokens * words * each + 2 * sums, 6 * sums)
 
     def shaped(self) -> int:
         """Bytes a logit of a block takes while shares or gradients are made of it."""
