@@ -215,7 +215,7 @@ def measured(options: argparse.Namespace, kind: str, name: str, seed: int) -> di
         found["state, bytes a weight"] = size(states(trainer.optimizer)) / parameters(loaded.model)["trained"]
     else:
         layers, plain = held_bytes(base_of(loaded.model))
-        found["layers, of 16 bits"] = layers / plain if plain else 2.0
+        found["layers, of 16 bits"] = layers / plain if plain else base_of(loaded.model).dtype.itemsize / 2
     return found | {"memory, MB": turns.peak_bytes / 1e6}
 
 
