@@ -67,8 +67,8 @@ def fuse(model: torch.nn.Module, ops: Elementwise | None) -> Fused:
         elif ops is not None and _is_gated(module) and _activation(module, states, known) is not None:
             module.ops, module.activation = ops, _activation(module, states, known)
             module.__class__ = _subclass(_GatedPair, kind)
-        elif ops is not None and (forward := turning(kind, ops)) is not None:
-            module.__class__ = type(f"Turning{kind.__name__}", (kind,), {"forward": forward})
+        elif ops is not None and (turned := _turned(kind, ops, known)) is not None:
+            module.__class__ = turned
         if type(module) is not kind:
             before.append((module, kind))
     for module in model.modules():
@@ -78,6 +78,14 @@ def fuse(model: torch.nn.Module, ops: Elementwise | None) -> Fused:
 
 def _subclass(ours: type, theirs: type) -> type:
     return type(f"{ours.__name__.strip('_')}{theirs.__name__}", (ours, theirs), {})
+
+
+def _turned(kind: type, ops: Elementwise, known: dict[Any, Any]) -> type | None:
+    """The class of those that turn by positions in one pass; None where that is not theirs. Tried once a class."""
+    if kind not in known:
+        forward = turning(kind, ops)
+        known[kind] = None if forward is None else type(f"Turning{kind.__name__}", (kind,), {"forward": forward})
+    return known[kind]
 
 
 class _Shared:
