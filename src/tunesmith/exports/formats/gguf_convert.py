@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError
-from tunesmith.exports.checks.compare import TOLERANCE, Reference, Unlike
+from tunesmith.exports.checks.compare import TOLERANCE, Reference, refuse_difference
 from tunesmith.exports.checks.costs import GGUF as COSTS
 from tunesmith.exports.formats import gguf_families, gguf_file, llama_cpp
 from tunesmith.exports.formats.gguf_check import tried
@@ -71,8 +71,7 @@ class Converted:
     def compared(self, run: Reference, device: str, file: Path, out: Path) -> Report:
         """How the file compares with the run, in llama.cpp on the CPU. Raises RunError where it is another."""
         template = gguf_file.read(file).get("tokenizer.chat_template")
-        if template != run.manners.template:
-            raise Unlike("its chat template is another than the run's")
+        refuse_difference(run.manners, replace(run.manners, template=template))
         share = max(COSTS[self.outtype], TOLERANCE[run.dtype])
         found = tried(run, self.tokenizer, file, out, share)
         return replace(found, notes=("written by llama.cpp's own converter", *found.notes))
