@@ -5,6 +5,7 @@ counted, as one of our own engine does. Asked is vLLM's public class `LLM` (docs
 """
 
 import contextlib
+import gc
 import json
 import os
 import secrets
@@ -270,6 +271,7 @@ def _started(path: str, options: Mapping[str, Any], adapter: str | None) -> tupl
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
+    gc.collect()  # one that was asked before gives its memory back when it is forgotten
     with _refused(path):
         llm = LLM(**options)
         request = None if adapter is None else LoRARequest(Path(path).name, 1, adapter)
