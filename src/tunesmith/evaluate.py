@@ -12,6 +12,7 @@ from tunesmith.component import Section, names
 from tunesmith.errors import RecipeError, RunError, near
 from tunesmith.evaluation import _against, _kept, _report
 from tunesmith.generate.endpoint import Server, is_address
+from tunesmith.generate.engines import EngineName, Vllm
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.recipe_text import read_words
@@ -36,6 +37,10 @@ class Evaluation(Section):
     """Where results are kept. None: tunesmith's folder in the user's cache. Those of a server's model never are."""
     server: Server = Server()
     """How a model is asked that is named by a server's address, http://HOST:PORT/v1; it needs `server.tokenizer`."""
+    engine: EngineName = "own"
+    """What answers with a model of this process: our own engine, or vLLM."""
+    vllm: Vllm = Vllm()
+    """How vLLM is started."""
 
     def __init__(self, **options: Any) -> None:
         from pydantic import ValidationError
@@ -209,6 +214,15 @@ def _subject(model: str, how: Evaluation) -> Any:
         from tunesmith.generate.subject_at import AtAddress
 
         return AtAddress.at(model, how.server)
+    if how.engine == "vllm":
+        from tunesmith.generate.subject_by_vllm import InVllm
+
+        if how.rope_scaling.rope_type is not None:
+            raise RecipeError(
+                f"rope_scaling.rope_type={how.rope_scaling.rope_type}: vLLM takes positions as they are stored: leave "
+                "engine=vllm out"
+            )
+        return InVllm.started(model, how.device, how.dtype, how.vllm)
     from tunesmith.generate.subject import Subject
 
     return Subject.open(model, how.device, how.dtype, how.rope_scaling)

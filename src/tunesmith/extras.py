@@ -14,6 +14,7 @@ EXTRAS = {  # those of pyproject.toml: what each of their packages is for
     "serve": {"fastapi": "tunesmith serve", "uvicorn": "tunesmith serve"},
     "constrained": {"llguidance": "answers in JSON, required calls"},
     "lm-eval": {"lm-eval": "evaluate --task lm-eval:NAME"},
+    "vllm": {"vllm": "predict and evaluate: engine=vllm"},
     "deepspeed": {"deepspeed": "parallel.strategy: deepspeed, launcher: deepspeed"},
     "ray": {"ray": "launcher: ray"},
     "metrics": {"sacrebleu": "BLEU of predictions", "jieba": "ROUGE of Chinese by words"},

@@ -14,6 +14,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.evaluate import Evaluation
 from tunesmith.formats._tags import Tags
 from tunesmith.generate.endpoint import Server
+from tunesmith.generate.engines import Vllm
 from tunesmith.launching import Launcher
 from tunesmith.recipe import Eval, Model, Recipe, Reference, Teacher
 from tunesmith.recipe_data import Data, Loss, Source
@@ -89,7 +90,7 @@ def test_an_option_is_told_in_plain_words():
 def test_every_declared_option_is_reached():
     components = [kind for seam in SEAMS for kind in all_of(seam).values()]
     inner = [*set(Recipe.model_fields) & {"model", "data", "reference", "teacher", "train", "parallel", "eval"}]
-    inner += ["data.loss", "model.rope_scaling", "evaluate.rope_scaling", "evaluate.server"]
+    inner += ["data.loss", "model.rope_scaling", "evaluate.rope_scaling", "evaluate.server", "evaluate.vllm"]
     sections = (
         Recipe,
         Model,
@@ -106,6 +107,7 @@ def test_every_declared_option_is_reached():
         Synthesis,
         Evaluation,
         Server,
+        Vllm,
     )
     tagged = [kind for kind in components if "tags" in kind.model_fields]  # a section in each of them
     declared = sum(len(kind.model_fields) for kind in (*sections, *components, *[Tags] * len(tagged)))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tunesmith.exports.checks.compare import Reference
     from tunesmith.exports.checks.opened import Opened
     from tunesmith.exports.formats.gguf_check import Written
+    from tunesmith.exports.formats.gguf_convert import Converted
     from tunesmith.exports.merging.stream import Plan
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_0", "q4_0"]
@@ -24,7 +25,8 @@ GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_0", "q4_0"]
 class Gguf(Export):
     """Merge a run tensor by tensor into a .gguf file with tokenizer, chat template and ends of answers.
 
-    Beside it lie the tokenizer and generation config, for tunesmith and transformers.
+    Beside it lie the tokenizer and generation config, for tunesmith and transformers. What is no family of this
+    package's is converted by llama.cpp's own converter, where that is in PATH.
     """
 
     outtype: GgufType = "q8_0"
@@ -61,21 +63,20 @@ class Gguf(Export):
         with checking(out), self._made(run, None) as (reference, made):
             return self._verified(out, out, reference, made)
 
-    def _verified(self, folder: Path, out: Path, reference: "Reference", made: "Written") -> Report:
-        from tunesmith.exports.checks.compare import Unlike, judged
-        from tunesmith.exports.formats.gguf_check import compared
+    def _verified(self, folder: Path, out: Path, reference: "Reference", made: "Written | Converted") -> Report:
+        from tunesmith.exports.checks.compare import Unlike
 
         problem = self.problem(folder, made)
         if problem is not None:
             raise Unlike(problem)
-        report = judged(compared(reference, made, self.device, folder / self.file, out))
+        report = made.compared(reference, self.device, folder / self.file, out)
         return replace(report, notes=(*self.notes(made), *report.notes))
 
-    def problem(self, folder: Path, made: "Written") -> str | None:
+    def problem(self, folder: Path, made: "Written | Converted") -> str | None:
         """What is wrong beside the file, in words; None where nothing is."""
         return None
 
-    def notes(self, made: "Written") -> tuple[str, ...]:
+    def notes(self, made: "Written | Converted") -> tuple[str, ...]:
         """What is said of what stands beside the file."""
         return ()
 
@@ -84,17 +85,16 @@ class Gguf(Export):
         """The name of the file in its folder."""
         return f"model-{self.outtype}.gguf"
 
-    def fill(self, folder: Path, made: "Written") -> None:
+    def fill(self, folder: Path, made: "Written | Converted") -> None:
         """Write the file."""
-        from tunesmith.exports.formats.gguf_file import write
-
-        write(folder / self.file, made.plan.model.config, made.facts, *made.plan.laid(), self.outtype)
+        made.write(folder / self.file)
 
     @contextlib.contextmanager
-    def _made(self, run: Path, folder: Path | None) -> "Iterator[tuple[Reference, Written]]":
+    def _made(self, run: Path, folder: Path | None) -> "Iterator[tuple[Reference, Written | Converted]]":
         """What the run answers, and what its file is made of; what stands beside the file is written to a folder."""
         from tunesmith.engine.model import base_of
         from tunesmith.exports.checks.compare import refuse_unmerged, weights_of
+        from tunesmith.exports.formats import gguf_convert, gguf_families
         from tunesmith.exports.formats.gguf_check import Written, facts_of
         from tunesmith.exports.merged import Merged
         from tunesmith.extras import need
@@ -108,13 +108,18 @@ class Gguf(Export):
         merged = Merged(device=self.device, adapters=self.adapters)
         opened, plan = merged.opened(run, place)
         assert opened.reference is not None, "a run that says words was asked"
-        tokenizer, reference = opened.tokenizer, opened.reference
+        tokenizer, reference, config = opened.tokenizer, opened.reference, base_of(opened.model).config
+        if gguf_families.family_of(config) is None:
+            gguf_convert.refuse(run, config.model_type, self.outtype)
         if folder is not None:
             base_of(opened.model).generation_config.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         with tempfile.TemporaryDirectory(dir=run.parent if folder is None else folder.parent) as room:
             again = _plain(merged, opened, place, plan, Path(room))
             plan = again()
+            if gguf_families.family_of(plan.model.config) is None:
+                yield reference, gguf_convert.Converted(plan, tokenizer, self.outtype)
+                return
             facts = facts_of(plan, tokenizer, reference.manners, self.outtype, run)
             yield reference, Written(plan, again, tokenizer, facts, self.outtype)
 

@@ -7,6 +7,7 @@ from tunesmith.exports.gguf import Gguf
 
 if TYPE_CHECKING:
     from tunesmith.exports.formats.gguf_check import Written
+    from tunesmith.exports.formats.gguf_convert import Converted
 
 
 class Ollama(Gguf):
@@ -18,13 +19,13 @@ class Ollama(Gguf):
     system: str | None = None
     """System message that Ollama puts before a conversation that has none. None: no message, as in training."""
 
-    def fill(self, folder: Path, made: "Written") -> None:
+    def fill(self, folder: Path, made: "Written | Converted") -> None:
         """Write the file and the Modelfile."""
         text = self.modelfile(folder, made)
         super().fill(folder, made)
         (folder / "Modelfile").write_text(text, encoding="utf-8")
 
-    def problem(self, folder: Path, made: "Written") -> str | None:
+    def problem(self, folder: Path, made: "Written | Converted") -> str | None:
         """What is wrong beside the file, in words: a Modelfile that is other than the run gives."""
         own, other = self.modelfile(folder, made), (folder / "Modelfile").read_text(encoding="utf-8")
         if own == other:
@@ -33,7 +34,7 @@ class Ollama(Gguf):
         at = next((at for at, (left, right) in enumerate(lines, 1) if left != right), None)
         return "its Modelfile is another than the run's" + (f" from line {at} on" if at else " at its end")
 
-    def notes(self, made: "Written") -> tuple[str, ...]:
+    def notes(self, made: "Written | Converted") -> tuple[str, ...]:
         """What is said of the template."""
         from tunesmith.exports.formats import ollama_templates as templates
 
@@ -43,7 +44,7 @@ class Ollama(Gguf):
         tools = "tools too" if row.tools else "no tools"
         return (f"template {row.name}: read as the run's own on {len(templates.PLAIN)} conversations, {tools}",)
 
-    def modelfile(self, folder: Path, made: "Written") -> str:
+    def modelfile(self, folder: Path, made: "Written | Converted") -> str:
         """The Modelfile. Its format: https://github.com/ollama/ollama/blob/main/docs/modelfile.md."""
         from transformers import GenerationConfig
 

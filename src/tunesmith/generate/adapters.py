@@ -94,7 +94,9 @@ def put(model: Any, tokenizer: "PreTrainedTokenizerBase", folders: Mapping[str, 
     for name, folder in folders.items():
         place = stacked.place_of(folder)
         config = stacked.config_of(place)
-        _refuse_others(name, place, config)
+        more = more_than_lora(place, config)
+        if more is not None:
+            raise _refusal(name, place, more)
         _refuse_positions(name, place, config_of_base)
         _say_bits(name, place, base)
         if config.base_model_name_or_path != base:
@@ -115,17 +117,17 @@ def put(model: Any, tokenizer: "PreTrainedTokenizerBase", folders: Mapping[str, 
     return model.eval()
 
 
-def _refuse_others(name: str, place: Path, config: Any) -> None:
-    """Raise ModelError for an adapter that is more than two matrices beside a linear layer."""
+def more_than_lora(place: Path, config: Any = None) -> str | None:
+    """What an adapter is more than two matrices beside a linear layer, by its folder and config."""
+    config = config or stacked.config_of(place)
     if config.peft_type != "LORA":
-        raise _refusal(name, place, f"is of peft's type {config.peft_type.value}")
+        return f"is of peft's type {config.peft_type.value}"
     fields = ("use_dora", "modules_to_save", "trainable_token_indices", "layer_replication", "alora_invocation_tokens")
     more = [field for field in fields if getattr(config, field, None)]
     more += ["bias"] if config.bias != "none" else []
     if more:
-        raise _refusal(name, place, f"has {more[0]}")
-    if stacked.beneath(place):
-        raise _refusal(name, place, "was trained on merged adapters")
+        return f"has {more[0]}"
+    return "was trained on merged adapters" if stacked.beneath(place) else None
 
 
 def _refuse_positions(name: str, place: Path, of_base: Any) -> None:

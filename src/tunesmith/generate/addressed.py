@@ -200,6 +200,12 @@ class Addressed:
         try:
             answer = self.endpoint.post(TEXTS, body)
         except Rejected as error:
+            longest = max(map(len, prompts))
+            if longest == self.context_tokens:  # vLLM keeps room for a token more than it is asked for
+                raise ModelError(
+                    f"{place} refuses a text of {longest} tokens, as long as its context ({error}): ask it for shorter "
+                    f"ones, as in perplexity.max_tokens={longest - 1}"
+                ) from None
             raise ModelError(
                 f"{place} gives no log-probabilities of a text that it is given ({error}). {HAS}"
             ) from None

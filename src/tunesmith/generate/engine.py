@@ -210,10 +210,8 @@ class Generator:
         streams = [batch.add(request) for request in requests]
         for stream in streams:
             with within():
-                pieces = list(stream)
-            tokens = [token for piece in pieces for token in piece.tokens if token.logprob is not None]
-            logprobs = tuple(float(token.logprob or 0) for token in tokens)
-            yield Reply("".join(piece.text for piece in pieces), str(stream.finish), stream.num_tokens, logprobs)
+                reply = whole(stream)
+            yield reply
 
     def sampled(self, messages: Sequence[Mapping[str, Any]], each: Sequence[Sampling]) -> Iterator[Reply]:
         """Answers to one conversation, each drawn in its own way. Raises as `prompt`."""
@@ -246,6 +244,14 @@ class Generator:
                 self.context_tokens,
                 prompt.dropped_turns,
             )
+
+
+def whole(stream: Stream) -> Reply:
+    """An answer to its end. Raises RunError where it has none."""
+    pieces = list(stream)
+    tokens = [token for piece in pieces for token in piece.tokens if token.logprob is not None]
+    logprobs = tuple(float(token.logprob or 0) for token in tokens)
+    return Reply("".join(piece.text for piece in pieces), str(stream.finish), stream.num_tokens, logprobs)
 
 
 def fitted(

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from tunesmith.generate.addressed import Addressed
 from tunesmith.generate.alone import logits_of
+from tunesmith.generate.by_vllm import ByVllm
 from tunesmith.generate.endpoint import Server, is_address
 from tunesmith.generate.engine import Generator, Reply
+from tunesmith.generate.engines import Vllm
 from tunesmith.generate.sampling import Sampling
 from tunesmith.prediction.rows import Asked
 from tunesmith.recipe import Dtype
@@ -34,6 +36,7 @@ class Answering(ABC):
     """A model that answers rows. Without a tokenizer, what rows know is compared as text alone."""
 
     tokenizer: "PreTrainedTokenizerBase | None"
+    notes: Sequence[str] = ()  # what is to be said of how it computes
 
     @abstractmethod
     def some(self, jobs: Sequence[Job], token_accuracy: bool) -> Iterator[Answered]:
@@ -87,8 +90,32 @@ class There(Answering):
         return Answered(str(self.tokenizer.decode(list(prompt.ids))), reply, prompt.dropped_turns, share)
 
 
-def find(path: str, device: str, dtype: Dtype | None, server: Server) -> Answering:
-    """Who answers: the model of a path, hub id or address. Raises RunError, ModelError, RecipeError."""
+class InVllm(Answering):
+    """A model in this process that vLLM answers with."""
+
+    def __init__(self, model: ByVllm) -> None:
+        self.model, self.tokenizer, self.notes = model, model.tokenizer, model.notes
+
+    def some(self, jobs: Sequence[Job], token_accuracy: bool) -> Iterator[Answered]:
+        """As `Answering` says it. Raises ModelError also where vLLM refuses what is asked."""
+        prompts = [self.model.prompt(one.messages, one.tools, how.max_new_tokens) for one, how in jobs]
+        replies = self.model.answers([prompt.ids for prompt in prompts], [how for _, how in jobs])
+        labels = [one.label_ids if token_accuracy else () for one, _ in jobs]
+        labelled = [([*prompt.ids, *ids], len(ids)) for prompt, ids in zip(prompts, labels, strict=True) if ids]
+        scores = self.model.scores(labelled)
+        for prompt, reply, ids in zip(prompts, replies, labels, strict=True):
+            share = sum(hit for _, hit in next(scores)) / len(ids) if ids else None
+            text = str(self.model.tokenizer.decode(list(prompt.ids)))
+            yield Answered(text, reply, prompt.dropped_turns, share)
+
+
+def find(path: str, device: str, dtype: Dtype | None, server: Server, vllm: Vllm | None) -> Answering:
+    """Who answers: the model of a path, hub id or address. Raises RunError, ModelError, RecipeError, MissingExtra.
+
+    `vllm` is how vLLM is started for a model of this process; None: our own engine answers.
+    """
     if is_address(path):
         return There(Addressed.open(path, server))
+    if vllm is not None:
+        return InVllm(ByVllm.open(path, device, dtype, vllm))
     return Here(Generator.open(path, device, dtype))

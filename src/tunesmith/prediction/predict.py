@@ -12,6 +12,7 @@ from tunesmith import atomic, record
 from tunesmith.component import default, spell
 from tunesmith.errors import RunError
 from tunesmith.generate.endpoint import Server, is_address
+from tunesmith.generate.engines import EngineName, Vllm
 from tunesmith.generate.files import files_of
 from tunesmith.generate.load import locate, other_of
 from tunesmith.generate.sampling import Sampling
@@ -47,6 +48,10 @@ class Prediction(Sampling):
     """Precision of the weights. None: as stored, or float32 on a device without bfloat16 arithmetic."""
     server: Server = Server()
     """How a model is asked that is named by a server's address, http://HOST:PORT/v1."""
+    engine: EngineName = "own"
+    """What answers with a model of this process: our own engine, or vLLM."""
+    vllm: Vllm = Vllm()
+    """How vLLM is started."""
 
     def sampling(self) -> Sampling:
         """The options that are those of every answer."""
@@ -86,7 +91,7 @@ def predict(
 
 
 def _spelled(how: Prediction) -> dict[str, Any]:
-    return how.model_dump(mode="json", exclude={"server"}) | {"format": spell(how.format)}
+    return how.model_dump(mode="json", exclude={"server", "vllm"}) | {"format": spell(how.format)}
 
 
 def _content(path: str, file: str | None, how: Prediction) -> str:
@@ -141,7 +146,10 @@ def _answered(
     path: str, file: str | None, out: Path, how: Prediction, say: Callable[[str], None], of_run: str
 ) -> list[dict[str, Any]]:
     """The rows answered by one model, in their order."""
-    model = answering.find(path, how.device, how.dtype, how.server)
+    vllm = how.vllm if how.engine == "vllm" else None
+    model = answering.find(path, how.device, how.dtype, how.server, vllm)
+    for line in model.notes:
+        say(line)
     found = _rows(of_run, file, model, how, say)
     for line in found.lines():
         say(line)

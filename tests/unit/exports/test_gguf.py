@@ -214,7 +214,7 @@ def test_what_llama_cpp_computes_otherwise_is_refused(arch, changes, message):
 def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
     run = make_run(tmp_path, "gemma", prompts=[QUESTION])
     known = "llama, mistral, qwen2, qwen3, gemma2, gemma3_text"
-    with pytest.raises(RunError, match=f"run has a gemma model, and .gguf files are written of {known}: export type="):
+    with pytest.raises(RunError, match=f"run has a gemma model, and .gguf files are written of {known}: to have"):
         Gguf().write(run, tmp_path / "out")
     assert unchanged(tmp_path)
     monkeypatch.setattr("tunesmith.extras.find_spec", lambda name: None)

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -161,6 +162,15 @@ def test_a_server_without_scores_is_told_with_what_can_be_had(folder, answer, ro
             evaluate(address, *how, None, print)
     body = got[0][1]
     assert (body["echo"], body["max_tokens"], body["model"]) == (True, 0, "m")
+
+
+def test_a_text_as_long_as_the_context_that_a_server_refuses_is_told_as_too_long():
+    with scripted(lambda path, body: (400, {"error": "at least 1 is longer than the maximum"})) as (address, _):
+        model = replace(Addressed.open(address, Server()), context_tokens=8)
+        with pytest.raises(ModelError, match=r"refuses a text of 8 tokens, as long.*maximum.*perplexity.max_tokens=7$"):
+            next(model.scores([(range(8), 7)]))
+        with pytest.raises(ModelError, match="gives no log-probabilities"):
+            next(model.scores([(range(7), 6)]))
 
 
 def talk(place, lines, **options):

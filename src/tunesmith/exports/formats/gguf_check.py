@@ -13,7 +13,6 @@ import torch
 
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import base_of, load_config, load_model
-from tunesmith.errors import RunError
 from tunesmith.exports.checks.compare import TOKENS, TOLERANCE, Reference, Unlike, answers, judged, said_by
 from tunesmith.exports.checks.costs import GGUF as COSTS
 from tunesmith.exports.checks.manners import TEXTS, Manners
@@ -41,6 +40,27 @@ class Written:
     facts: dict[str, Any]
     outtype: str
 
+    def write(self, file: Path) -> None:
+        """Write the file."""
+        gguf_file.write(file, self.plan.model.config, self.facts, *self.plan.laid(), self.outtype)
+
+    def compared(self, run: Reference, device: str, file: Path, out: Path) -> Report:
+        """How the file compares with the run. Raises RunError where it is another."""
+        config, share = self.plan.model.config, max(COSTS[self.outtype], TOLERANCE[run.dtype])
+        problem = _other(self, file)
+        if problem is not None:
+            raise Unlike(problem)
+        read = Model(path=str(file), dtype=_word(run.dtype))
+        model: Any = load_model(read, choose(device).type, said=_as_read(config)).eval()
+        problem = _far(model, self)
+        if problem is not None:
+            raise Unlike(problem)
+        report = judged(answers(model, run, out, share))
+        if not llama_cpp.is_installed():
+            return replace(report, notes=(f"not tried in llama.cpp itself: {llama_cpp.HOW}",))
+        del model
+        return replace(report, notes=tried(run, self.tokenizer, file, out, share).notes)
+
 
 def facts_of(plan: Plan, tokenizer: Any, manners: Manners, outtype: str, run: Path) -> dict[str, Any]:
     """All that a file says beside its tensors, by llama.cpp's names.
@@ -48,12 +68,6 @@ def facts_of(plan: Plan, tokenizer: Any, manners: Manners, outtype: str, run: Pa
     Raises RunError for a model or a tokenizer that llama.cpp's layout has no place for here.
     """
     config = plan.model.config
-    family = families.FAMILIES.get(config.model_type)
-    if family is None:
-        raise RunError(
-            f"{run} has a {config.model_type} model, and .gguf files are written of {', '.join(families.FAMILIES)}: "
-            "export type=merged, and use llama.cpp's own convert_hf_to_gguf.py"
-        )
     families.refuse(config, all(spec.name != HEAD for spec in plan.laid()[0]))
     general = {
         "general.type": "model",
@@ -65,29 +79,8 @@ def facts_of(plan: Plan, tokenizer: Any, manners: Manners, outtype: str, run: Pa
     return general | families.sizes(config) | vocabulary
 
 
-def compared(run: Reference, written: Written, device: str, file: Path, out: Path) -> Report:
-    """How a file compares with the run it was made of. Raises RunError where it is another."""
-    found, config = gguf_file.read(file), written.plan.model.config
-    wanted = {name: value for name, value in written.facts.items() if name.startswith("tokenizer.")}
-    problem = gguf_vocab.difference(written.tokenizer, found, wanted) or _sizes(written, found, file)
-    if problem is not None:
-        raise Unlike(problem)
-    dtype = run.dtype
-    read = Model(path=str(file), dtype=_word(dtype))
-    model: Any = load_model(read, choose(device).type, said=_as_read(config)).eval()
-    problem = _far(model, written)
-    if problem is not None:
-        raise Unlike(problem)
-    share = max(COSTS[written.outtype], TOLERANCE[dtype])
-    report = answers(model, run, out, share)
-    if not llama_cpp.is_installed():
-        return replace(report, notes=(f"not tried in llama.cpp itself: {llama_cpp.HOW}",))
-    del model
-    return replace(report, notes=_tried(run, written, file, out, share))
-
-
-def _tried(run: Reference, written: Written, file: Path, out: Path, share: float) -> tuple[str, ...]:
-    """What llama.cpp made of a file, in words. Raises RunError where it is not what the run says."""
+def tried(run: Reference, tokenizer: Any, file: Path, out: Path, share: float) -> Report:
+    """What llama.cpp makes of a file, and a note of it. Raises RunError where it is not what the run says."""
     longest = max(len(one.prompt) for one in run.probes) + TOKENS
     with llama_cpp.opened(file, longest) as other:
         spoken = judged(
@@ -96,17 +89,18 @@ def _tried(run: Reference, written: Written, file: Path, out: Path, share: float
         goes_on = sorted(at for at, ends in other.ends(sorted(run.manners.ends)).items() if not ends)
         if goes_on:
             raise Unlike(f"llama.cpp goes on after the tokens {goes_on}, at which the run's answers end")
-        begun = gguf_vocab.before(written.tokenizer)
-        odd = [text for text in gguf_vocab.CUTS if other.ids(begun + text) != _ids(written.tokenizer, begun + text)]
+        begun = gguf_vocab.before(tokenizer)
+        odd = [text for text in gguf_vocab.CUTS if other.ids(begun + text) != _ids(tokenizer, begun + text)]
     for text in odd:
         if text in TEXTS:
             raise Unlike(f"llama.cpp reads {text[:40]!r} as other tokens than the run does")
     same = len(gguf_vocab.CUTS) - len(odd)
-    return (
+    note = (
         f"in llama.cpp: {'the same greedy tokens' if spoken.same_greedy_tokens else 'other tokens at ties'}, largest "
         f"logit difference {spoken.largest_logit_difference:.3g} (allowed {spoken.tolerance:.3g}), mean divergence "
-        f"{spoken.divergence:.2g} nats; reads {same} of {len(gguf_vocab.CUTS)} texts as the run",
+        f"{spoken.divergence:.2g} nats; reads {same} of {len(gguf_vocab.CUTS)} texts as the run"
     )
+    return replace(spoken, notes=(note,))
 
 
 def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -127,6 +121,13 @@ def _as_read(config: Any) -> Any:
     for name in ("model_type", "architectures", "sliding_window", "layer_types"):
         said.pop(name, None)
     return AutoConfig.for_model("llama", **said)
+
+
+def _other(written: Written, file: Path) -> str | None:
+    """The first thing beside its weights that is another in a file, in words."""
+    found = gguf_file.read(file)
+    wanted = {name: value for name, value in written.facts.items() if name.startswith("tokenizer.")}
+    return gguf_vocab.difference(written.tokenizer, found, wanted) or _sizes(written, found, file)
 
 
 def _sizes(written: Written, found: dict[str, Any], file: Path) -> str | None:

