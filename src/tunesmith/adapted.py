@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import recipe_parallel
@@ -36,8 +37,10 @@ class Adapted:
     begun: "Begun | None" = None  # DeepSpeed, where it trains
 
 
-def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
+def adapt(recipe: Recipe, device: str, given: Any | None, swap: Path | None = None) -> Adapted:
     """The model of a resolved recipe, or the one that a script gave, on a device; by the recipe's seed alone.
+
+    `swap` is where this process keeps the optimizer's state, where DeepSpeed keeps that in files.
 
     Raises:
         ModelError, RecipeError, MissingExtra: it cannot be had, adapted, updated or trained on packed rows.
@@ -78,7 +81,7 @@ def adapt(recipe: Recipe, device: str, given: Any | None) -> Adapted:
     )  # once, mostly for nothing: what it lacks would come out after the run folder is made
     checkpoint_activations(model, recipe.train)
     parts = tensor.share_out(model, recipe, device)
-    begun, said = zero.begin(model, built, recipe, device)
+    begun, said = zero.begin(model, built, recipe, device, swap)
     ops, notes = kernels.elementwise(model, shared_out.compiles(recipe))
     notes.extend([*parts, *said, *recipe.adapter.notes(model)])
     notes += _said_of_rows(recipe, model, rows)

@@ -95,12 +95,14 @@ def speaker() -> Callable[[str], None]:
 
 def _adapted(job: Job, until_the_end: contextlib.ExitStack) -> Adapted:
     """The adapted model, whose layers and attention are its own again at the end, whatever ends it."""
-    from tunesmith.engine import zero
+    from tunesmith.engine import state_files, zero
 
-    zero.refuse(job.resolved.recipe, job.device.type)
-    adapted = adapt(job.resolved.recipe, job.device.type, job.given.model)
+    recipe = job.resolved.recipe
+    zero.refuse(recipe, job.device.type)
+    swap = until_the_end.enter_context(state_files.folder(recipe, job.folder)) if zero.wanted(recipe) else None
+    adapted = adapt(recipe, job.device.type, job.given.model, swap)
     until_the_end.callback(adapted.kernels.restore, adapted.model)
-    alpha = job.resolved.recipe.train.neftune_noise_alpha
+    alpha = recipe.train.neftune_noise_alpha
     if alpha is not None:
         from tunesmith.engine import noise
 

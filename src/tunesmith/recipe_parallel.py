@@ -50,9 +50,12 @@ class Parallel(Section):
     zero_stage: Literal[1, 2, 3] | None = None
     """What DeepSpeed shares. 1: the optimizer's state; 2: gradients too; 3: weights too. None: what `deepspeed_config`
     says, or 2."""
-    offload: Literal["cpu"] | None = None
-    """Where DeepSpeed keeps the optimizer's state, and the parts of weights at stage 3: in the host's memory. None:
-    what `deepspeed_config` says, or on the device."""
+    offload: Literal["cpu", "nvme"] | None = None
+    """Where DeepSpeed keeps the optimizer's state: in the host's memory, or at stage 3 in files on a disk. With either,
+    stage 3 keeps its parts of weights in the host's memory. None: what `deepspeed_config` says, or on the device."""
+    nvme_path: str | None = None
+    """Folder on a disk for these files, which are removed when the run ends. None: what `deepspeed_config` says, or the
+    folder that the run's own is in."""
     deepspeed_config: str | None = None
     """A file of DeepSpeed's own options (JSON). What it says of the recipe's values has to agree with them; "auto" is
     theirs."""
@@ -63,8 +66,6 @@ class Parallel(Section):
         if isinstance(value, dict):
             for word in value.keys() & MISSING.keys():
                 raise ValueError(f"{word}={value[word]} cannot be had: {MISSING[word]}")
-            if value.get("offload") == recipe_zero.NVME:
-                raise ValueError(f"offload={value['offload']} cannot be had: {recipe_zero.NO_NVME}")
         return value
 
     @model_validator(mode="after")
@@ -74,7 +75,7 @@ class Parallel(Section):
                 raise ValueError(
                     f"{name}={getattr(self, name)} is for parallel.strategy=fsdp, and this is {self.strategy}"
                 )
-        for name in ("zero_stage", "offload", "deepspeed_config"):
+        for name in ("zero_stage", "offload", "nvme_path", "deepspeed_config"):
             if getattr(self, name) is not None and self.strategy != "deepspeed":
                 raise ValueError(
                     f"{name}={getattr(self, name)} is for parallel.strategy=deepspeed, and this is {self.strategy}"

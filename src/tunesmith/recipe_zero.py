@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from tunesmith.recipe import Recipe
     from tunesmith.recipe_parallel import Parallel
 
-ELEMENTWISE = ("adamw", "ademamix", "lion")  # DeepSpeed hands an optimizer pieces of flattened weights
+STATES = {"adamw": 2, "ademamix": 3, "lion": 1}  # numbers that an optimizer keeps of each weight
+ELEMENTWISE = tuple(STATES)  # DeepSpeed hands an optimizer pieces of flattened weights
 OURS = ("optimizer", "scheduler", "bf16", "fp16", "torch_autocast")  # sections whose work the recipe's own parts do
 OFFLOADED = ("offload_optimizer", "offload_param")
 IN_PARTS = ("bnb_4bit",)  # quantizations whose weights are plain tensors in parameters, which can be cut
 NVME = "nvme"
-NO_NVME = (
-    "DeepSpeed swaps state to files out of sight of checkpoints here, and needs libaio: say offload=cpu "
-    "(https://www.deepspeed.ai/docs/config-json/#optimizer-offloading)"
+AT_ONCE = 100_000_000  # weights that are read from files, updated and written together, where nobody says how many
+NO_WEIGHTS_IN_FILES = (
+    "weights that wait in files are out of sight of checkpoints here: say offload_param.device=cpu, and nvme of "
+    "offload_optimizer alone (https://www.deepspeed.ai/docs/config-json/#parameter-offloading)"
 )
 
 
@@ -55,6 +57,17 @@ def offload(parallel: "Parallel") -> str | None:
     return parallel.offload or (None if device == "none" else device)
 
 
+def in_files(parallel: "Parallel") -> bool:
+    """Whether the optimizer's state is kept in files."""
+    return offload(parallel) == NVME
+
+
+def nvme_path(parallel: "Parallel") -> str | None:
+    """The folder of these files, if it is said."""
+    theirs: str | None = _given(said(parallel), "zero_optimization.offload_optimizer.nvme_path")
+    return parallel.nvme_path or theirs
+
+
 def problem(recipe: "Recipe") -> str | None:
     """Why DeepSpeed cannot train a recipe, and what can be done; None where it can."""
     own = not type(recipe.adapter).beside
@@ -64,9 +77,8 @@ def problem(recipe: "Recipe") -> str | None:
             f"parallel.deepspeed_config: zero_optimization.stage={level} shares nothing: say 1, 2 or 3, or "
             "parallel.strategy=ddp"
         )
-    for name in OFFLOADED:
-        if _given(said(recipe.parallel), f"zero_optimization.{name}.device") == NVME:
-            return f"parallel.deepspeed_config: zero_optimization.{name}.device={NVME} cannot be had: {NO_NVME}"
+    if reason := _problem_of_files(recipe.parallel, level):
+        return reason
     refused = {
         "train.row_tokens=auto": recipe.train.row_tokens == "auto",
         f"train.fp16={str(recipe.train.fp16).lower()}": recipe.train.fp16,
@@ -95,6 +107,26 @@ def problem(recipe: "Recipe") -> str | None:
     if level == 3 and own and "reference" in type(recipe.objective).needs and recipe.reference.compute == "step":
         return "reference.compute=step needs a whole second model, and zero_stage=3 shares one out: say once"
     return next(_disagreements(recipe, said(recipe.parallel)), None)
+
+
+def _problem_of_files(parallel: "Parallel", level: int) -> str | None:
+    """Why nothing can be kept in files, and what can be done; None where it can, or is not to be."""
+    if _given(said(parallel), "zero_optimization.offload_param.device") == NVME:
+        return (
+            f"parallel.deepspeed_config: zero_optimization.offload_param.device={NVME} cannot be had: "
+            f"{NO_WEIGHTS_IN_FILES}"
+        )
+    if parallel.nvme_path is not None and not in_files(parallel):
+        return (
+            f"parallel.nvme_path={parallel.nvme_path} is for parallel.offload={NVME}, and this is {offload(parallel)}: "
+            "say that, or leave it out"
+        )
+    if in_files(parallel) and level != 3:
+        return (
+            f"parallel.offload={NVME}: DeepSpeed keeps state in files at parallel.zero_stage=3 alone, and this is "
+            f"{level}: say 3, or offload=cpu"
+        )
+    return None
 
 
 def _of_weights(recipe: "Recipe", own: bool) -> dict[str, bool]:
@@ -134,7 +166,9 @@ def _disagreements(recipe: "Recipe", config: Mapping[str, Any]) -> Iterator[str]
         "optimizer.params.eps": ("optimizer.epsilon", getattr(optimizer, "epsilon", None)),
         "optimizer.params.betas": ("optimizer.betas", list(getattr(optimizer, "betas", ())) or None),
     }
-    same |= {f"zero_optimization.{name}.device": ("parallel.offload", parallel.offload) for name in OFFLOADED}
+    ours = {"optimizer": parallel.offload, "param": None if parallel.offload == NVME else parallel.offload}
+    same |= {f"zero_optimization.offload_{name}.device": ("parallel.offload", one) for name, one in ours.items()}
+    same["zero_optimization.offload_optimizer.nvme_path"] = ("parallel.nvme_path", parallel.nvme_path)
     for path, (option, value) in same.items():
         theirs = _given(config, path)
         if None not in (theirs, value) and theirs != value:
@@ -166,8 +200,30 @@ def _sizes(width: int) -> dict[str, int]:
     }
 
 
-def options(recipe: "Recipe", number: int, width: int | None = None) -> dict[str, Any]:
+def _offloaded(recipe: "Recipe", zero: Mapping[str, Any], swap: Path | None) -> dict[str, Any]:
+    """What DeepSpeed is told of what leaves the device; `swap` is the folder of a process's files.
+
+    Where state is in files, there is a buffer for a weight, its gradient and each of its states, of a part of them at a
+    time; and as many for a part that is read ahead, and for one that is still written.
+    """
+    place = recipe.parallel.offload
+    if not in_files(recipe.parallel):
+        names = OFFLOADED if zero["stage"] == 3 else OFFLOADED[:1]
+        return {} if place is None else {name: zero.get(name, {}) | {"device": place} for name in names}
+    found = dict(zero.get("offload_optimizer", {}))
+    parts = 1 + bool(found.get("pipeline_read")) + bool(found.get("pipeline_write"))
+    buffers = parts * (2 + STATES[name_of(recipe.optimizer)])
+    found |= {"device": NVME, "nvme_path": str(swap), "buffer_count": max(buffers, found.get("buffer_count", 0))}
+    size = zero.get("sub_group_size", "auto")
+    told = {"offload_optimizer": found, "sub_group_size": AT_ONCE if size == "auto" else int(size)}
+    weights = zero.get("offload_param", {}) | {"device": _given(zero, "offload_param.device") or "cpu"}
+    return told if place is None else told | {"offload_param": weights}
+
+
+def options(recipe: "Recipe", number: int, width: int | None = None, swap: Path | None = None) -> dict[str, Any]:
     """What DeepSpeed is told of a resolved recipe that so many processes train; `width` is the model's.
+
+    `swap` is the folder of a process's files, where it keeps state in such.
 
     Raises:
         RecipeError: its file has the batch of a step otherwise.
@@ -184,9 +240,7 @@ def options(recipe: "Recipe", number: int, width: int | None = None) -> dict[str
     zero["memory_efficient_linear"] = False  # or torch.nn.functional.linear is another function from there on
     for name, value in _sizes(width or 1).items():
         zero[name] = value if zero.get(name, "auto") == "auto" else zero[name]
-    if parallel.offload is not None:
-        for name in OFFLOADED if zero["stage"] == 3 else OFFLOADED[:1]:
-            zero[name] = zero.get(name, {}) | {"device": parallel.offload}
+    zero |= _offloaded(recipe, zero, swap)
     return found | {
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": train.per_device_train_batch_size,

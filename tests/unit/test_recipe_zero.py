@@ -1,8 +1,10 @@
 """What a recipe says of DeepSpeed, and what a file of DeepSpeed's own options may say beside it."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from tunesmith import recipe_zero
 from tunesmith.errors import MissingExtra, RecipeError
@@ -106,18 +108,60 @@ def test_a_file_that_is_not_there(tmp_path):
     assert f"there is no file {tmp_path / 'none'}" in problem(tmp_path / "none")
 
 
-@pytest.mark.parametrize("option", ["zero_stage", "offload", "deepspeed_config"])
+@pytest.mark.parametrize("option", ["zero_stage", "offload", "nvme_path", "deepspeed_config"])
 def test_what_is_said_to_deepspeed_alone(option):
-    value = {"zero_stage": 2, "offload": "cpu", "deepspeed_config": "x.json"}[option]
+    value = {"zero_stage": 2, "offload": "cpu", "nvme_path": "/x", "deepspeed_config": "x.json"}[option]
     assert f"{option}={value} is for parallel.strategy=deepspeed, and this is fsdp" in problem(
         strategy="fsdp", **{option: value}
     )
 
 
-def test_files_on_a_disk_are_refused(file):
-    assert "offload=nvme cannot be had" in problem(offload="nvme")
-    config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}
-    assert "zero_optimization.offload_optimizer.device=nvme cannot be had" in problem(file(config))
+def in_files(*given, swap="/disk/own", **said):
+    found = recipe_zero.options(recipe(*given, **said), number=2, width=8, swap=Path(swap))["zero_optimization"]
+    return found["offload_optimizer"], found.get("offload_param"), found["sub_group_size"]
+
+
+def test_state_in_files_has_its_folder_and_buffers_for_all_of_a_weight():
+    state, weights, at_once = in_files(offload="nvme", zero_stage=3, nvme_path="/disk")
+    assert state == {"device": "nvme", "nvme_path": "/disk/own", "buffer_count": 4}  # weight, gradient, two means
+    assert weights == {"device": "cpu"} and at_once == recipe_zero.AT_ONCE
+    state, *_ = in_files(options={"optimizer": {"type": "ademamix"}}, offload="nvme", zero_stage=3)
+    assert state["buffer_count"] == 5
+
+
+def test_a_file_says_files_too(file):
+    own = {"device": "nvme", "nvme_path": "/x", "pipeline_read": True, "pipeline_write": True, "buffer_count": 3}
+    path = file({"zero_optimization": {"stage": 3, "offload_optimizer": own, "sub_group_size": 1e9}})
+    assert recipe_zero.nvme_path(recipe(path).parallel) == "/x"
+    state, weights, at_once = in_files(path)
+    assert (state["buffer_count"], state["nvme_path"], weights, at_once) == (12, "/disk/own", None, 10**9)
+    own |= {"buffer_count": 20, "pipeline_read": False}
+    path = file({"zero_optimization": {"offload_optimizer": own, "offload_param": {"device": "none"}}})
+    state, weights, at_once = in_files(path, offload="nvme", zero_stage=3)
+    assert (state["buffer_count"], weights, at_once) == (20, {"device": "none"}, recipe_zero.AT_ONCE)
+    assert "nvme_path=/x in" in problem(path, offload="nvme", zero_stage=3, nvme_path="/y")
+
+
+@pytest.mark.parametrize("name", recipe_zero.STATES)
+def test_the_states_of_an_optimizer_are_those_that_it_counts_itself(name):
+    weight = torch.zeros(3, 4)
+    kept = recipe(options={"optimizer": {"type": name}}).optimizer.kept_bytes("x", weight, 1)
+    assert kept // weight.nbytes == recipe_zero.STATES[name]  # beside a count of steps
+
+
+def test_where_files_cannot_be(file):
+    assert "offload=nvme: DeepSpeed keeps state in files at parallel.zero_stage=3 alone, and this is 2" in problem(
+        offload="nvme"
+    )
+    assert "nvme_path=/x is for parallel.offload=nvme, and this is cpu" in problem(offload="cpu", nvme_path="/x")
+    config = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}}
+    found = problem(file(config))
+    assert (
+        "zero_optimization.offload_param.device=nvme cannot be had" in found and "say offload_param.device=cpu" in found
+    )
+    config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
+    found = problem(file(config), offload="nvme")
+    assert "offload_optimizer.device=cpu in" in found and "parallel.offload=nvme in the recipe" in found
 
 
 @pytest.mark.parametrize(

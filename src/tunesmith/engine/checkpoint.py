@@ -161,9 +161,9 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, scheduler: An
 def states(folder: Path, parameters: Sequence[torch.Tensor]) -> Iterator[tuple[int, str, Any]]:
     """The state that a checkpoint has of an optimizer: the number of a parameter, what it is, and its value."""
     saved = read_state(folder)["optimizer"]["values"]
-    for key, value in [*load_file(folder / OPTIMIZER).items(), *saved.items(), *shares.load_state(parameters, folder)]:
-        index, _, name = key.partition(".")
-        yield int(index), name, value
+    found = [*load_file(folder / OPTIMIZER).items(), *saved.items(), *shares.load_state(parameters, folder)]
+    named = [(int(index), name, value) for (index, _, name), value in ((key.partition("."), one) for key, one in found)]
+    yield from sorted(named, key=lambda one: one[:2])  # what is kept of parameters together is read in together
     yield from (found for found in flat_parts.whole(parameters, folder) if found[1] != flat_parts.WEIGHT)
 
 

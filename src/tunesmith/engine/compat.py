@@ -1,6 +1,7 @@
 """What a run depends on and libraries keep private or name in an old way, in one place."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,17 @@ __all__ = [
     "FAILURES",
     "DispatchMode",
     "attention_of",
+    "complete_gradients",
     "forget_conversions",
+    "keep_gradients",
     "layer_kinds",
+    "numbers_in_files",
     "one_device",
     "peft_warnings",
     "place_in_flat",
+    "read_in",
     "routers_of",
+    "short_file",
     "tensors_in",
     "watched",
 ]
@@ -145,13 +151,82 @@ def place_in_flat(parameter: torch.Tensor, zero: Any, rank: int) -> Place | None
         group, offset, length = zero.grad_position[zero.get_param_id(known)]
         start, flat = rank * length, zero.fp32_partitioned_groups_flat[group]
         length = min(length, known.ds_numel - start)  # the last ones are filled up
-        return Place(flat, offset, start, length) if length > 0 else None
+        return Place(flat, offset, start, length, group) if length > 0 else None
     mapping = known._hp_mapping
     if mapping is None:
         return None
     flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
     inner, outer = mapping.lp_fragment_address, mapping.hp_fragment_address
-    return Place(flat, outer.start, inner.start, inner.numel)
+    return Place(flat, outer.start, inner.start, inner.numel, mapping.param_group_index)
+
+
+def _is_in_files(zero: Any, group: int) -> bool:
+    swaps = getattr(zero, "optimizer_swapper", None) is not None  # stages 1 and 2 know no files
+    return swaps and bool(zero._swappable_optimizer_subgroup(group))
+
+
+def numbers_in_files(zero: Any) -> int:
+    """How many of the weights that this process updates DeepSpeed's optimizer keeps in files, with their states."""
+    numels = zero.fp16_partitioned_groups_flat_numel
+    return sum(int(number) for group, number in enumerate(numels) if _is_in_files(zero, group))
+
+
+@contextmanager
+def read_in(zero: Any, group: int, write: bool = False) -> Iterator[None]:
+    """A block in which the memory has what DeepSpeed's optimizer keeps of a group of weights, be it in files.
+
+    They are written anew at its end where it is said. DeepSpeed 0.19 gives states publicly one weight after the other,
+    for each of which it reads the group (`deepspeed.utils.safe_get_local_optimizer_state`).
+    """
+    if not _is_in_files(zero, group):
+        yield
+        return
+    zero._optimizer_states_and_gradient_swap_in(group)
+    yield
+    if write:
+        zero._writeback_swap_state(group, write_opt_state=True, write_gradients=False)
+    else:
+        zero._release_swap_buffers(group)
+
+
+def keep_gradients(zero: Any) -> None:
+    """Have DeepSpeed's optimizer find the gradients of what it keeps in files in the memory, where they are anyway.
+
+    DeepSpeed 0.19 would write those of 1 MB and more to files too, and read each into its place among others in a
+    buffer. That place is at no multiple of 512 bytes for many sizes, so that a disk may refuse the read; DeepSpeed does
+    not look, and the update would take what lay there before.
+    """
+    swapper = zero.optimizer_swapper
+
+    def keep(parameter: Any, gradient_offsets: list[int], gradient_tensors: list[torch.Tensor]) -> None:
+        here = (one.to("cpu") for one in gradient_tensors)
+        swapper.swap_params_info[parameter.ds_id].unswapped_gradients.update(zip(gradient_offsets, here, strict=True))
+
+    swapper.swap_out_gradients = keep
+
+
+def complete_gradients(zero: Any) -> None:
+    """Give zeros for the gradients of a step that no pass has made, of what DeepSpeed's optimizer keeps in files.
+
+    DeepSpeed 0.19 reads gradients into a buffer, where without one of them something else would stay.
+    """
+    for group, offset, length in zero.grad_position.values():
+        if _is_in_files(zero, group):
+            flat = zero.fp32_partitioned_groups_flat[group]
+            made = zero.optimizer_swapper.swap_params_info[flat.ds_id].unswapped_gradients
+            if offset not in made:
+                made[offset] = torch.zeros(length)
+
+
+def short_file(zero: Any) -> str | None:
+    """A file of state that is shorter than what was written, and so on a full disk; DeepSpeed 0.19 does not look."""
+    swapper = zero.optimizer_swapper
+    for one in swapper.swap_params_info.values():
+        size = swapper._io_aligned_numel(one.numel()) * swapper.swap_element_size
+        for path in one.get_swap_paths():
+            if os.path.getsize(path) < size:
+                return str(path)
+    return None
 
 
 def without_hooks(module: torch.nn.Module) -> torch.nn.Module:

@@ -35,6 +35,7 @@ class Place(NamedTuple):
     offset: int
     start: int  # in the flattened parameter
     length: int
+    group: int  # of parameters that are updated together
 
     def of(self, flat: torch.Tensor) -> torch.Tensor:
         """The piece [n] of a flat tensor of the same layout."""
@@ -60,14 +61,16 @@ def copied(pieces: Iterable[Piece]) -> list[Piece]:
     return [one._replace(values=one.values.detach().cpu().clone()) for one in pieces]
 
 
-def save(pieces: Iterable[Piece], folder: Path, rank: int, kinds: Mapping[str, torch.dtype] | None = None) -> None:
-    """Write the pieces of a process, and the names and dtypes of parameters whose weights are nowhere else."""
+def save(
+    pieces: Iterable[Piece], folder: Path, rank: int, kinds: Mapping[str, torch.dtype] | None = None, part: str = ""
+) -> None:
+    """Write the pieces of a process, or a `part` of them; and names and dtypes of weights that are nowhere else."""
     (folder / FOLDER).mkdir(exist_ok=True)
     if kinds and rank == 0:
         words = {name: str(kind).removeprefix("torch.") for name, kind in kinds.items()}
         (folder / FOLDER / NAMES).write_text(json.dumps(words), encoding="utf-8")
     named = {f"{one.number}.{one.name}.{one.start}": one.values for one in pieces}
-    save_file(named, folder / FOLDER / f"{rank}.safetensors")
+    save_file(named, folder / FOLDER / f"{rank}{part}.safetensors")
 
 
 def whole(

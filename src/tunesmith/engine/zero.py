@@ -9,12 +9,14 @@ import contextlib
 import sys
 import warnings
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from tunesmith import extras, recipe_zero
-from tunesmith.engine import ranks, shared_out
+from tunesmith.engine import ranks, shared_out, state_files
+from tunesmith.engine.compat import keep_gradients, numbers_in_files
 from tunesmith.engine.model import base_of
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
@@ -58,6 +60,7 @@ class Begun(NamedTuple):
     engine: Any
     trained: tuple[torch.nn.Parameter, ...]  # in the optimizer's order
     groups: tuple[dict[str, Any], ...]  # with the numbers of these
+    swap: Path | None = None  # where this process keeps the optimizer's state, if in files
 
 
 def wanted(recipe: Recipe) -> bool:
@@ -77,18 +80,25 @@ def refuse(recipe: Recipe, device: str) -> None:
         )
 
 
-def begin(model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe, device: str) -> tuple[Begun | None, list[str]]:
+def begin(
+    model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe, device: str, swap: Path | None = None
+) -> tuple[Begun | None, list[str]]:
     """DeepSpeed around a loaded and adapted model, whose weights it moves where they are to be; and what is to be said.
 
-    None where it is not wanted.
+    None where it is not wanted. `swap` is this process's folder of files, where the optimizer's state is kept in such.
+
+    Raises:
+        RecipeError: there is no room for these.
     """
     if not wanted(recipe):
         return None, []
     with contextlib.redirect_stdout(sys.stderr):  # it speaks on stdout, which is for what a program reads
-        return _begun(model, optimizer, recipe, device)
+        return _begun(model, optimizer, recipe, device, swap)
 
 
-def _begun(model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe, device: str) -> tuple[Begun, list[str]]:
+def _begun(
+    model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe, device: str, swap: Path | None
+) -> tuple[Begun, list[str]]:
     import deepspeed
 
     # deepspeed 0.19 calls two functions of torch's by names that torch 2.13 warns of
@@ -96,7 +106,7 @@ def _begun(model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe, device:
     trained = tuple(one for group in optimizer.param_groups for one in group["params"])
     groups = tuple(optimizer.state_dict()["param_groups"])
     level = recipe_zero.stage(recipe.parallel)
-    config = recipe_zero.options(recipe, ranks.number(), model.config.get_text_config().hidden_size)
+    config = recipe_zero.options(recipe, ranks.number(), model.config.get_text_config().hidden_size, swap)
     scoring = Scoring(model)
     deepspeed.init_distributed(auto_mpi_discovery=False)  # it counts processes before it meets them
     if level == 3:
@@ -111,13 +121,24 @@ def _begun(model: Any, optimizer: torch.optim.Optimizer, recipe: Recipe, device:
             state: Any = getattr(one, "quant_state", None)
             if state is not None:  # the scales of 4 bit, whole on every process
                 state.to(device)
+    if swap is not None:
+        parts = [one.ds_tensor.numel() for one in trained]
+        state_files.refuse_small(recipe, swap, sum(parts), max(parts))
     engine, *_ = deepspeed.initialize(model=scoring, optimizer=optimizer, config=config)
+    if swap is not None:
+        keep_gradients(engine.optimizer)
     if level == 3:
         within = {id(one) for layer in layers for one in layer.parameters()}
         _keep([one for one in model.parameters() if id(one) not in within], engine.optimizer)
+    line = f"parallel: DeepSpeed's ZeRO-{level} on {ranks.number()} processes"
     place = recipe_zero.offload(recipe.parallel)
-    kept = f", kept on {place}" if place else ""
-    return Begun(engine, trained, groups), [f"parallel: DeepSpeed's ZeRO-{level} on {ranks.number()} processes{kept}"]
+    if swap is not None:
+        here = sum(ranks.everyones(numbers_in_files(engine.optimizer)))
+        line += f", the state of {here:,} weights in files in {swap.parent}"
+        line += "" if here else ": groups of less than 1 MB stay in memory"
+    elif place:
+        line += f", kept on {place}"
+    return Begun(engine, trained, groups, swap), [line]
 
 
 def _keep(parameters: list[Any], optimizer: Any) -> None:

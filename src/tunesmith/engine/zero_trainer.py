@@ -12,7 +12,11 @@ put together of them.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+import shlex
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +24,13 @@ import torch
 
 from tunesmith.engine import checkpoint as checkpoints
 from tunesmith.engine import companions, flat_parts, ranks, shared_out, shares, zero
-from tunesmith.engine.compat import place_in_flat
+from tunesmith.engine.compat import complete_gradients, place_in_flat, read_in, short_file
 from tunesmith.engine.flat_parts import WEIGHT, Piece, Place
 from tunesmith.engine.joint import Share
 from tunesmith.engine.model import is_adapted
 from tunesmith.engine.saving import Writer
 from tunesmith.engine.trainer import Pairs, Trainer
+from tunesmith.errors import RunError
 from tunesmith.types import Batch, LossSum, Scores
 
 
@@ -33,7 +38,7 @@ class ZeroTrainer(Trainer):
     """Trains with DeepSpeed's ZeRO, which was put around the model when that was adapted (`zero.begin`)."""
 
     def __init__(self, begun: zero.Begun, *options: Any) -> None:
-        self.engine, self.trained, self.groups = begun
+        self.engine, self.trained, self.groups, self.swap = begun
         super().__init__(*options)
         self.engine.module.scorer = self.scorer
         through: Any = zero.EngineScorer(self.engine)
@@ -72,7 +77,11 @@ class ZeroTrainer(Trainer):
         return None
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
+        if self.swap is not None:
+            complete_gradients(self.engine.optimizer)
         self.engine.step()
+        if self.swap is not None:
+            self._refuse_short()
         return float(self.engine.get_global_grad_norm())
 
     def measured(self, model: Any, batch: Batch, share: Share | None = None) -> tuple[LossSum, Pairs, Scores]:
@@ -103,8 +112,20 @@ class ZeroTrainer(Trainer):
         """The pieces of this process: of the optimizer's state, and of weights that it has in more digits."""
         own = {id(one): name for name, one in model.named_parameters()}
         kinds = {own[id(one)]: one.dtype for one in self.trained} if self.has_own_in_parts() else {}
-        pieces = flat_parts.copied(self.pieces())
-        return lambda folder, group: flat_parts.save(pieces, folder, ranks.own(), kinds)
+        if self.swap is None:
+            pieces = flat_parts.copied(self.pieces())
+            return lambda folder, group: flat_parts.save(pieces, folder, ranks.own(), kinds)
+        groups = [place and place.group for place in self.places()]
+        for group, ones in groupby(self.pieces(), lambda one: groups[one.number]):
+            flat_parts.save(flat_parts.copied(ones), self.swap, ranks.own(), part=f"-{group}")
+        return partial(self._moved, kinds=kinds)
+
+    def _moved(self, folder: Path, group: Any, kinds: dict[str, torch.dtype]) -> None:
+        """Move the pieces that were written beside files of state, of which the memory has a part at a time."""
+        assert self.swap is not None
+        flat_parts.save([], folder, ranks.own(), kinds)
+        for path in (self.swap / flat_parts.FOLDER).glob("*.safetensors"):
+            shutil.move(path, folder / flat_parts.FOLDER / path.name)
 
     def write_weights(self, model: Any, folder: Path) -> None:
         """Write the weights; where they lie in pieces, what model these are of."""
@@ -119,13 +140,22 @@ class ZeroTrainer(Trainer):
 
     def pieces(self) -> Iterator[Piece]:
         """What of the weights and of the optimizer's state is here."""
-        for index, (one, place) in enumerate(zip(self.trained, self.places(), strict=True)):
-            if place is not None:
-                if one.dtype != torch.float32 or self.has_own_in_parts():
-                    yield Piece(index, WEIGHT, place.start, place.of(place.flat))
-                for name, state in self.states_of(place.flat).items():
-                    if _is_flat(state):
-                        yield Piece(index, name, place.start, place.of(state))
+        for index, place in self.here(enumerate(self.places())):
+            if self.trained[index].dtype != torch.float32 or self.has_own_in_parts():
+                yield Piece(index, WEIGHT, place.start, place.of(place.flat))
+            for name, state in self.states_of(place.flat).items():
+                if _is_flat(state):
+                    yield Piece(index, name, place.start, place.of(state))
+
+    def here(self, found: Iterable[tuple[Any, Place | None]], write: bool = False) -> Iterator[tuple[Any, Place]]:
+        """Things of parameters that have a place here, one after the other, while the memory has what is kept of them.
+
+        `write` is of those that are changed.
+        """
+        placed = ((one, place) for one, place in found if place is not None)
+        for group, ones in groupby(placed, lambda one: one[1].group):
+            with read_in(self.engine.optimizer, group, write):
+                yield from ones
 
     def places(self) -> list[Place | None]:
         """Where each trained parameter's piece lies in what the optimizer has; None: others have all of it."""
@@ -152,31 +182,43 @@ class ZeroTrainer(Trainer):
         zero.rest(self.engine)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         places = self.places()
-        for one, place in zip(self.trained, places, strict=True):
-            if place is not None:
-                here: Any = one
-                piece = here.ds_tensor if shared_out.is_parted(one) else one.detach().flatten()[place.start :]
-                place.of(place.flat).copy_(piece[: place.length])
-        for index, _, value in flat_parts.whole(self.trained, Path(resume_from_checkpoint), WEIGHT):
-            place = places[index]
-            if place is not None:
-                place.put(value, place.flat)
+        for one, place in self.here(zip(self.trained, places, strict=True), write=True):
+            piece = one.ds_tensor if shared_out.is_parted(one) else one.detach().flatten()[place.start :]
+            place.of(place.flat).copy_(piece[: place.length])
+        weights = flat_parts.whole(self.trained, Path(resume_from_checkpoint), WEIGHT)
+        for value, place in self.here(((value, places[index]) for index, _, value in weights), write=True):
+            place.put(value, place.flat)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        folder, places = Path(checkpoint), self.places()
-        for index, name, value in checkpoints.states(folder, self.trained):
-            place = places[index]
-            if place is not None:
-                states = self.states_of(place.flat)
-                if _is_flat(value):
-                    place.put(value, states.setdefault(name, torch.zeros_like(place.flat)))
-                else:
-                    states[name] = value
+        folder = Path(checkpoint)
+        for (name, value), place in self.here(self._flat_states(folder), write=True):
+            place.put(value, self.states_of(place.flat).setdefault(name, torch.zeros_like(place.flat)))
+        if self.swap is not None:
+            self._refuse_short()
         now: Any = self.optimizer
         checkpoints.load_course(folder, now.param_groups, self.lr_scheduler)
         companions.load(self.companions, folder)
+
+    def _flat_states(self, folder: Path) -> Iterator[tuple[tuple[str, torch.Tensor], Place | None]]:
+        """What a checkpoint has of the optimizer's state for each weight; what counts for all of one is taken up."""
+        places = self.places()
+        for index, name, value in checkpoints.states(folder, self.trained):
+            place = places[index]
+            if _is_flat(value):
+                yield (name, value), place
+            elif place is not None:
+                self.states_of(place.flat)[name] = value
+
+    def _refuse_short(self) -> None:
+        """Raise RunError where the disk had no room for files of state."""
+        path = short_file(self.engine.optimizer)
+        if path is not None:
+            raise RunError(
+                f"parallel.nvme_path: {path} is shorter than what was written: its disk is full. Make room, then go on "
+                f"with: tunesmith train {shlex.quote(str(self.args.output_dir))}"
+            )
 
 
 def _is_flat(state: Any) -> bool:

@@ -8,6 +8,7 @@ from tunesmith.planner.devices import Cluster
 from tunesmith.planner.shapes import Shape
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_parallel import Parallel
+from tunesmith.recipe_zero import NVME
 
 WIDEST = 8  # devices that tensor parallelism or context parallelism is tried over
 SHORTEST_PIECE = 1024  # tokens of a row that each has
@@ -50,10 +51,11 @@ class Layout:
     def rank(self) -> int:
         """How simple it is, 0 the simplest: whole models, weights in parts, copies of these, cut rows or layers, ZeRO.
 
-        DeepSpeed is another package, and what it offloads waits for the host: both are for what nothing else fits.
+        DeepSpeed is another package, and what it offloads waits for the host, or for a disk: each is for what nothing
+        before fits.
         """
         if self.strategy == "deepspeed":
-            return 4 + (self.offload is not None)
+            return 4 + (None, "cpu", NVME).index(self.offload)
         if self.tensor * self.context > 1:
             return 3
         return 0 if self.strategy in ("one", "ddp") else 1 + (self.replicate > 1)
@@ -130,5 +132,5 @@ def layouts(cluster: Cluster, shape: Shape, row_tokens: int) -> Iterator[Layout]
         if shape.heads % size == 0 and row_tokens // size >= SHORTEST_PIECE:
             yield Layout("ddp", replicate=many // size, context=size)
             yield Layout("fsdp", fsdp=many // size, context=size)
-    for stage, offload in ((1, None), (2, None), (2, "cpu"), (3, None), (3, "cpu")):
+    for stage, offload in ((1, None), (2, None), (2, "cpu"), (3, None), (3, "cpu"), (3, NVME)):
         yield Layout("deepspeed", replicate=many, zero_stage=stage, offload=offload)

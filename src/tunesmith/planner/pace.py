@@ -5,7 +5,8 @@
   memory. Of products that tensor parallelism divides one side stays as wide as it was.
 - links: FSDP gathers a layer's weights for each pass and sums its gradients; DDP and ZeRO sum gradients. That goes on
   beside the products and counts where it is longer. What tensor and context parallelism send, a layer waits for.
-- update: what the optimizer reads and writes; with offload in the host's memory, which its devices share.
+- update: what the optimizer reads and writes; with offload in the host's memory, or beside that in files on a disk,
+  which its devices share.
 
 A multiply-accumulate is two operations. Letters: H hidden size, Q and K widths of query and key heads, I inner size.
 """
@@ -17,6 +18,7 @@ from tunesmith.planner.layout import Layout
 from tunesmith.planner.shapes import Shape
 from tunesmith.planner.spread import ACROSS
 from tunesmith.recipe import Recipe
+from tunesmith.recipe_zero import NVME
 
 REACHED = 0.444  # of a device's dense peak, as products of a training step reach it: see docs/guide/scale.md
 HALF = 2  # bytes of a number that is sent
@@ -25,6 +27,8 @@ HALF = 2  # bytes of a number that is sent
 TRAFFIC = {False: (80, 16, 10), True: (20, 8, 6)}
 BACKWARD = 2  # times as much as forward
 HOST_BANDWIDTH = 200e9  # bytes a second of a machine's own memory, of two processors: about so much, unmeasured
+DISK_BANDWIDTH = 5e9  # bytes a second of a machine's disk (NVMe), read and written alike: about so much, unmeasured
+IN_FILES = 24  # of the bytes below: weight and two moments are read and written
 UPDATE = 28  # bytes of a trained number: weight, gradient and two moments in float32 are read, all but one written
 
 
@@ -73,6 +77,7 @@ def pace(recipe: Recipe, shape: Shape, layout: Layout, cluster: Cluster, again: 
     links = micro * waited + max(0.0, beside * (micro if layout.gathers else 1) - micro * (products + memory))
     trained = sum(one.numel for one in shape.weights if one.trained) / layout.tensor / layout.shares()[2]
     update = trained * UPDATE / (device.bandwidth if layout.offload is None else HOST_BANDWIDTH / cluster.each)
+    update += trained * IN_FILES * cluster.each / DISK_BANDWIDTH if layout.offload == NVME else 0
     tokens = row * micro * layout.rows
     return Pace(micro * products, micro * memory, links, update, tokens)
 

@@ -8,7 +8,8 @@ What one device alone would need (`memory.py`) is divided as the stage says. Bes
 - `gathered`: at stage 3 what is in no layer (embeddings, head), for the whole step, and of layers those that are used
   again before `REUSED` numbers are, or the layer in hand and what is fetched meanwhile; in the weights' own dtype.
 - `communication`: a bucket of `H * H` numbers, and the gradient of a weight that no bucket takes, once more.
-- offload: copies, state and gradients in float32 lie in the host's memory, and at stage 3 the weights' parts.
+- offload: copies, state and gradients in float32 lie in the host's memory, and at stage 3 the weights' parts. Where
+  copies and state are in files instead, buffers of a group of weights are there: of copy, gradient and each state.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from tunesmith.planner.memory import BACKWARD, EMBEDDING, FORWARD, UPDATE, Momen
 from tunesmith.planner.passes import WIDE
 from tunesmith.planner.shapes import Shape, Weight
 from tunesmith.recipe import Recipe
+from tunesmith.recipe_zero import AT_ONCE as AT_ONCE_IN_FILES
+from tunesmith.recipe_zero import NVME
 
 REUSED = 1_000_000_000  # numbers of both passes: DeepSpeed's stage3_max_reuse_distance, that nobody says here
 AT_ONCE = 1_000_000_000  # numbers that stage 3 updates together: its sub_group_size
@@ -31,6 +34,7 @@ class _Held:
     number: int  # of processes
     stage: int
     here: bool  # nothing is offloaded
+    files: bool  # copies and state are
     copies: int  # of trained weights in float32, all of them
     trained: int
     state: int
@@ -60,6 +64,7 @@ def moments(recipe: Recipe, shape: Shape, layout: Layout, alone: Sequence[Moment
         number=layout.devices,
         stage=layout.zero_stage,
         here=layout.offload is None,
+        files=layout.offload == NVME,
         copies=sum(one.numel for one in trained) * WIDE,
         trained=sum(one.nbytes for one in trained),
         state=state_bytes(recipe, replace(shape, weights=tuple(wide))),  # that of float32 weights
@@ -100,6 +105,11 @@ def _on_host(held: _Held) -> int:
     """
     if held.here:
         return 0
+    if held.files:
+        wide = 0 if held.trained == held.copies else held.copies  # gradients in float32 once more, if they are not
+        gathered = min(held.copies // held.number, AT_ONCE_IN_FILES * WIDE)
+        buffers = gathered * (2 + held.state // max(held.copies, 1))
+        return buffers + (held.trained + wide + held.within + held.kept) // held.number
     found = (2 * held.copies + held.state + held.trained) // held.number
     if held.stage == 3:
         return found + (held.within + held.kept) // held.number

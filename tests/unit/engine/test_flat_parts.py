@@ -29,6 +29,8 @@ def test_pieces_of_processes_make_wholes(tmp_path):
     assert torch.equal(found[0, WEIGHT], first) and torch.equal(found[0, "exp_avg"], state)
     assert torch.equal(found[1, WEIGHT], second)
     assert [name for _, name, _ in flat_parts.whole(parameters, tmp_path, "exp_avg")] == ["exp_avg"]
+    flat_parts.save([Piece(1, "exp_avg", 0, second)], tmp_path, 2, part="-1")  # what a process writes in parts
+    assert {name for number, name, _ in flat_parts.whole(parameters, tmp_path) if number == 1} == {WEIGHT, "exp_avg"}
     assert flat_parts.there(tmp_path) and not flat_parts.has_weights(tmp_path)
 
 
@@ -49,7 +51,7 @@ def test_weights_that_lie_in_pieces_alone_are_found_by_name(tmp_path):
 
 def test_a_place_has_what_a_process_has_of_a_parameter():
     flat, whole = torch.zeros(10), torch.arange(12.0).view(3, 4)
-    place = Place(flat, offset=2, start=5, length=4)
+    place = Place(flat, offset=2, start=5, length=4, group=0)
     place.put(whole, flat)
     assert flat.tolist() == [0, 0, 5, 6, 7, 8, 0, 0, 0, 0]
     assert place.of(flat).tolist() == [5, 6, 7, 8]

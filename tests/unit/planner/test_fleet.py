@@ -108,6 +108,7 @@ def test_layouts_are_had_where_the_recipe_can_be_trained_so(told, monkeypatch):
         "zero-3",
         "zero-2, offload cpu",
         "zero-3, offload cpu",
+        "zero-3, offload nvme",
     }
     two = fleet.choices(recipe, shape, Cluster(ROUND, 2))
     assert next(one for one in two if one.layout.tensor == 2).layout.words(recipe) == (
@@ -257,7 +258,21 @@ def test_deepspeed_is_for_what_fits_no_other_way(told, monkeypatch):
     assert best(needs["ddp"] + 1).strategy == "ddp"
     low = min([needs["ddp"], *(needs[name] for name in needs if "cp " in name)]) - 1
     assert best(low).strategy == "deepspeed" and best(low).offload is None
-    assert best(min(needs["zero-1"], needs["zero-2"], needs["zero-3"]) - 1).offload == "cpu"
+    offloaded = min(needs["zero-1"], needs["zero-2"], needs["zero-3"]) - 1
+    assert best(offloaded).offload == "cpu"
+    host = {str(one.layout): one.share.host for one in fleet.make(recipe, devices.cluster_of("4xH100-80GB")).choices}
+    monkeypatch.setattr(fleet, "HOST_MEMORY", 4 * (host["zero-3, offload cpu"] - 1))  # of which files spare a part
+    monkeypatch.setattr(spread.zero, "AT_ONCE_IN_FILES", 100)
+    assert best(offloaded).offload == "nvme"
+
+
+def test_files_are_slower_than_memory(told):
+    recipe, shape = told()
+    cluster = Cluster(ROUND, 4)
+    cpu, files = (Layout("deepspeed", replicate=4, zero_stage=3, offload=one) for one in ("cpu", "nvme"))
+    quick, slow = (pace.pace(recipe, shape, one, cluster) for one in (cpu, files))
+    numel = sum(one.numel for one in shape.weights)
+    assert slow.update - quick.update == pytest.approx(numel * pace.IN_FILES / pace.DISK_BANDWIDTH)
 
 
 def test_the_simplest_of_the_quick_is_taken(told):

@@ -45,6 +45,19 @@ def test_what_is_offloaded_lies_on_the_host(told):
     assert spread.share(recipe, shape, CUDA, Layout("deepspeed", replicate=4, zero_stage=3)).host == 0
 
 
+def test_state_in_files_takes_buffers_of_a_group_on_the_host(told, monkeypatch):
+    """Of copy, gradient and two means; beside them weights and gradients by 4. No more than a group has a buffer."""
+    recipe, shape = told()
+    numel = sum(one.numel for one in shape.weights)
+    layout = Layout("deepspeed", replicate=4, zero_stage=3, offload="nvme")
+    assert spread.share(recipe, shape, CUDA, layout).host == 4 * numel + numel + numel
+    monkeypatch.setattr(spread.zero, "AT_ONCE_IN_FILES", 100)
+    found = spread.share(recipe, shape, CUDA, layout)
+    assert found.host == 4 * 4 * 100 + numel + numel
+    in_memory = spread.share(recipe, shape, CUDA, replace(layout, offload="cpu"))
+    assert found.moments == in_memory.moments and found.host < in_memory.host
+
+
 def test_zero_3_drops_layers_that_are_not_used_again_soon(told, monkeypatch):
     """Of two layers, those that are reached again within so many numbers of both passes wait for the backward pass."""
     recipe, shape = told()
