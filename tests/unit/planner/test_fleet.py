@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
@@ -19,7 +18,6 @@ from tunesmith.planner.devices import Cluster, Rates
 from tunesmith.planner.layout import Layout, layouts
 from tunesmith.recipe import Recipe
 
-ROOT = Path(__file__).parents[3]
 CUDA = Device("cuda", "a CUDA device", True)
 ROUND = Rates("round", 1e12, 1e12, 1e12, 1e9, 1e8, 1e9, "by hand")
 ONE, DDP, FSDP = Layout("one"), Layout("ddp", replicate=4), Layout("fsdp", fsdp=4)
