@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from tunesmith import atomic
 from tunesmith.component import Section, names
 from tunesmith.errors import RecipeError, RunError, near
 from tunesmith.evaluation import _against, _kept, _report
 from tunesmith.generate.endpoint import Server, is_address
-from tunesmith.generate.engines import EngineName, Vllm
+from tunesmith.generate.engines import BESIDE, EngineName, Vllm, refuse_address, refuse_unused
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.recipe_text import read_words
@@ -41,6 +43,11 @@ class Evaluation(Section):
     """What answers with a model of this process: our own engine, or vLLM."""
     vllm: Vllm = Vllm()
     """How vLLM is started."""
+
+    @model_validator(mode="after")
+    def _engine(self) -> "Evaluation":
+        refuse_unused(self.engine, self.vllm)
+        return self
 
     def __init__(self, **options: Any) -> None:
         from pydantic import ValidationError
@@ -133,7 +140,9 @@ class Asked:
 
         shots = _against.shots_of(task)
         parts = [name, "tuned" if tuned else "base", *([f"{shots}-shot"] if shots is not None else [])]
-        loaded = how.model_dump(mode="json", exclude={"cache_dir", "server"}) | {"device": choose(how.device).type}
+        loaded = how.model_dump(mode="json", exclude={"cache_dir": True, "server": True, "vllm": BESIDE}) | {
+            "device": choose(how.device).type
+        }
         mark = _kept.fingerprint(model, task, loaded)
         return cls(model, name, task, tuned, "-".join(parts) if apart else name, mark)
 
@@ -213,6 +222,7 @@ def _subject(model: str, how: Evaluation) -> Any:
     if is_address(model):
         from tunesmith.generate.subject_at import AtAddress
 
+        refuse_address(model, how.engine == "vllm")
         return AtAddress.at(model, how.server)
     if how.engine == "vllm":
         from tunesmith.generate.subject_by_vllm import InVllm

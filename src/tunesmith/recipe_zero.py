@@ -210,13 +210,13 @@ def _offloaded(recipe: "Recipe", zero: Mapping[str, Any], swap: Path | None) -> 
     if not in_files(recipe.parallel):
         names = OFFLOADED if zero["stage"] == 3 else OFFLOADED[:1]
         return {} if place is None else {name: zero.get(name, {}) | {"device": place} for name in names}
-    found = dict(zero.get("offload_optimizer", {}))
+    found = dict(zero.get("offload_optimizer") or {})
     parts = 1 + bool(found.get("pipeline_read")) + bool(found.get("pipeline_write"))
     buffers = parts * (2 + STATES[name_of(recipe.optimizer)])
-    found |= {"device": NVME, "nvme_path": str(swap), "buffer_count": max(buffers, found.get("buffer_count", 0))}
-    size = zero.get("sub_group_size", "auto")
-    told = {"offload_optimizer": found, "sub_group_size": AT_ONCE if size == "auto" else int(size)}
-    weights = zero.get("offload_param", {}) | {"device": _given(zero, "offload_param.device") or "cpu"}
+    count = int(_given(zero, "offload_optimizer.buffer_count") or 0)
+    found |= {"device": NVME, "nvme_path": str(swap), "buffer_count": max(buffers, count)}
+    told = {"offload_optimizer": found, "sub_group_size": int(_given(zero, "sub_group_size") or AT_ONCE)}
+    weights = (zero.get("offload_param") or {}) | {"device": _given(zero, "offload_param.device") or "cpu"}
     return told if place is None else told | {"offload_param": weights}
 
 

@@ -157,4 +157,4 @@ def test_a_folder_that_cannot_be_written_is_said_in_a_line(runs):
     words = [word for word in command(runs, 1, "sft-full") if "output_dir" not in word]
     words = [word.replace(str(runs.folder / "disk"), "/proc/none") for word in words]
     said = together(2, [*words, f"train.output_dir={place}"], code=1)
-    assert "parallel.nvme_path: /proc/none cannot be written" in said and not place.exists()
+    assert "parallel.nvme_path: /proc/none cannot be written, or locked" in said and not place.exists()

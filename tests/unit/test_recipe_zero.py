@@ -140,6 +140,9 @@ def test_a_file_says_files_too(file):
     state, weights, at_once = in_files(path, offload="nvme", zero_stage=3)
     assert (state["buffer_count"], weights, at_once) == (20, {"device": "none"}, recipe_zero.AT_ONCE)
     assert "nvme_path=/x in" in problem(path, offload="nvme", zero_stage=3, nvme_path="/y")
+    left_open = {"offload_optimizer": None, "offload_param": None, "sub_group_size": "auto"}
+    state, weights, at_once = in_files(file({"zero_optimization": left_open}), offload="nvme", zero_stage=3)
+    assert (state["buffer_count"], weights, at_once) == (4, {"device": "cpu"}, recipe_zero.AT_ONCE)
 
 
 @pytest.mark.parametrize("name", recipe_zero.STATES)

@@ -219,7 +219,10 @@ def complete_gradients(zero: Any) -> None:
 
 
 def short_file(zero: Any) -> str | None:
-    """A file of state that is shorter than what was written, and so on a full disk; DeepSpeed 0.19 does not look."""
+    """A file of state that is shorter than what was written, and so on a full disk; DeepSpeed 0.19 does not look.
+
+    A hole in the middle of one, where room was found again for its end, is not seen.
+    """
     swapper = zero.optimizer_swapper
     for one in swapper.swap_params_info.values():
         size = swapper._io_aligned_numel(one.numel()) * swapper.swap_element_size

@@ -63,14 +63,16 @@ def copied(pieces: Iterable[Piece]) -> list[Piece]:
 
 def save(
     pieces: Iterable[Piece], folder: Path, rank: int, kinds: Mapping[str, torch.dtype] | None = None, part: str = ""
-) -> None:
-    """Write the pieces of a process, or a `part` of them; and names and dtypes of weights that are nowhere else."""
+) -> Path:
+    """Write the pieces of a process, or a `part` of them, into a file; and names and dtypes of weights nowhere else."""
     (folder / FOLDER).mkdir(exist_ok=True)
     if kinds and rank == 0:
         words = {name: str(kind).removeprefix("torch.") for name, kind in kinds.items()}
         (folder / FOLDER / NAMES).write_text(json.dumps(words), encoding="utf-8")
     named = {f"{one.number}.{one.name}.{one.start}": one.values for one in pieces}
-    save_file(named, folder / FOLDER / f"{rank}{part}.safetensors")
+    path = folder / FOLDER / f"{rank}{part}.safetensors"
+    save_file(named, path)
+    return path
 
 
 def whole(

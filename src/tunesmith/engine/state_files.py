@@ -47,30 +47,34 @@ def folder(recipe: Recipe, run: Path | None) -> Iterator[Path | None]:
         )
     said = recipe_zero.nvme_path(recipe.parallel)
     base = Path(said).expanduser() if said else (run or Path(recipe.train.output_dir or "runs/any")).absolute().parent
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        own = Path(tempfile.mkdtemp(prefix=NAME.split("*")[0], suffix=NAME.split("*")[1], dir=base))
-    except OSError as error:
-        raise RecipeError(f"parallel.nvme_path: {base} cannot be written ({error.strerror}): say another") from error
-    lock = _locked(own)
-    try:
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            own = Path(tempfile.mkdtemp(prefix=NAME.split("*")[0], suffix=NAME.split("*")[1], dir=base))
+            until_the_end.callback(shutil.rmtree, own, ignore_errors=True)
+            until_the_end.callback(os.close, _locked(own))  # before that: NFS keeps the name of an open file
+        except OSError as error:
+            raise RecipeError(
+                f"parallel.nvme_path: {base} cannot be written, or locked ({error.strerror}): say another"
+            ) from error
         _remove_others(base, own)
         _refuse_indirect(base, own)
         yield own
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-        os.close(lock)
 
 
 def _unbuilt() -> str | None:
     """Why DeepSpeed's part that writes files cannot be had; the first time it is compiled here."""
+    import torch
     from deepspeed.ops.op_builder import AsyncIOBuilder
+    from torch.utils.cpp_extension import CUDA_HOME
 
+    if torch.cuda.is_available() and CUDA_HOME is None:
+        return "it is built against the CUDA toolkit (nvcc), which is not found: set CUDA_HOME"
     try:
         with contextlib.redirect_stdout(sys.stderr):
             AsyncIOBuilder().load(verbose=False)
     except (RuntimeError, OSError, ImportError) as error:
-        return str(error).splitlines()[0].strip().rstrip(".")
+        return (str(error) or type(error).__name__).splitlines()[0].strip().rstrip(".")
     return None
 
 
@@ -92,7 +96,7 @@ def _remove_others(base: Path, own: Path) -> None:
     for other in base.glob(NAME):
         if other == own:
             continue
-        with contextlib.suppress(OSError), (other / LOCK).open() as lock:
+        with contextlib.suppress(OSError), (other / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(other, ignore_errors=True)
 
@@ -121,17 +125,18 @@ def refuse_small(recipe: Recipe, swap: Path, numbers: int, largest: int) -> None
     """
     zero = recipe_zero.options(recipe, ranks.number(), swap=swap)["zero_optimization"]
     each = 1 + recipe_zero.STATES[name_of(recipe.optimizer)]
-    wanted = numbers * WIDE * each * ranks.on_this_machine()
+    wanted = 2 * numbers * WIDE * each * ranks.on_this_machine()  # twice: a checkpoint is written beside it
     free = shutil.disk_usage(swap).free
     reason = None
     if wanted > free:
         reason = (
             f"parallel.nvme_path: {swap.parent} has {free / 1e9:,.3g} GB free, and the optimizer's state of the "
-            f"processes of a machine takes {wanted / 1e9:,.3g} GB: make room, or say another folder"
+            f"processes of a machine, with a checkpoint of it, takes {wanted / 1e9:,.3g} GB: make room, or say another "
+            "folder"
         )
     buffers = zero["offload_optimizer"]["buffer_count"] * min(numbers, zero["sub_group_size"] + largest) * WIDE
-    limit = _lockable()
-    if limit is not None and buffers > limit:
+    limit = _lockable(buffers)
+    if limit is not None:
         reason = reason or (
             f"parallel.offload={recipe_zero.NVME}: its buffers take {buffers / 1e6:,.1f} MB of locked memory, and a "
             f"process may lock {limit / 1e6:,.1f} MB here: raise that (ulimit -l, LimitMEMLOCK of a service), or say a "
@@ -142,24 +147,31 @@ def refuse_small(recipe: Recipe, swap: Path, numbers: int, largest: int) -> None
             raise RecipeError(one)
 
 
-def _lockable() -> int | None:
-    """The bytes that this process may lock in memory; None: as many as there are."""
+def _lockable(wanted: int) -> int | None:
+    """The bytes that this process may lock in memory, where that is less than what is wanted."""
     import resource
 
     limit, most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if limit == resource.RLIM_INFINITY:
-        return None
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (most, most))
         limit = most
-    if limit == resource.RLIM_INFINITY:
+    if limit == resource.RLIM_INFINITY or wanted <= limit or _locks(wanted):
         return None
+    return limit
+
+
+def _locks(wanted: int) -> bool:
+    """Whether so many bytes can be locked: a privileged process may lock more than its limit."""
     system = ctypes.CDLL(None, use_errno=True)
-    with mmap.mmap(-1, limit + mmap.PAGESIZE) as memory:  # more than that, which a privileged process may
+    try:
+        memory = mmap.mmap(-1, wanted)
+    except (OSError, ValueError, OverflowError):
+        return False
+    with memory:
         view = (ctypes.c_char * len(memory)).from_buffer(memory)
-        where = ctypes.c_void_p(ctypes.addressof(view))
-        may = system.mlock(where, ctypes.c_size_t(len(memory))) == 0
+        where, size = ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(len(memory))
+        may = system.mlock(where, size) == 0
         if may:
-            system.munlock(where, ctypes.c_size_t(len(memory)))
+            system.munlock(where, size)
         del view
-    return None if may else limit
+    return may

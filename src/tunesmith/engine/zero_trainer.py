@@ -113,19 +113,13 @@ class ZeroTrainer(Trainer):
         own = {id(one): name for name, one in model.named_parameters()}
         kinds = {own[id(one)]: one.dtype for one in self.trained} if self.has_own_in_parts() else {}
         if self.swap is None:
-            pieces = flat_parts.copied(self.pieces())
-            return lambda folder, group: flat_parts.save(pieces, folder, ranks.own(), kinds)
+            return partial(_saved, flat_parts.copied(self.pieces()), kinds)
         groups = [place and place.group for place in self.places()]
-        for group, ones in groupby(self.pieces(), lambda one: groups[one.number]):
+        written = [
             flat_parts.save(flat_parts.copied(ones), self.swap, ranks.own(), part=f"-{group}")
-        return partial(self._moved, kinds=kinds)
-
-    def _moved(self, folder: Path, group: Any, kinds: dict[str, torch.dtype]) -> None:
-        """Move the pieces that were written beside files of state, of which the memory has a part at a time."""
-        assert self.swap is not None
-        flat_parts.save([], folder, ranks.own(), kinds)
-        for path in (self.swap / flat_parts.FOLDER).glob("*.safetensors"):
-            shutil.move(path, folder / flat_parts.FOLDER / path.name)
+            for group, ones in groupby(self.pieces(), lambda one: groups[one.number])
+        ]
+        return partial(_moved, written, kinds)
 
     def write_weights(self, model: Any, folder: Path) -> None:
         """Write the weights; where they lie in pieces, what model these are of."""
@@ -219,6 +213,18 @@ class ZeroTrainer(Trainer):
                 f"parallel.nvme_path: {path} is shorter than what was written: its disk is full. Make room, then go on "
                 f"with: tunesmith train {shlex.quote(str(self.args.output_dir))}"
             )
+
+
+def _saved(pieces: list[Piece], kinds: dict[str, torch.dtype], folder: Path, group: Any) -> None:
+    """Write pieces that the memory has."""
+    flat_parts.save(pieces, folder, ranks.own(), kinds)
+
+
+def _moved(written: list[Path], kinds: dict[str, torch.dtype], folder: Path, group: Any) -> None:
+    """Move the pieces that were written beside files of state, of which the memory has a part at a time."""
+    flat_parts.save([], folder, ranks.own(), kinds)
+    for path in written:
+        shutil.move(path, folder / flat_parts.FOLDER / path.name)
 
 
 def _is_flat(state: Any) -> bool:

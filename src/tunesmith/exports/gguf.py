@@ -105,12 +105,11 @@ class Gguf(Export):
         if stored_head(place) is not None:
             raise RunError(f"{run} says rewards or classes, and llama.cpp's layout is for words: use type=merged")
         refuse_unmerged(run, place)
+        gguf_convert.refuse(run, place, self.outtype, writes=folder is not None)
         merged = Merged(device=self.device, adapters=self.adapters)
         opened, plan = merged.opened(run, place)
         assert opened.reference is not None, "a run that says words was asked"
-        tokenizer, reference, config = opened.tokenizer, opened.reference, base_of(opened.model).config
-        if gguf_families.family_of(config) is None:
-            gguf_convert.refuse(run, config.model_type, self.outtype)
+        tokenizer, reference = opened.tokenizer, opened.reference
         if folder is not None:
             base_of(opened.model).generation_config.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MORE = (  # options of LoRA that make it more than two matrices beside a linear layer
+    "use_dora", "modules_to_save", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
+    "target_parameters",
+)  # fmt: skip
 CONFIG = "config.json"  # beside an adapter: its base's, where that has stretched positions
 Run = tuple[str, slice]  # peft's name of an adapter, and rows of a pass that lie together
 
@@ -122,8 +126,7 @@ def more_than_lora(place: Path, config: Any = None) -> str | None:
     config = config or stacked.config_of(place)
     if config.peft_type != "LORA":
         return f"is of peft's type {config.peft_type.value}"
-    fields = ("use_dora", "modules_to_save", "trainable_token_indices", "layer_replication", "alora_invocation_tokens")
-    more = [field for field in fields if getattr(config, field, None)]
+    more = [field for field in MORE if getattr(config, field, None)]
     more += ["bias"] if config.bias != "none" else []
     if more:
         return f"has {more[0]}"

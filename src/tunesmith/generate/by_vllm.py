@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,9 +79,10 @@ class ByVllm:
         options = {"model": base.path, "revision": base.revision, "tokenizer": words} | _stored(base, dtype)
         if rank is not None:
             options |= {"enable_lora": True, "max_lora_rank": rank, "lora_target_modules": layers_of(Path(place))}
-        llm, adapter = _started(path, options | started(how), place if rank is not None else None)
         tokenizer = load_tokenizer(Model(path=words, tokenizer=words) if own else base)
-        return cls(llm, tokenizer, _stops(place, base, tokenizer), adapter, path)
+        stops = _stops(place, base, tokenizer)
+        llm, adapter = _started(path, options | started(how), place if rank is not None else None)
+        return cls(llm, tokenizer, stops, adapter, path)
 
     @property
     def context_tokens(self) -> int:
@@ -131,16 +131,19 @@ class ByVllm:
 
         options: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
         asked = [
-            SamplingParams(**options, logprob_token_ids=[ids[-1]], prompt_logprobs=0 if n > 1 else None)
+            SamplingParams(**options, logprob_token_ids=[ids[-1]], prompt_logprobs=1 if n > 1 else None)
             for ids, n in sequences
         ]
         prompts = [ids[:-1] for ids, _ in sequences]
         for (ids, n), found in zip(sequences, self._asked(prompts, asked), strict=True):
             last = found.outputs[0]
             places = range(len(ids) - n, len(ids) - 1)
-            told = [found.prompt_logprobs[at][ids[at]] for at in places]
-            scored = [(one.logprob, one.rank == 1) for one in told]
-            yield [*scored, (last.logprobs[0][ids[-1]].logprob, last.token_ids[0] == ids[-1])]
+            scored = [_scored(found.prompt_logprobs[at], ids[at]) for at in places]
+            logp, likeliest = _scored(last.logprobs[0], ids[-1])
+            yield [
+                *scored,
+                (logp, last.token_ids[0] == ids[-1] or (likeliest and last.token_ids[0] in last.logprobs[0])),
+            ]
 
     def _limited(self, prompt: Sequence[int], sampling: Sampling) -> Sampling:
         """The same with no more tokens than there is room for behind a prompt."""
@@ -171,6 +174,12 @@ class ByVllm:
         if stream.finish is None:
             stream.end("length" if found.finish_reason == "length" else "stop")
         return whole(stream)
+
+
+def _scored(told: Mapping[int, Any], token: int) -> Scored:
+    """A token among those that vLLM tells of a place, the likeliest one with them; where two are, each is."""
+    own = told[token].logprob
+    return own, own >= max(one.logprob for one in told.values())
 
 
 def drawn_as(sampling: Sampling, stops: frozenset[int]) -> dict[str, Any]:
@@ -228,16 +237,21 @@ def layers_of(adapter: Path) -> list[str]:
 
     Among them the head, beside which vLLM 0.32 tells no log-probabilities of a prompt.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(adapter / stacked.WEIGHTS, framework="pt") as file:
-        names = [key.partition(".lora_")[0] for key in file.keys() if ".lora_" in key]
+    try:
+        with safe_open(adapter / stacked.WEIGHTS, framework="pt") as file:
+            names = [key.partition(".lora_")[0] for key in file.keys() if ".lora_" in key]
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{adapter} has no whole {stacked.WEIGHTS}: {str(error).splitlines()[0]}") from error
     return sorted({name.rpartition(".")[2] for name in names})
 
 
 def version() -> str:
     """The installed version of vLLM, whichever build of it."""
-    return metadata.version(metadata.packages_distributions()["vllm"][0])
+    import vllm
+
+    return str(vllm.__version__)
 
 
 def _refusal(path: str, what: str) -> ModelError:
@@ -261,7 +275,7 @@ def _stored(base: Model, dtype: Dtype | None) -> dict[str, Any]:
         )
     said = dtype or ("auto" if choose("auto").has_bf16 else "float32")
     stored = config.get_text_config().dtype
-    return {"dtype": "auto" if said == "auto" and stored is None else stored if said == "auto" else said}
+    return {"dtype": stored or "auto" if said == "auto" else said}
 
 
 def _started(path: str, options: Mapping[str, Any], adapter: str | None) -> tuple[Any, Any]:

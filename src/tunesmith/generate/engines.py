@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tunesmith.component import Section
+from tunesmith.errors import RecipeError
 
 EngineName = Literal["own", "vllm"]
 
@@ -20,3 +21,19 @@ class Vllm(Section):
     """GPUs over which each layer is spread."""
     enforce_eager: bool = False
     """Whether nothing is compiled: it starts sooner, and answers more slowly."""
+
+
+BESIDE = {"gpu_memory_utilization", "tensor_parallel_size", "enforce_eager"}  # options of vLLM that change no answer
+
+
+def refuse_unused(engine: EngineName, vllm: Vllm) -> None:
+    """Raise ValueError for options of vLLM where it is not asked."""
+    if engine == "own" and (said := vllm.model_dump(exclude_defaults=True)):
+        name, value = next(iter(said.items()))
+        raise ValueError(f"vllm.{name}={value} is for engine=vllm, which is not said: say it, or leave the option out")
+
+
+def refuse_address(path: str, vllm: bool) -> None:
+    """Raise RecipeError for a server's model that vLLM is to answer with in this process."""
+    if vllm:
+        raise RecipeError(f"engine=vllm is for models of this process, and {path} is a server's: leave it out")

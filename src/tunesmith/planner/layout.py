@@ -85,7 +85,9 @@ class Layout:
     def told(self, recipe: Recipe) -> Recipe:
         """A recipe that is laid out so; a file of DeepSpeed's options stays where DeepSpeed does."""
         file = recipe.parallel.deepspeed_config if self.strategy == "deepspeed" else None
-        return recipe.model_copy(update={"parallel": Parallel(**self.options(), deepspeed_config=file)})
+        place = recipe.parallel.nvme_path if self.offload == NVME else None
+        options = {**self.options(), "deepspeed_config": file, "nvme_path": place}
+        return recipe.model_copy(update={"parallel": Parallel(**options)})
 
     def words(self, recipe: Recipe) -> tuple[str, ...]:
         """The words that have a recipe laid out so: what it says otherwise itself is taken back."""

@@ -10,8 +10,8 @@ from tunesmith.generate.addressed import Addressed
 from tunesmith.generate.alone import logits_of
 from tunesmith.generate.by_vllm import ByVllm
 from tunesmith.generate.endpoint import Server, is_address
-from tunesmith.generate.engine import Generator, Reply
-from tunesmith.generate.engines import Vllm
+from tunesmith.generate.engine import Generator, Prompt, Reply
+from tunesmith.generate.engines import Vllm, refuse_address
 from tunesmith.generate.sampling import Sampling
 from tunesmith.prediction.rows import Asked
 from tunesmith.recipe import Dtype
@@ -100,13 +100,19 @@ class InVllm(Answering):
         """As `Answering` says it. Raises ModelError also where vLLM refuses what is asked."""
         prompts = [self.model.prompt(one.messages, one.tools, how.max_new_tokens) for one, how in jobs]
         replies = self.model.answers([prompt.ids for prompt in prompts], [how for _, how in jobs])
-        labels = [one.label_ids if token_accuracy else () for one, _ in jobs]
+        pairs = zip(prompts, (one for one, _ in jobs), strict=True)
+        labels = [self._label(prompt, one) if token_accuracy else () for prompt, one in pairs]
         labelled = [([*prompt.ids, *ids], len(ids)) for prompt, ids in zip(prompts, labels, strict=True) if ids]
         scores = self.model.scores(labelled)
         for prompt, reply, ids in zip(prompts, replies, labels, strict=True):
             share = sum(hit for _, hit in next(scores)) / len(ids) if ids else None
             text = str(self.model.tokenizer.decode(list(prompt.ids)))
             yield Answered(text, reply, prompt.dropped_turns, share)
+
+    def _label(self, prompt: Prompt, one: Asked) -> Sequence[int]:
+        """The tokens of a label that has room beside its prompt; one that has none is not measured."""
+        fits = len(prompt.ids) + len(one.label_ids) <= self.model.context_tokens
+        return one.label_ids if fits else ()
 
 
 def find(path: str, device: str, dtype: Dtype | None, server: Server, vllm: Vllm | None) -> Answering:
@@ -115,6 +121,7 @@ def find(path: str, device: str, dtype: Dtype | None, server: Server, vllm: Vllm
     `vllm` is how vLLM is started for a model of this process; None: our own engine answers.
     """
     if is_address(path):
+        refuse_address(path, vllm is not None)
         return There(Addressed.open(path, server))
     if vllm is not None:
         return InVllm(ByVllm.open(path, device, dtype, vllm))

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith import atomic, record
 from tunesmith.component import default, spell
 from tunesmith.errors import RunError
 from tunesmith.generate.endpoint import Server, is_address
-from tunesmith.generate.engines import EngineName, Vllm
+from tunesmith.generate.engines import BESIDE, EngineName, Vllm, refuse_unused
 from tunesmith.generate.files import files_of
 from tunesmith.generate.load import locate, other_of
 from tunesmith.generate.sampling import Sampling
@@ -53,6 +53,11 @@ class Prediction(Sampling):
     vllm: Vllm = Vllm()
     """How vLLM is started."""
 
+    @model_validator(mode="after")
+    def _engine(self) -> "Prediction":
+        refuse_unused(self.engine, self.vllm)
+        return self
+
     def sampling(self) -> Sampling:
         """The options that are those of every answer."""
         return Sampling(**{name: getattr(self, name) for name in Sampling.model_fields})
@@ -91,7 +96,7 @@ def predict(
 
 
 def _spelled(how: Prediction) -> dict[str, Any]:
-    return how.model_dump(mode="json", exclude={"server", "vllm"}) | {"format": spell(how.format)}
+    return how.model_dump(mode="json", exclude={"server": True, "vllm": BESIDE}) | {"format": spell(how.format)}
 
 
 def _content(path: str, file: str | None, how: Prediction) -> str:

@@ -70,7 +70,7 @@ def test_what_killed_processes_left_goes_and_what_others_use_stays(tmp_path, bui
 
 def test_what_cannot_be_written_is_said_in_a_line(tmp_path, built, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(RecipeError, match=r"parallel.nvme_path: .*/file/disk cannot be written \(Not a directory\)"):
+    with pytest.raises(RecipeError, match=r"parallel.nvme_path: .*/file/disk cannot be written, or locked \(Not a dir"):
         with state_files.folder(recipe(tmp_path / "file" / "disk"), None):
             pass
 
@@ -84,6 +84,17 @@ def test_what_cannot_be_written_is_said_in_a_line(tmp_path, built, monkeypatch):
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
+def test_without_locks_nothing_is_left(tmp_path, built, monkeypatch):
+    def refuse(own):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(state_files, "_locked", refuse)
+    with pytest.raises(RecipeError, match=r"parallel.nvme_path: .* cannot be written, or locked \(Function not impl"):
+        with state_files.folder(recipe(tmp_path), None):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_libaio_it_is_said_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(state_files, "_unbuilt", lambda: "no such op")
     with pytest.raises(RecipeError, match=r"no such op\. It needs libaio \(apt-get install libaio-dev\)"):
@@ -95,8 +106,8 @@ def test_without_libaio_it_is_said_what_to_install(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("free", "lockable", "said"),
     [
-        (12_000_000, None, None),
-        (11_999_999, None, r"has 0.012 GB free, and the optimizer's state .* takes 0.012 GB"),  # weight and two means
+        (24_000_000, None, None),
+        (23_999_999, None, r"has 0.024 GB free, .* with a checkpoint of it, takes 0.024 GB"),  # weight and two means
         (1 << 40, 16_000_000, None),
         (
             1 << 40,
@@ -107,7 +118,8 @@ def test_without_libaio_it_is_said_what_to_install(tmp_path, monkeypatch):
 )
 def test_room_on_the_disk_and_memory_that_may_be_locked(monkeypatch, free, lockable, said):
     monkeypatch.setattr(state_files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
-    monkeypatch.setattr(state_files, "_lockable", lambda: lockable)
+    few = lambda wanted: None if lockable is None or wanted <= lockable else lockable  # noqa: E731
+    monkeypatch.setattr(state_files, "_lockable", few)
     if said is None:
         state_files.refuse_small(recipe(), Path("/disk/own"), 1_000_000, 1000)
         return
@@ -132,6 +144,8 @@ def test_the_memory_that_may_be_locked_is_what_the_system_locks(monkeypatch):
     monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: None)
     for code, found in ((0, None), (-1, 1 << 20)):
         monkeypatch.setattr(state_files.ctypes, "CDLL", lambda *_, code=code, **__: Libc(code))
-        assert state_files._lockable() == found
+        assert state_files._lockable((1 << 20) + 1) == found
+        assert state_files._lockable(1 << 20) is None
+    assert state_files._lockable(1 << 62) == 1 << 20  # which cannot even be asked for
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
-    assert state_files._lockable() is None
+    assert state_files._lockable(1 << 40) is None

@@ -129,11 +129,14 @@ def test_a_form_goes_there_as_the_grammar_that_holds_our_own():
 
 
 def test_scores_are_of_the_last_tokens_and_the_very_last_is_the_next_one():
-    told = [None, {7: logprob(-9.0)}, {8: logprob(-1.0, 3)}]
+    told = [None, {7: logprob(-9.0)}, {8: logprob(-1.0, 2), 5: logprob(-0.5)}]
     stand = Stand(output([4], logprobs=[{9: logprob(-2.0), 4: logprob(-0.1)}], prompt=told), output([9]))
     stand.found[1].outputs[0].logprobs = [{9: logprob(-0.25)}]
     two, one = by(stand).scores([([6, 7, 8, 9], 2), ([6, 9], 1)])
     assert two == [(-1.0, False), (-2.0, False)] and one == [(-0.25, True)]
+    told[-1][5] = logprob(-1.0, 2)  # vLLM counts two that are equal as the second each
+    stand = Stand(output([9], logprobs=[{9: logprob(-0.1)}], prompt=told))
+    assert next(by(stand).scores([([6, 7, 8, 9], 2)])) == [(-1.0, True), (-0.1, True)]
     (first, how), (second, short) = stand.asked
     assert (first, second) == ([6, 7, 8], [6])
     assert how["logprob_token_ids"] == [9] and how["prompt_logprobs"] == 0 and short["prompt_logprobs"] is None

@@ -263,6 +263,15 @@ def test_deepspeed_is_for_what_fits_no_other_way(told, monkeypatch):
     assert best(offloaded).offload == "nvme"
 
 
+def test_files_stay_where_the_recipe_has_them(told):
+    files = {"strategy": "deepspeed", "zero_stage": 3, "offload": "nvme", "nvme_path": "/disk"}
+    recipe, _ = told(parallel=files)
+    layout = Layout("deepspeed", replicate=4, zero_stage=3, offload="nvme")
+    assert layout.told(recipe).parallel.nvme_path == "/disk"
+    assert not any("nvme_path" in word for word in layout.words(recipe))
+    assert "parallel.nvme_path=null" in FSDP.words(recipe)
+
+
 def test_files_are_slower_than_memory(told):
     recipe, shape = told()
     cluster = Cluster(ROUND, 4)
