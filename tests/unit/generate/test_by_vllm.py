@@ -135,11 +135,11 @@ def test_scores_are_of_the_last_tokens_and_the_very_last_is_the_next_one():
     two, one = by(stand).scores([([6, 7, 8, 9], 2), ([6, 9], 1)])
     assert two == [(-1.0, False), (-2.0, False)] and one == [(-0.25, True)]
     told[-1][5] = logprob(-1.0, 2)  # vLLM counts two that are equal as the second each
-    stand = Stand(output([9], logprobs=[{9: logprob(-0.1)}], prompt=told))
-    assert next(by(stand).scores([([6, 7, 8, 9], 2)])) == [(-1.0, True), (-0.1, True)]
+    tie = Stand(output([9], logprobs=[{9: logprob(-0.1)}], prompt=told))
+    assert next(by(tie).scores([([6, 7, 8, 9], 2)])) == [(-1.0, True), (-0.1, True)]
     (first, how), (second, short) = stand.asked
     assert (first, second) == ([6, 7, 8], [6])
-    assert how["logprob_token_ids"] == [9] and how["prompt_logprobs"] == 0 and short["prompt_logprobs"] is None
+    assert how["logprob_token_ids"] == [9] and how["prompt_logprobs"] == 1 and short["prompt_logprobs"] is None
 
 
 def test_what_vllm_refuses_is_said():
