@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith import extras
 from tunesmith.engine import quantised, stacked
 from tunesmith.engine.device import choose
-from tunesmith.engine.model import load_tokenizer
+from tunesmith.engine.model import load_config, load_tokenizer
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.generate.adapters import more_than_lora
 from tunesmith.generate.batch import Request, Stream
@@ -262,13 +262,8 @@ def _refusal(path: str, what: str) -> ModelError:
 
 
 def _stored(base: Model, dtype: Dtype | None) -> dict[str, Any]:
-    """The precision of the weights, as `load` takes it: vLLM itself would round stored float32."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(base.path, revision=base.revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{base.path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    """The precision of the weights, as `load` takes it: vLLM itself would round stored float32. Raises ModelError."""
+    config = load_config(base)
     if config.is_encoder_decoder:
         raise ModelError(
             f"{base.path} has an encoder and a decoder, and vLLM reads models of one: leave engine=vllm out"
