@@ -1,5 +1,6 @@
 """Exports of .gguf files of other families, by llama.cpp's own converter: what it says, makes and leaves undone."""
 
+import json
 import stat
 from importlib.util import find_spec
 
@@ -59,11 +60,15 @@ def test_a_failure_is_said_in_the_converters_words(foreign, tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
-def test_the_converter_is_given_the_merged_model_and_no_network(foreign, tmp_path, monkeypatch):
+def test_the_converter_is_given_the_merged_model_and_neither_network_nor_code(foreign, tmp_path, monkeypatch):
     keep = tmp_path / "given"
     converter(tmp_path, monkeypatch, f'cp -r "$1" {keep}; echo "$2 $4 $5 $HF_HUB_OFFLINE" > {keep}/words; exit 1')
+    config = foreign[0] / "final" / "tokenizer_config.json"
+    said = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(said | {"auto_map": {"AutoTokenizer": ["code.Mine", None]}}), encoding="utf-8")
     with pytest.raises(RunError, match="nothing was said"):
         Gguf(outtype="f32").write(foreign[0], tmp_path / "out")
+    assert "auto_map" not in (keep / "tokenizer_config.json").read_text()
     names = {file.name for file in keep.iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
     assert (keep / "words").read_text().split() == ["--outfile", "--outtype", "f32", "1"]
