@@ -136,14 +136,10 @@ class ByVllm:
         ]
         prompts = [ids[:-1] for ids, _ in sequences]
         for (ids, n), found in zip(sequences, self._asked(prompts, asked), strict=True):
-            last = found.outputs[0]
+            (last,) = found.outputs
             places = range(len(ids) - n, len(ids) - 1)
             scored = [_scored(found.prompt_logprobs[at], ids[at]) for at in places]
-            logp, likeliest = _scored(last.logprobs[0], ids[-1])
-            yield [
-                *scored,
-                (logp, last.token_ids[0] == ids[-1] or (likeliest and last.token_ids[0] in last.logprobs[0])),
-            ]
+            yield [*scored, _scored(last.logprobs[0], ids[-1])]  # beside the token that was drawn, the likeliest one
 
     def _limited(self, prompt: Sequence[int], sampling: Sampling) -> Sampling:
         """The same with no more tokens than there is room for behind a prompt."""
