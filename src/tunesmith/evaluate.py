@@ -14,7 +14,7 @@ from tunesmith.component import Section, names
 from tunesmith.errors import RecipeError, RunError, near
 from tunesmith.evaluation import _against, _kept, _report
 from tunesmith.generate.endpoint import Server, is_address
-from tunesmith.generate.engines import BESIDE, EngineName, Vllm, refuse_address, refuse_unused
+from tunesmith.generate.engines import BESIDE, EngineName, Vllm, refuse_words, versions
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.recipe_text import read_words
@@ -46,7 +46,12 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _engine(self) -> "Evaluation":
-        refuse_unused(self.engine, self.vllm)
+        refuse_words(self.engine, self.vllm, self.device)
+        if self.engine == "vllm" and self.rope_scaling.rope_type is not None:
+            raise ValueError(
+                f"rope_scaling.rope_type={self.rope_scaling.rope_type}: vLLM takes positions as they are stored: leave "
+                "engine=vllm out"
+            )
         return self
 
     def __init__(self, **options: Any) -> None:
@@ -143,6 +148,7 @@ class Asked:
         loaded = how.model_dump(mode="json", exclude={"cache_dir": True, "server": True, "vllm": BESIDE}) | {
             "device": choose(how.device).type
         }
+        loaded |= versions(how.engine, model)
         mark = _kept.fingerprint(model, task, loaded)
         return cls(model, name, task, tuned, "-".join(parts) if apart else name, mark)
 
@@ -222,17 +228,11 @@ def _subject(model: str, how: Evaluation) -> Any:
     if is_address(model):
         from tunesmith.generate.subject_at import AtAddress
 
-        refuse_address(model, how.engine == "vllm")
         return AtAddress.at(model, how.server)
     if how.engine == "vllm":
         from tunesmith.generate.subject_by_vllm import InVllm
 
-        if how.rope_scaling.rope_type is not None:
-            raise RecipeError(
-                f"rope_scaling.rope_type={how.rope_scaling.rope_type}: vLLM takes positions as they are stored: leave "
-                "engine=vllm out"
-            )
-        return InVllm.started(model, how.device, how.dtype, how.vllm)
+        return InVllm.started(model, how.dtype, how.vllm)
     from tunesmith.generate.subject import Subject
 
     return Subject.open(model, how.device, how.dtype, how.rope_scaling)

@@ -94,7 +94,7 @@ class Gguf(Export):
         """What the run answers, and what its file is made of; what stands beside the file is written to a folder."""
         from tunesmith.engine.model import base_of
         from tunesmith.exports.checks.compare import refuse_unmerged, weights_of
-        from tunesmith.exports.formats import gguf_convert, gguf_families
+        from tunesmith.exports.formats import gguf_convert
         from tunesmith.exports.formats.gguf_check import Written, facts_of
         from tunesmith.exports.merged import Merged
         from tunesmith.extras import need
@@ -105,7 +105,7 @@ class Gguf(Export):
         if stored_head(place) is not None:
             raise RunError(f"{run} says rewards or classes, and llama.cpp's layout is for words: use type=merged")
         refuse_unmerged(run, place)
-        gguf_convert.refuse(run, place, self.outtype, writes=folder is not None)
+        foreign = gguf_convert.needed(run, place, self.outtype, writes=folder is not None)
         merged = Merged(device=self.device, adapters=self.adapters)
         opened, plan = merged.opened(run, place)
         assert opened.reference is not None, "a run that says words was asked"
@@ -116,7 +116,7 @@ class Gguf(Export):
         with tempfile.TemporaryDirectory(dir=run.parent if folder is None else folder.parent) as room:
             again = _plain(merged, opened, place, plan, Path(room))
             plan = again()
-            if gguf_families.family_of(plan.model.config) is None:
+            if foreign:
                 yield reference, gguf_convert.Converted(plan, tokenizer, self.outtype)
                 return
             facts = facts_of(plan, tokenizer, reference.manners, self.outtype, run)

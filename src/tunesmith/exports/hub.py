@@ -1,16 +1,19 @@
 """An export that is there, with a page that says what it is, on the Hugging Face hub."""
 
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
+from tunesmith import atomic
 from tunesmith.errors import RunError
 from tunesmith.seams import Export
 from tunesmith.types import Report
 
 CARD = "README.md"
+MARK = "<!-- written by tunesmith ({}): a card that is edited is kept -->\n"  # the first digits of the card's SHA-256
 
 
 class Hub(Export):
@@ -55,13 +58,12 @@ class Hub(Export):
         if named is not None and self.push:
             raise RunError(f"{out} is an adapter of {named}, which is not on the hub: say base_model=OWNER/NAME")
         parts = card(run, record.read(run), weights_of(run), signed, self.repo, self.license, self.base_model)
-        text = "\n".join(parts) + "\n"
-        (out / CARD).write_text(text, encoding="utf-8")
+        kept = _put(out / CARD, "\n".join(parts) + "\n")
         files = [file for file in sorted(out.rglob("*")) if file.is_file()]
         size = f"{len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
         said = self._send(out) if self.push else f"a dry run: push=true sends them to {self.repo}"
         missing = "" if named is None else f", and base_model=OWNER/NAME, for {named} is on this machine alone"
-        return replace(report, notes=(*report.notes, f"{size}, {CARD} among them: {said}{missing}"))
+        return replace(report, notes=(*report.notes, *kept, f"{size}, {CARD} among them: {said}{missing}"))
 
     def _send(self, out: Path) -> str:
         """Send a folder without the places of this machine that it names.
@@ -84,3 +86,18 @@ class Hub(Export):
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise RunError(f"{self.repo} was not pushed: {first}. See hf auth login") from error
         return f"pushed to {sent.commit_url}"
+
+
+def _put(file: Path, text: str) -> tuple[str, ...]:
+    """Write a card, or keep the one that was edited and say so."""
+    if file.is_file():
+        past = file.read_text(encoding="utf-8")
+        body = past.rpartition(MARK.partition("{")[0])[0]
+        if past != _marked(body):
+            return (f"{file.name} was edited, and is kept: delete it to have it written anew",)
+    atomic.write(file, _marked(text).encode())
+    return ()
+
+
+def _marked(text: str) -> str:
+    return text + MARK.format(hashlib.sha256(text.encode()).hexdigest()[:16])

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import field_validator
+
 from tunesmith.exports.gguf import Gguf
 
 if TYPE_CHECKING:
@@ -18,6 +20,13 @@ class Ollama(Gguf):
 
     system: str | None = None
     """System message that Ollama puts before a conversation that has none. None: no message, as in training."""
+
+    @field_validator("system")
+    @classmethod
+    def _quoted(cls, system: str | None) -> str | None:
+        if system is not None and '"""' in system:
+            raise ValueError('three quotation marks end it in a Modelfile: leave """ out')
+        return system
 
     def fill(self, folder: Path, made: "Written | Converted") -> None:
         """Write the file and the Modelfile."""
@@ -68,8 +77,11 @@ def _ends(config: Any) -> list[int]:
 
 
 def _sampling(config: Any) -> dict[str, Any]:
-    """How answers are drawn, by Ollama's names; the likeliest token each time where the config draws none."""
-    names = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
-    names["repetition_penalty"] = "repeat_penalty"
-    said = {other: getattr(config, own) for own, other in names.items() if getattr(config, own) is not None}
+    """How answers are drawn, by Ollama's names; the likeliest token each time where the config draws none.
+
+    What the config leaves open is said as what changes nothing: Ollama would take values of its own (api/types.go).
+    """
+    nothing = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    said = {name: value if getattr(config, name) is None else getattr(config, name) for name, value in nothing.items()}
+    said["repeat_penalty"] = said.pop("repetition_penalty")
     return said if config.do_sample else said | {"temperature": 0}

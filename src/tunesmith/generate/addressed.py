@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SCORED_TOGETHER = 8  # sequences of a request for log-probabilities
 LONG = ("maximum context length", "context_length_exceeded", "exceeds the available context size")
 OURS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # what OpenAI's server lacks, and what changes nothing
-HAS = "What it is asked and writes itself is measured: predict, chat, gsm8k, needle"
+HAS = "What it is asked and writes itself is measured: predict with token_accuracy=false, chat, gsm8k, needle"
 Turns = Sequence[Mapping[str, Any]]
 Made = TypeVar("Made")
 
@@ -136,14 +136,14 @@ class Addressed:
         logprobs = tuple((choice.get("logprobs") or {}).get("token_logprobs") or ())
         return self._reply(answer, choice, text_of(choice["text"]), logprobs)
 
-    def sampled(self, messages: Turns, each: Sequence[Sampling]) -> Iterator[Reply]:
+    def sampled(self, messages: Turns, each: Sequence[Sampling], tools: Turns = ()) -> Iterator[Reply]:
         """Answers to one conversation, each drawn in its own way."""
-        yield from self.in_order([partial(self._one, messages, sampling) for sampling in each])
+        yield from self.in_order([partial(self._one, messages, tools, sampling) for sampling in each])
 
-    def _one(self, messages: Turns, sampling: Sampling) -> Reply:
+    def _one(self, messages: Turns, tools: Turns, sampling: Sampling) -> Reply:
         if self.tokenizer is None:
-            return self.answer(messages, (), sampling)[0]
-        return self.complete(self.prompt(messages, (), sampling.max_new_tokens).ids, sampling)
+            return self.answer(messages, tools, sampling)[0]
+        return self.complete(self.prompt(messages, tools, sampling.max_new_tokens).ids, sampling)
 
     def scores(self, sequences: Sequence[tuple[Sequence[int], int]]) -> Iterator[list[list[float]]]:
         """For each of some (tokens, n) the log-probabilities of its n last tokens, some sequences at a time.

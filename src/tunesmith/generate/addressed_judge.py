@@ -31,9 +31,12 @@ class AddressedJudge:
             told = self._asked([row for _, row in some])
             yield from ({"where": where} | one for (where, _), one in zip(some, told, strict=True))
 
-    def rewards(self, messages: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float]:
+    def rewards(
+        self, messages: Sequence[Mapping[str, Any]], answers: Sequence[str], tools: Sequence[Any] = ()
+    ) -> list[float]:
         """The reward of each answer to a conversation; an answer that cannot be read has none (-inf)."""
-        (told,) = self._asked([{"messages": list(messages), "answers": list(answers)}])
+        said = [{"role": "assistant", "content": one} for one in answers]
+        (told,) = self._asked([{"messages": list(messages), "answers": said, "tools": list(tools)}])
         found = {one["answer"]: float(one["reward"]) for one in told.get("answers", ())}
         if not found and "dropped" not in told:
             raise ModelError(

@@ -17,7 +17,7 @@ from tunesmith import extras
 from tunesmith.engine import quantised, stacked
 from tunesmith.engine.device import choose
 from tunesmith.engine.model import load_config, load_tokenizer
-from tunesmith.errors import ModelError, RecipeError
+from tunesmith.errors import ModelError
 from tunesmith.generate.adapters import more_than_lora
 from tunesmith.generate.batch import Request, Stream
 from tunesmith.generate.constraint import Forms
@@ -38,6 +38,7 @@ QUIET = {  # what vLLM reads when it is imported: it sends no word of its use, a
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
+UNREAD = ("rank_pattern", "alpha_pattern", "lora_bias")  # it takes one factor, lora_alpha/r, for every layer
 ENDS = ("lm_head", "embed_tokens", "wte", "embed_out")  # a part on them is no product beside a layer
 TOGETHER = 256  # sequences that are given to vLLM in one call; it makes batches of them itself
 Scored = tuple[float, bool]  # the log-probability of a token, and whether it is the likeliest one there
@@ -58,17 +59,14 @@ class ByVllm:
         self.forms = Forms(tokenizer, stops)
 
     @classmethod
-    def open(cls, path: str, device: str, dtype: Dtype | None, how: Vllm) -> "ByVllm":
+    def open(cls, path: str, dtype: Dtype | None, how: Vllm) -> "ByVllm":
         """The model of a run, checkpoint, adapter or model folder, or hub id. An adapter stays beside its base.
 
         Raises:
             MissingExtra: vLLM is not installed.
-            RecipeError: a device is named.
             RunError, ModelError: what is named is not there, or nothing that vLLM answers with.
         """
         extras.need("engine=vllm", "vllm")
-        if device != "auto":
-            raise RecipeError(f"device={device} is no word for vLLM, which runs on what it was built for: leave it out")
         place = locate(path)
         rank, base = rank_of(path, place), Model(path=place)
         if rank is not None:
@@ -218,7 +216,9 @@ def rank_of(path: str, place: str) -> int | None:
         more = "was trained with its base held in few bits"
     if more is None and positions_of(folder, named_base(place)) is not None:
         more = "was trained at stretched rotary positions"
-    rank = max([int(config.get("r") or 0), *map(int, (config.get("rank_pattern") or {}).values())])
+    rank = int(config.get("r") or 0)
+    if more is None and (odd := [name for name in UNREAD if config.get(name)]):
+        more = f"has {odd[0]}, which vLLM does not read"
     if more is None and (odd := [one for one in layers_of(folder) if one in ENDS]):
         more = f"has a part on {odd[0]}"
     if more is None and rank > RANKS[-1]:

@@ -282,6 +282,8 @@ def read_tools(file: Path) -> list[Mapping[str, Any]]:
         found = parse_value(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RunError(f"{file} is no UTF-8 text ({error.reason} at byte {error.start})") from None
     tools = found if isinstance(found, list) else [found]
     for number, tool in enumerate(tools, 1):
         function = tool.get("function") if isinstance(tool, dict) else None

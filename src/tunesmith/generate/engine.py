@@ -213,9 +213,11 @@ class Generator:
                 reply = whole(stream)
             yield reply
 
-    def sampled(self, messages: Sequence[Mapping[str, Any]], each: Sequence[Sampling]) -> Iterator[Reply]:
+    def sampled(
+        self, messages: Sequence[Mapping[str, Any]], each: Sequence[Sampling], tools: Sequence[Any] = ()
+    ) -> Iterator[Reply]:
         """Answers to one conversation, each drawn in its own way. Raises as `prompt`."""
-        prompt = self.prompt(messages, max(one.max_new_tokens for one in each))
+        prompt = self.prompt(messages, max(one.max_new_tokens for one in each), tools)
         self.note_dropped(prompt)
         return self.answers(self.request(prompt, sampling) for sampling in each)
 

@@ -11,15 +11,21 @@ OF_MODELS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.gguf")
 
 
 def files_of(path: str) -> list[Any] | None:
-    """The files of a model by what they hold, and those of the base that an adapter has; None where none are here."""
+    """The files of a model by what they hold, and those of the base that an adapter has; None where none are here.
+
+    Those of a hub's model are told by its commit: which of them were fetched before says nothing.
+    """
     if is_address(path):
         return None
     place = locate(path)
     folder = Path(place) if Path(place).exists() else _fetched(place)
     if folder is None:
         return None
-    files = [folder] if folder.is_file() else sorted({one for kind in OF_MODELS for one in folder.glob(kind)})
-    found: list[Any] = [(one.name, digests.digest_of(str(one))) for one in files]
+    if not Path(place).exists():
+        found: list[Any] = [folder.name]
+    else:
+        files = [folder] if folder.is_file() else sorted({one for kind in OF_MODELS for one in folder.glob(kind)})
+        found = [(one.name, digests.digest_of(str(one))) for one in files]
     if not is_adapter(str(folder)):
         return found
     base = files_of(named_base(str(folder)).path)

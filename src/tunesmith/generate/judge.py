@@ -115,20 +115,15 @@ class Judge:
         for one in self.renderer.render(rows, format_, first):
             yield one, torch.stack(self.values([tokens.ids for tokens in one.branches])) if one.branches else None
 
-    def rewards(self, messages: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float]:
+    def rewards(
+        self, messages: Sequence[Mapping[str, Any]], answers: Sequence[str], tools: Sequence[Any] = ()
+    ) -> list[float]:
         """The reward of each answer to a conversation; an answer that cannot be read has none (-inf)."""
-        rows = [(f"answer {at}", {"messages": messages, "answers": [one]}) for at, one in enumerate(answers)]
-        values = [values for _, values in self.judged(rows, _Sampled())]
+        asked = {"messages": messages, "tools": list(tools)}
+        said = [{"role": "assistant", "content": one} for one in answers]  # never turns of its own, whatever it says
+        rows = [(f"answer {at}", asked | {"answers": [one]}) for at, one in enumerate(said)]
+        values = [values for _, values in self.judged(rows, Answers())]
         return [float("-inf") if one is None else one[0, 0].item() for one in values]
-
-
-class _Sampled(Format):
-    """A conversation and answers to it, as `Judge.rewards` has them."""
-
-    def read(self, row: Mapping[str, Any]) -> Sample:
-        """A branch for each answer."""
-        prompt = tuple(Message(turn["role"], turn["content"], train=False) for turn in row["messages"])
-        return Sample(tuple((*prompt, Message("assistant", answer)) for answer in row["answers"]))
 
 
 def format_of(row: Mapping[str, Any], names: tuple[str, ...]) -> Format:
@@ -260,6 +255,7 @@ def best_of(
     messages: Sequence[Mapping[str, Any]],
     number: int,
     *,
+    tools: Sequence[Mapping[str, Any]] = (),
     temperature: float = 1.0,
     max_new_tokens: int = 256,
     seed: int = 42,
@@ -272,9 +268,9 @@ def best_of(
     each = [
         Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed + place) for place in range(number)
     ]
-    found = generator.sampled(messages, each)
+    found = generator.sampled(messages, each, tools)
     answers = [one for one in dict.fromkeys(reply.text for reply in found) if one.strip()]
-    rewards = judge.rewards(messages, answers) if answers else []
+    rewards = judge.rewards(messages, answers, tools) if answers else []
     if not any(map(isfinite, rewards)):
         raise RunError(f"none of {number} answers can be judged: they are empty, or longer than data.max_tokens")
     readable = [pair for pair in zip(rewards, answers, strict=True) if isfinite(pair[0])]
@@ -293,28 +289,30 @@ def sampled(
         raise RunError(f"answers are ranked by a reward model, and this one says {len(judge.names)} classes")
     for where, row in source.read(Source(path=path)):
         try:
-            found = best_of(judge, generator, [turn.spoken() for turn in _asked(row)], number, **options)
+            turns, tools = _asked(row)
+            found = best_of(judge, generator, [turn.spoken() for turn in turns], number, tools=tools, **options)
         except (DataError, TemplateError, RunError) as error:
             yield {"where": where, "dropped": str(error)}
             continue
         yield {"where": where, "answers": [{"reward": reward, "text": text} for reward, text in found]}
 
 
-def _asked(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The turns of a row before its answer, whether it has answers or not. Raises DataError."""
+def _asked(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...]]:
+    """The turns of a row before its answer, whether it has answers or not, and its tools. Raises DataError."""
     fields = Fields(row)
     try:
         format_ = choose(row)
     except DataError:  # a prompt alone, or beside answers in no order
         found = _answers.prompt(fields, Tags())
-        turns = () if found is None else _answers.whole(fields, found)
+        turns, tools = () if found is None else _answers.whole(fields, found), _turns.tools(fields)
     else:
-        turns = format_.read(row).branches[0]
+        sample = format_.read(row)
+        turns, tools = sample.branches[0], sample.tools
     while turns and turns[-1].role == "assistant":
         turns = turns[:-1]
     if not turns or turns[-1].role == "text":
         raise DataError(f"the row has no prompt to answer (its columns: {', '.join(row)})", "no prompt")
-    return turns
+    return turns, tools
 
 
 def accounted(found: Iterator[dict[str, Any]], say: Callable[[str], None]) -> Iterator[dict[str, Any]]:

@@ -27,9 +27,9 @@ class InVllm(Subject):
     tokenizer: "PreTrainedTokenizerBase"
 
     @classmethod
-    def started(cls, path: str, device: str, dtype: Dtype | None, how: Vllm) -> "InVllm":
+    def started(cls, path: str, dtype: Dtype | None, how: Vllm) -> "InVllm":
         """The model of a path or hub id. Raises as `ByVllm.open`."""
-        model = ByVllm.open(path, device, dtype, how)
+        model = ByVllm.open(path, dtype, how)
         return cls(model, model.tokenizer)
 
     @property

@@ -12,6 +12,7 @@ from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.speech import Own, Speech
 
 Turn = dict[str, Any]
+NOTHING = "(no answer: the question is not kept)"
 
 
 class Voice:
@@ -34,10 +35,14 @@ class Voice:
 
         Ctrl-C ends it. Raises as `Generator.stream`, and ModelError where a server breaks off.
         """
-        answer = self._begin([*beginning, *self.turns], tools, sampling)
+        said, start = Said(), time.perf_counter()
+        try:
+            answer = self._begin([*beginning, *self.turns], tools, sampling)
+        except KeyboardInterrupt:  # a server may think long before its first word
+            say(NOTHING)
+            return None
         if answer.dropped_turns:
             say(f"(the oldest {answer.dropped_turns} turns no longer fit the model's context)")
-        said, start = Said(), time.perf_counter()
         try:
             for piece in answer:
                 said += _shown(piece, show)
@@ -51,7 +56,7 @@ class Voice:
         elif timed:
             say(f"({answer.num_tokens} tokens, {answer.num_tokens / (time.perf_counter() - start):.0f}/s)")
         if not said:
-            say("(no answer: the question is not kept)")
+            say(NOTHING)
             return None
         return _turn(said)
 

@@ -7,11 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tunesmith.generate.addressed import Addressed
-from tunesmith.generate.alone import logits_of
+from tunesmith.generate.alone import encodes, logits_of
 from tunesmith.generate.by_vllm import ByVllm
 from tunesmith.generate.endpoint import Server, is_address
-from tunesmith.generate.engine import Generator, Prompt, Reply
-from tunesmith.generate.engines import Vllm, refuse_address
+from tunesmith.generate.engine import Generator, Reply
+from tunesmith.generate.engines import Vllm
 from tunesmith.generate.sampling import Sampling
 from tunesmith.prediction.rows import Asked
 from tunesmith.recipe import Dtype
@@ -55,10 +55,10 @@ class Here(Answering):
         prompts = [own.prompt(one.messages, how.max_new_tokens, one.tools) for one, how in jobs]
         replies = own.answers([own.request(prompt, how) for prompt, (_, how) in zip(prompts, jobs, strict=True)])
         for (one, _), prompt, reply in zip(jobs, prompts, replies, strict=True):
-            share = None
-            if token_accuracy and one.label_ids:
-                likeliest = logits_of(own.model, prompt.ids, one.label_ids).argmax(-1).tolist()
-                hits = [pair[0] == pair[1] for pair in zip(likeliest, one.label_ids, strict=True)]
+            before, share = 1 if encodes(own.model) else len(prompt.ids), None
+            if token_accuracy and (label := _label(one, before, own.context_tokens)):
+                likeliest = logits_of(own.model, prompt.ids, label).argmax(-1).tolist()
+                hits = [pair[0] == pair[1] for pair in zip(likeliest, label, strict=True)]
                 share = sum(hits) / len(hits)
             text = str(own.tokenizer.decode(list(prompt.ids)))
             yield Answered(text, reply, prompt.dropped_turns, share)
@@ -84,8 +84,8 @@ class There(Answering):
         assert self.tokenizer is not None
         prompt = self.addressed.prompt(one.messages, one.tools, how.max_new_tokens)
         reply, share = self.addressed.complete(prompt.ids, how), None
-        if token_accuracy and one.label_ids:
-            hits = self.addressed.likeliest(prompt.ids, one.label_ids)
+        if token_accuracy and (label := _label(one, len(prompt.ids), self.addressed.context_tokens)):
+            hits = self.addressed.likeliest(prompt.ids, label)
             share = sum(hits) / len(hits)
         return Answered(str(self.tokenizer.decode(list(prompt.ids))), reply, prompt.dropped_turns, share)
 
@@ -100,8 +100,8 @@ class InVllm(Answering):
         """As `Answering` says it. Raises ModelError also where vLLM refuses what is asked."""
         prompts = [self.model.prompt(one.messages, one.tools, how.max_new_tokens) for one, how in jobs]
         replies = self.model.answers([prompt.ids for prompt in prompts], [how for _, how in jobs])
-        pairs = zip(prompts, (one for one, _ in jobs), strict=True)
-        labels = [self._label(prompt, one) if token_accuracy else () for prompt, one in pairs]
+        pairs, context = zip(prompts, (one for one, _ in jobs), strict=True), self.model.context_tokens
+        labels = [_label(one, len(prompt.ids), context) if token_accuracy else () for prompt, one in pairs]
         labelled = [([*prompt.ids, *ids], len(ids)) for prompt, ids in zip(prompts, labels, strict=True) if ids]
         scores = self.model.scores(labelled)
         for prompt, reply, ids in zip(prompts, replies, labels, strict=True):
@@ -109,10 +109,10 @@ class InVllm(Answering):
             text = str(self.model.tokenizer.decode(list(prompt.ids)))
             yield Answered(text, reply, prompt.dropped_turns, share)
 
-    def _label(self, prompt: Prompt, one: Asked) -> Sequence[int]:
-        """The tokens of a label that has room beside its prompt; one that has none is not measured."""
-        fits = len(prompt.ids) + len(one.label_ids) <= self.model.context_tokens
-        return one.label_ids if fits else ()
+
+def _label(one: Asked, before: int, context: int | None) -> Sequence[int]:
+    """The tokens of a label that has room behind so many others; one that has none is not measured."""
+    return one.label_ids if context is None or before + len(one.label_ids) <= context else ()
 
 
 def find(path: str, device: str, dtype: Dtype | None, server: Server, vllm: Vllm | None) -> Answering:
@@ -121,8 +121,7 @@ def find(path: str, device: str, dtype: Dtype | None, server: Server, vllm: Vllm
     `vllm` is how vLLM is started for a model of this process; None: our own engine answers.
     """
     if is_address(path):
-        refuse_address(path, vllm is not None)
         return There(Addressed.open(path, server))
     if vllm is not None:
-        return InVllm(ByVllm.open(path, device, dtype, vllm))
+        return InVllm(ByVllm.open(path, dtype, vllm))
     return Here(Generator.open(path, device, dtype))

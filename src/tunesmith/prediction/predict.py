@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from tunesmith import atomic, record
 from tunesmith.component import default, spell
 from tunesmith.errors import RunError
 from tunesmith.generate.endpoint import Server, is_address
-from tunesmith.generate.engines import BESIDE, EngineName, Vllm, refuse_unused
+from tunesmith.generate.engines import BESIDE, EngineName, Vllm, refuse_words, versions
 from tunesmith.generate.files import files_of
 from tunesmith.generate.load import locate, other_of
 from tunesmith.generate.sampling import Sampling
@@ -28,6 +28,7 @@ from tunesmith.seams import Format
 
 SETTINGS, OURS, THEIRS = "settings.json", "predictions.jsonl", "against.jsonl"
 CONTENT = "content of the rows"
+MODELS = ("model", "against")
 TOGETHER = 64  # rows that are in work at a time; more of them wait in the file
 GO_ON = "Make room, then run the same command again: it goes on"
 
@@ -55,7 +56,7 @@ class Prediction(Sampling):
 
     @model_validator(mode="after")
     def _engine(self) -> "Prediction":
-        refuse_unused(self.engine, self.vllm)
+        refuse_words(self.engine, self.vllm, self.device)
         return self
 
     def sampling(self) -> Sampling:
@@ -76,6 +77,7 @@ def predict(
     Raises:
         RunError: `out` holds something else, or what was begun with another model, file or options.
         RunError, ModelError, DataError, TemplateError: as the model's loading and the file's reading.
+        RecipeError, MissingExtra: vLLM is asked for, and the model is a server's, or it is not installed.
     """
     if file is None and is_address(path):
         raise RunError(
@@ -84,9 +86,10 @@ def predict(
     if file is None and not (Path(path).expanduser() / record.FILE).is_file():
         raise RunError(f"{path} is no run, which held rows out: say FILE, the rows to be answered")
     others = None if against is None else other_of(path, against)
+    told = _spelled(how) | versions(how.engine, path, *filter(None, [others]))
     with atomic.room(out, RunError, GO_ON):
         models = {"model": _identity(path, how), "against": others and _identity(others, how)}
-        _begin(out, models | {"file": file} | _spelled(how) | {CONTENT: _content(path, file, how)})
+        _begin(out, models | {"file": file} | told | {CONTENT: _content(path, file, how)})
         ours = _answered(path, file, out / OURS, how, say, of_run=path)
         theirs = None if others is None else _answered(others, file, out / THEIRS, how, say, of_run=path)
         results = report.results(path, ours, others, theirs, say)
@@ -109,23 +112,32 @@ def _source(file: str, how: Prediction) -> Source:
 
 
 def _identity(path: str, how: Prediction) -> dict[str, Any]:
-    """A model by its place and what its files hold; what a server's holds is not known."""
+    """A model by its place and what its files hold, which is unknown of a server's, and of a hub's until it is here."""
     if is_address(path):
         return {"place": path} | how.server.model_dump(include={"tokenizer", "only_openai"})
-    holds = json.dumps(files_of(path)).encode()
-    return {"place": locate(path), "digest": hashlib.sha256(holds).hexdigest()[:16]}
+    files = files_of(path)
+    digest = None if files is None else hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+    return {"place": locate(path), "digest": digest}
 
 
 def _other(name: str, before: Any, now: Any) -> str:
     """What is said of a setting with which a folder was begun, and which is another one now."""
-    if isinstance(before, dict) and isinstance(now, dict) and before["place"] == now["place"]:
-        return f"when {before['place']} held other files"
     if name == CONTENT:
         return "with rows that are others now"
-    told = before["place"] if isinstance(before, dict) else repr(before)
-    if name == "against":
-        return "without --against" if before is None else f"with --against {told}"
-    return f"with {name} {told}"
+    if name not in MODELS:
+        return f"with {name} {before!r}"
+    if before is None:
+        return "without --against"
+    if now is not None and before["place"] == now["place"]:
+        return f"when {before['place']} held other files"
+    return f"with {'model' if name == 'model' else '--against'} {before['place']}"
+
+
+def _same(name: str, before: Any, now: Any) -> bool:
+    """Whether a setting is the one with which a folder was begun; files that were not fetched then are those."""
+    if name in MODELS and before and now and None in (before.get("digest", ""), now.get("digest", "")):
+        return bool(before | {"digest": None} == now | {"digest": None})
+    return bool(before == now)
 
 
 def _begin(out: Path, settings: Mapping[str, Any]) -> None:
@@ -134,12 +146,13 @@ def _begin(out: Path, settings: Mapping[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     if file.is_file():
         past = json.loads(file.read_text(encoding="utf-8"))
-        other = next((name for name in settings if past.get(name) != settings[name]), None)
+        other = next((name for name in settings if not _same(name, past.get(name), settings[name])), None)
         if other is not None:
             raise RunError(
                 f"{out} was begun {_other(other, past.get(other), settings[other])}: say the same again, or choose "
                 "another folder"
             )
+        atomic.write(file, json.dumps(settings, indent=2, ensure_ascii=False).encode())
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: choose another folder")
@@ -180,10 +193,9 @@ def _rows(path: str, file: str | None, model: Answering, how: Prediction, say: C
     return Rows(found.asked[: how.num_samples], found.dropped)
 
 
-def _some(model: Answering, asked: Sequence[Asked], how: Prediction) -> list[dict[str, Any]]:
+def _some(model: Answering, asked: Sequence[Asked], how: Prediction) -> Iterator[dict[str, Any]]:
     """Some rows answered together. A row's draws are by its own seed, so that they do not depend on the others."""
     answers = model.some([(one, _sampling(how, one)) for one in asked], how.token_accuracy)
-    found = []
     for one, answered in zip(asked, answers, strict=True):
         reply = answered.reply
         prediction = reply.text.strip()
@@ -200,8 +212,7 @@ def _some(model: Answering, asked: Sequence[Asked], how: Prediction) -> list[dic
             "dropped_turns": answered.dropped_turns,
             "measures": of_row,
         }
-        found.append(entry | ({} if how.logprobs is None else {"logprobs": list(reply.logprobs)}))
-    return found
+        yield entry | ({} if how.logprobs is None else {"logprobs": list(reply.logprobs)})
 
 
 def _sampling(how: Prediction, one: Asked) -> Sampling:

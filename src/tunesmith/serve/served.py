@@ -271,10 +271,10 @@ class Served:
             self._worker.stop(0)
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, behind what each is at."""
         self.end()
-        self.asking.shutdown()
-        self._asking_long.shutdown()
+        self.asking.shutdown(cancel_futures=True)
+        self._asking_long.shutdown(cancel_futures=True)
 
 
 def called(path: str) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -66,12 +65,12 @@ async def score(served: Served, body: Score, request: HttpRequest) -> Response:
     account.model = served.name
     given: list[Any] = body.input if isinstance(body.input, list) else [body.input]
     rows = [(f"input[{at}]", {"text": one} if isinstance(one, str) else one) for at, one in enumerate(given)]
-    job = partial(_judged, served.judge, rows)
-    found = await asyncio.get_running_loop().run_in_executor(served.asking, job)
-    data = [{"object": "score", "index": number} | one for number, one in enumerate(found)]
+    judged, data = judge.scored(served.judge, iter(rows)), list[dict[str, Any]]()
+
+    async def work() -> None:  # row by row, so that one that nobody waits for keeps no other
+        while one := await asyncio.get_running_loop().run_in_executor(served.asking, next, judged, None):
+            told = {key: value for key, value in one.items() if key != "where"}
+            data.append({"object": "score", "index": len(data)} | told)
+
+    await while_there(request, work())
     return JSONResponse({"object": "list", "data": data, "model": served.name})
-
-
-def _judged(by: judge.Judge, rows: list[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    found = judge.scored(by, iter(rows))
-    return [{key: value for key, value in one.items() if key != "where"} for one in found]

@@ -2,7 +2,9 @@
 
 import json
 import re
+import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,6 +145,23 @@ def test_a_cut_file_is_caught_later(short, tmp_path):
     file.write_bytes(file.read_bytes()[:-5000])
     with pytest.raises(RunError, match=r"its file model-q8_0\.gguf is damaged"):
         Gguf(outtype="q8_0").check(short, out)
+
+
+def test_a_run_that_was_renamed_is_the_same_one(short, tmp_path):
+    report = Gguf(outtype="f32").write(short, tmp_path / "out")
+    assert Gguf(outtype="f32").check(short.rename(tmp_path / "renamed"), tmp_path / "out") == report
+
+
+def test_a_file_that_llama_cpp_does_not_read_is_one_line(tmp_path, monkeypatch):
+    """As llama-cpp-python says it of a model that is newer than itself."""
+
+    def refuses(path, **options):
+        raise ValueError(f"Failed to load model from file: {path}")
+
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=refuses))
+    file = tmp_path / "model.gguf"
+    with pytest.raises(RunError, match="llama.cpp does not read it .Failed to load.*a newer llama-cpp-python"):
+        llama_cpp.opened(file, 8).__enter__()
 
 
 def test_rounding_is_within_half_a_step():

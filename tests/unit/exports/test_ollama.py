@@ -5,12 +5,13 @@ import json
 from importlib.util import find_spec
 
 import pytest
+from transformers import GenerationConfig
 
 import fixtures_models
 from tunesmith.component import pick
 from tunesmith.errors import RunError
 from tunesmith.exports.formats import go_template, ollama_templates
-from tunesmith.exports.ollama import Ollama
+from tunesmith.exports.ollama import Ollama, _sampling
 from tunesmith.seams import Export, Template
 from tunesmith.templates.family import facts
 from unit.exports.test_exports import make_run, unchanged
@@ -40,6 +41,9 @@ PARAMETER stop "<|endoftext|>"
 PARAMETER stop "<|im_end|>"
 PARAMETER temperature 0.7
 PARAMETER top_p 0.9
+PARAMETER top_k 0
+PARAMETER min_p 0.0
+PARAMETER repeat_penalty 1.0
 '''
 
 
@@ -66,6 +70,18 @@ def test_the_folder_and_what_is_caught_in_it(short, tmp_path):
     (out / "model-q8_0.gguf").write_bytes(data)
     with pytest.raises(RunError, match=r"its file model-q8_0\.gguf is damaged"):
         export.check(short, out)
+
+
+def test_a_system_message_that_would_end_early_is_refused():
+    with pytest.raises(ValueError, match="three quotation marks end it in a Modelfile"):
+        Ollama(system='say """')
+
+
+def test_what_a_run_leaves_open_is_said_as_what_changes_nothing():
+    greedy = {"temperature": 0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
+    assert _sampling(GenerationConfig()) == greedy
+    drawn = greedy | {"temperature": 1.0, "top_k": 20, "repeat_penalty": 1.1}
+    assert _sampling(GenerationConfig(do_sample=True, top_k=20, repetition_penalty=1.1)) == drawn
 
 
 @gguf

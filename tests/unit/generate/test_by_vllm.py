@@ -12,13 +12,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import fixtures_models
-from tunesmith import extras
+from tunesmith import evaluate, extras
 from tunesmith.cli import main as cli
 from tunesmith.errors import MissingExtra, ModelError, RecipeError
-from tunesmith.evaluate import Evaluation, _subject
+from tunesmith.evaluate import Asked, Evaluation
+from tunesmith.evaluation.perplexity import Perplexity
 from tunesmith.generate.by_vllm import ByVllm, drawn_as, layers_of, rank_of, started
-from tunesmith.generate.engines import Vllm
+from tunesmith.generate.engines import Vllm, versions
 from tunesmith.generate.sampling import Sampling
+from tunesmith.prediction.predict import Prediction
 
 END = fixtures_models.SPECIAL.index("<|im_end|>")
 
@@ -153,7 +155,7 @@ def test_what_vllm_refuses_is_said():
 
 def test_an_adapter_is_given_a_rank_that_vllm_has(adapter):
     assert rank_of("a", adapter(r=12)) == 16
-    assert rank_of("a", adapter(r=4, rank_pattern={"q_proj": 33}, target_modules=["q_proj", "up_proj"])) == 64
+    assert rank_of("a", adapter(r=33)) == 64
     assert layers_of(Path(adapter(target_modules=["q_proj", "up_proj"]))) == ["q_proj", "up_proj"]
     assert rank_of("m", str(Path(adapter()).parent / "base")) is None
 
@@ -162,6 +164,8 @@ def test_an_adapter_is_given_a_rank_that_vllm_has(adapter):
     ("options", "why"),
     [
         ({"use_dora": True}, "has use_dora"),
+        ({"rank_pattern": {"q_proj": 8}}, "has rank_pattern, which vLLM does not read"),
+        ({"alpha_pattern": {"q_proj": 8}}, "has alpha_pattern, which vLLM does not read"),
         ({"trainable_token_indices": [3]}, "has trainable_token_indices"),
         ({"target_modules": ["q_proj", "lm_head"]}, "has a part on lm_head"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "has a part on embed_tokens"),
@@ -192,17 +196,32 @@ def test_it_needs_vllm_and_says_how_to_have_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     line = r"engine=vllm needs vllm, which is not installed: pip install 'tunesmith\[vllm\]'"
     with pytest.raises(MissingExtra, match=line):
-        ByVllm.open("builtin:tiny", "auto", None, Vllm())
+        ByVllm.open("builtin:tiny", None, Vllm())
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "a", "output": "b"}\n')
     words = ["predict", "builtin:tiny", str(rows), "--out", str(tmp_path / "out"), "engine=vllm"]
     assert cli.main(words) == 1 and "pip install 'tunesmith[vllm]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # the same command goes without engine=vllm
 
 
-def test_devices_and_stretched_positions_are_not_for_vllm(monkeypatch):
-    monkeypatch.setattr(extras, "find_spec", lambda name: object())
-    with pytest.raises(RecipeError, match="device=cpu is no word for vLLM"):
-        ByVllm.open("builtin:tiny", "cpu", None, Vllm())
-    how = Evaluation(engine="vllm", rope_scaling={"rope_type": "linear", "factor": 2.0})
+def test_devices_and_stretched_positions_are_not_for_vllm():
+    for kind in (Prediction, Evaluation):
+        with pytest.raises(RecipeError, match="device=cpu is no word for vLLM"):
+            kind(engine="vllm", device="cpu")
     with pytest.raises(RecipeError, match="rope_type=linear: vLLM takes positions as they are stored"):
-        _subject("builtin:tiny", how)
+        Evaluation(engine="vllm", rope_scaling={"rope_type": "linear", "factor": 2.0})
+
+
+def test_answers_of_another_vllm_are_told_apart(monkeypatch):
+    marks = set()
+    for version in ("1", "2"):
+        monkeypatch.setattr(evaluate, "versions", lambda engine, path, version=version: {engine: version})
+        marks.add(Asked.of("builtin:tiny", "perplexity", Perplexity(), True, Evaluation()).mark)
+    assert len(marks) == 2 and None not in marks
+
+
+def test_a_models_address_is_not_for_vllm(monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: object())
+    with pytest.raises(RecipeError, match="engine=vllm is for models of this process, and http://a/v1 is a server's"):
+        versions("vllm", "builtin:tiny", "http://a/v1")
+    assert versions("own", "http://a/v1") == {}

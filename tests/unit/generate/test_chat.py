@@ -165,6 +165,19 @@ def test_help_names_every_command(session):
     assert all(command in text for command in session.commands)
 
 
+def test_ctrl_c_before_the_first_word_keeps_the_conversation(session, monkeypatch):
+    """As where a server thinks long."""
+    session.take("Hello?")
+    before = list(session.turns)
+
+    def waits(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Voice, "_begin", waits)
+    session.take("And now?")
+    assert "no answer: the question is not kept" in said(session) and session.turns == before
+
+
 def test_cut_and_refused_answers_are_told(session):
     session.take("Hello?")
     assert "cut at 8 tokens" in said(session)
@@ -280,6 +293,9 @@ def test_tools_are_called_and_thoughts_are_apart(session, monkeypatch, tmp_path)
     file.write_text('[{"name": "add"}]', encoding="utf-8")
     session.take(f"/tools {file}")
     assert "tool 1 must be like" in said(session)
+    file.write_bytes(b"\xff\xfe\x00")
+    session.take(f"/tools {file}")
+    assert "not taken" in said(session)
     file.write_text(json.dumps([TOOL]), encoding="utf-8")
     session.take(f"/tools {file}")
     assert "tools: add" in said(session)

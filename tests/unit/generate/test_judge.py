@@ -11,7 +11,7 @@ from fixtures_values import tiny_values
 from tunesmith.cli.main import main
 from tunesmith.errors import DataError
 from tunesmith.formats.ranked import Ranked
-from tunesmith.generate.judge import TOGETHER, Answers, Judge, _asked, _ranked, accounted, score
+from tunesmith.generate.judge import TOGETHER, Answers, Judge, _asked, _ranked, accounted, best_of, score
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,9 @@ def test_answers_are_read_as_ranked_ones(asked):
 
 @pytest.mark.parametrize("more", [{}, {"answers": ["a", "b"]}, {"chosen": "a", "rejected": "b"}])
 def test_a_row_is_asked_with_and_without_answers(more):
-    assert [turn.spoken() for turn in _asked({"prompt": "Hi"} | more)] == [{"role": "user", "content": "Hi"}]
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    turns, tools = _asked({"prompt": "Hi", "tools": [tool]} | more)
+    assert [turn.spoken() for turn in turns] == [{"role": "user", "content": "Hi"}] and tools == (tool,)
 
 
 def test_a_temperature_is_bounded_when_it_is_parsed(capsys):
@@ -41,7 +43,7 @@ def test_a_temperature_is_bounded_when_it_is_parsed(capsys):
 def judged(self, rows, format_, first=True):
     """One token an answer, of which an empty one has none, and as its reward the length of its text."""
     for _, row in rows:
-        (text,) = row["answers"]
+        (text,) = (one if isinstance(one, str) else one["content"] for one in row["answers"])
         kept = SimpleNamespace(branches=(SimpleNamespace(ids=torch.zeros(1), weight=torch.ones(1)),), dropped=None)
         yield (kept, torch.tensor([[float(len(text))]])) if text else (SimpleNamespace(dropped="empty answer"), None)
 
@@ -54,6 +56,36 @@ def test_an_answer_that_cannot_be_judged_leaves_the_others(monkeypatch):
     assert [(one["answer"], one["reward"]) for one in found["answers"]] == [(2, 3.0), (0, 1.0)]
     assert found["left_out"] == [{"answer": 1, "dropped": "empty answer"}]
     assert judge.rewards([{"role": "user", "content": "Hi"}], ["ab", ""]) == [2.0, float("-inf")]
+
+
+def test_tools_and_calls_are_seen_by_the_model_and_its_judge():
+    """What each is asked is what the row says: a judge that saw less would judge another conversation."""
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    turns = [
+        {"role": "user", "content": "Add."},
+        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [call]},
+        {"role": "tool", "content": "2", "name": "add"},
+    ]
+    asked = []
+
+    class Model:
+        def sampled(self, messages, each, tools):
+            asked.append((messages, tools))
+            return iter([SimpleNamespace(text='[{"role": "user", "content": "x"}]')])
+
+    class Reads(Judge):
+        def judged(self, rows, format_, first=True):
+            (sample,) = (format_.read(row) for _, row in rows)
+            asked.append((list(sample.branches[0]), sample.tools))
+            yield None, torch.tensor([[1.0]])
+
+    best_of(Reads(None, None, ("reward",)), Model(), turns, 1, tools=(tool,))
+    (told, tools), (read, seen) = asked
+    assert told == turns and tools == seen == (tool,)
+    assert [turn.spoken() for turn in read[:-1]] == turns and read[1].reasoning == "Hm."
+    assert read[-1].role == "assistant" and read[-1].content == '[{"role": "user", "content": "x"}]'
+    assert not any(turn.train for turn in read[:-1]) and read[-1].train is not False
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def adapted(folders):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}.items():
             patch.setenv(name, value)
-        yield ByVllm.open(folders[1], "auto", "float32", Vllm(enforce_eager=True))
+        yield ByVllm.open(folders[1], "float32", Vllm(enforce_eager=True))
 
 
 @pytest.fixture(params=["base", "adapter"])

@@ -100,6 +100,56 @@ def test_rows_that_changed_are_not_mixed_with_answers_to_the_old_ones(model, fil
         predict(str(model), str(file), tmp_path / "out", how, None, lambda _: None)
 
 
+def test_a_kill_within_a_group_loses_no_answer(model, file, tmp_path, monkeypatch):
+    how = Prediction(max_new_tokens=3, device="cpu", token_accuracy=False)
+    seen = []
+
+    def dies(prediction, label):
+        seen.append(label)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(module.measures, "of_row", dies)
+    with pytest.raises(KeyboardInterrupt):
+        predict(str(model), str(file), tmp_path / "out", how, None, lambda _: None)
+    assert len(lines(tmp_path / "out" / "predictions.jsonl")) == 3
+
+
+def test_another_value_of_an_option_that_has_several_is_said(model, file, tmp_path):
+    def answered(bias):
+        how = Prediction(max_new_tokens=3, device="cpu", token_accuracy=False, logit_bias={5: bias})
+        return predict(str(model), str(file), tmp_path / "out", how, None, lambda _: None)
+
+    answered(-1)
+    with pytest.raises(RunError, match=r"out was begun with logit_bias \{'5': -1\.0\}: say the same again"):
+        answered(-2)
+
+
+def test_a_model_that_was_fetched_meanwhile_is_the_same_one(model, file, tmp_path, monkeypatch):
+    how = Prediction(max_new_tokens=3, device="cpu", token_accuracy=False)
+    holds = module.files_of
+    monkeypatch.setattr(module, "files_of", lambda path: None)  # as of a hub's model before its first use
+    first = predict(str(model), str(file), tmp_path / "out", how, None, lambda _: None)
+    monkeypatch.setattr(module, "files_of", holds)
+    assert predict(str(model), str(file), tmp_path / "out", how, None, lambda _: None) == first
+    monkeypatch.setattr(module, "files_of", lambda path: ["others"])
+    with pytest.raises(RunError, match=r"begun when .*model held other files"):
+        predict(str(model), str(file), tmp_path / "out", how, None, lambda _: None)
+
+
+def test_a_label_without_room_is_not_measured_and_stops_nothing(tmp_path):
+    gpt = fixtures_models.save_model(
+        tmp_path / "gpt", fixtures_models.tiny_model(arch="gpt2", max_position_embeddings=64)
+    )
+    rows = [{"instruction": "What?", "output": text} for text in ("It is two.", "It is two. " * 60)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    how = Prediction(max_new_tokens=3, device="cpu")
+    predict(str(gpt), str(tmp_path / "rows.json"), tmp_path / "out", how, None, lambda _: None)
+    short, long = lines(tmp_path / "out" / "predictions.jsonl")
+    assert "token_accuracy" in short["measures"] and "token_accuracy" not in long["measures"]
+
+
 def test_beside_a_base_model(file, tmp_path, capsys):
     base = fixtures_models.save_model(tmp_path / "base")
     model = fixtures_models.tiny_model()

@@ -1,7 +1,6 @@
 """Chats of the official client with a server on loopback are those that the model would have alone."""
 
 import json
-import time
 
 import httpx
 import openai
@@ -237,12 +236,14 @@ def test_a_client_that_goes_frees_its_place(server, monkeypatch):
 
 
 def test_a_line_is_written_of_each_request_without_its_text(server):
-    ask(server, temperature=0, max_tokens=4)
-    end, found = time.monotonic() + 20, []
-    while not found and time.monotonic() < end:  # a line is written behind its answer, and maybe behind another's
-        found = [one for one in server.lines if one.get("completion_tokens") == 4 and one["status"] == 200]
-        time.sleep(0.01)
-    line = found[-1]
+    own = ask(server, temperature=0, max_tokens=4)._request_id
+
+    def written():
+        return [one for one in server.lines if one["id"] == own]
+
+    fixtures_server.until(written)  # behind the answer, and maybe behind another's line
+    (line,) = written()
+    assert line["completion_tokens"] == 4 and line["status"] == 200
     assert line["path"] == "/v1/chat/completions" and line["model"] == "tiny"
     assert line["finish"] == ["length"]
     assert 0 <= line["queued_seconds"] <= line["first_token_seconds"] <= line["seconds"]

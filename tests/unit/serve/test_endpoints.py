@@ -1,6 +1,7 @@
 """Completions, embeddings and scores are what the model itself says of the same tokens."""
 
 import base64
+import time
 
 import httpx
 import numpy as np
@@ -162,6 +163,26 @@ def test_a_judge_says_what_it_says_of_a_file(tmp_path, labels, tokens):
         )
         assert chat.status_code == 400 and "/v1/score" in chat.json()["error"]["message"]
         assert httpx.get(f"{server.address}/health").status_code == 200
+
+
+def test_rows_that_nobody_waits_for_are_not_judged(tmp_path, monkeypatch):
+    folder = fixtures_models.save_model(tmp_path / "judge", tiny_values(labels=1))
+    looked = []
+
+    def slowly(by, rows):
+        for where, _ in rows:
+            looked.append(where)
+            time.sleep(0.05)
+            yield {"where": where}
+
+    monkeypatch.setattr(judge, "scored", slowly)
+    served = fixtures_server.Served.open(str(folder), fixtures_server.Serving(device="cpu"))
+    with fixtures_server.running(served) as server:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.address}/v1/score", json={"input": ["x"] * 1000}, timeout=0.5)
+        fixtures_server.until(lambda: server.lines and server.lines[-1]["status"] == 499)
+        assert len(httpx.post(f"{server.address}/v1/score", json={"input": ["x"]}, timeout=20).json()["data"]) == 1
+    assert 1 < len(looked) < 900
 
 
 def test_words_are_not_scores(server):

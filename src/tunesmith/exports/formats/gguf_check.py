@@ -23,6 +23,7 @@ from tunesmith.recipe import Model
 from tunesmith.types import Report
 
 HEAD = "lm_head.weight"
+NAME = "general.name"  # what the run was called then, and may not be now
 ROWS = 4096  # of a tensor that are compared at once
 READ = (  # what transformers' reader takes from a file
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -71,7 +72,7 @@ def facts_of(plan: Plan, tokenizer: Any, manners: Manners, outtype: str, run: Pa
     families.refuse(config, all(spec.name != HEAD for spec in plan.laid()[0]))
     general = {
         "general.type": "model",
-        "general.name": run.resolve().name,
+        NAME: run.resolve().name,
         "general.file_type": gguf_file.FILE_TYPES[outtype],
         "general.quantization_version": 2,
     }
@@ -134,7 +135,7 @@ def _sizes(written: Written, found: dict[str, Any], file: Path) -> str | None:
     """The first size of the model that is another in a file, in words."""
     for name, value in written.facts.items():
         other = found.get(name)
-        if not (name.startswith("tokenizer.") or _equal(value, other)):
+        if not (name.startswith("tokenizer.") or name == NAME or _equal(value, other)):
             return f"its {name} is {other!r}, and the run's is {value!r}"
     config, read = written.plan.model.config, load_config(Model(path=str(file))).get_text_config()
     for name in READ:

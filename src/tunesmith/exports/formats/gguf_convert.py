@@ -14,7 +14,7 @@ from typing import Any
 
 from tunesmith.engine.model import load_config
 from tunesmith.errors import RunError
-from tunesmith.exports.checks.compare import TOLERANCE, Reference, Unlike, refuse_difference
+from tunesmith.exports.checks.compare import TOLERANCE, Reference, refuse_difference
 from tunesmith.exports.checks.costs import GGUF as COSTS
 from tunesmith.exports.formats import gguf_families, gguf_file, llama_cpp
 from tunesmith.exports.formats.gguf_check import tried
@@ -40,11 +40,14 @@ def command() -> str | None:
     return next((found for name in COMMANDS if (found := shutil.which(name))), None)
 
 
-def refuse(run: Path, place: str, outtype: str, writes: bool) -> None:
-    """Raise RunError where the model of a run is of another family and cannot be converted, or only read, here."""
+def needed(run: Path, place: str, outtype: str, writes: bool) -> bool:
+    """Whether the model of a run is of another family, which the converter has to write.
+
+    Raises RunError where it is and cannot be converted, or only read, here.
+    """
     config = load_config(named_base(place) if is_adapter(place) else Model(path=place))
-    if {config.model_type, config.get_text_config().model_type} & gguf_families.FAMILIES.keys():
-        return
+    if gguf_families.family_of(config) is not None:
+        return False
     if not llama_cpp.is_installed() or (writes and command() is None):
         known = ", ".join(gguf_families.FAMILIES)
         raise RunError(f"{run} has a {config.model_type} model, and .gguf files are written of {known}: {HOW}")
@@ -53,6 +56,7 @@ def refuse(run: Path, place: str, outtype: str, writes: bool) -> None:
             f"{run} has a {config.model_type} model, which llama.cpp's own converter writes, and that knows no "
             f"outtype={outtype}: say one of {', '.join(OUTTYPES)}"
         )
+    return True
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,5 @@ class Converted:
         template = gguf_file.read(file).get("tokenizer.chat_template")
         refuse_difference(run.manners, replace(run.manners, template=template))
         share = max(COSTS[self.outtype], TOLERANCE[run.dtype])
-        try:
-            found = tried(run, self.tokenizer, file, out, share)
-        except ValueError as error:
-            raise Unlike(f"llama.cpp does not read it ({error}): it may need a newer llama-cpp-python") from error
+        found = tried(run, self.tokenizer, file, out, share)
         return replace(found, notes=("written by llama.cpp's own converter", *found.notes))

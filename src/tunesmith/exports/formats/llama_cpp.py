@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tunesmith.exports.checks.compare import Unlike
+
 PACKAGE, HOW = "llama_cpp", "pip install llama-cpp-python"
 COST = 10 / 127  # of the largest logit: it also rounds what is multiplied with rounded weights, to 8 bits
 
@@ -23,10 +25,13 @@ def is_installed() -> bool:
 
 @contextmanager
 def opened(file: Path, context: int) -> Iterator["LlamaCpp"]:
-    """A file in llama.cpp, for so many tokens. Raises ValueError for one that it does not read."""
+    """A file in llama.cpp, for so many tokens. Raises RunError for one that it does not read."""
     from llama_cpp import Llama
 
-    model = Llama(str(file), n_ctx=context, logits_all=True, verbose=False, n_gpu_layers=0, type_k=0, type_v=0)
+    try:
+        model = Llama(str(file), n_ctx=context, logits_all=True, verbose=False, n_gpu_layers=0, type_k=0, type_v=0)
+    except ValueError as error:
+        raise Unlike(f"llama.cpp does not read it ({error}): it may need a newer llama-cpp-python") from error
     try:
         yield LlamaCpp(model)
     finally:
