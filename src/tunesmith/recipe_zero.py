@@ -186,8 +186,8 @@ def _disagreements(recipe: "Recipe", config: Mapping[str, Any]) -> Iterator[str]
 
 def _differ(recipe: "Recipe", path: str, theirs: Any, option: str, value: Any) -> str:
     return (
-        f"parallel.deepspeed_config: {path}={theirs} in {recipe.parallel.deepspeed_config}, and {option}={value} in "
-        'the recipe: make them the same, or say "auto" there'
+        f"parallel.deepspeed_config: {path}={theirs} in {recipe.parallel.deepspeed_config}, and {option}={value} for "
+        'this recipe: make them the same, or say "auto" there'
     )
 
 

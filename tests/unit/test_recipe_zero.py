@@ -164,7 +164,7 @@ def test_where_files_cannot_be(file):
     )
     config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
     found = problem(file(config), offload="nvme")
-    assert "offload_optimizer.device=cpu in" in found and "parallel.offload=nvme in the recipe" in found
+    assert "offload_optimizer.device=cpu in" in found and "parallel.offload=nvme for this recipe" in found
 
 
 @pytest.mark.parametrize(

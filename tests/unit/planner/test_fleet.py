@@ -88,10 +88,10 @@ def test_words_lay_a_recipe_out_as_is_planned(told, said):
 
 
 def test_layouts_are_had_where_the_recipe_can_be_trained_so(told, monkeypatch):
-    """`recipe_parallel.problem` alone decides it, of a recipe that says the layout."""
+    """`recipe_parallel.problem_among` alone decides it, of a recipe that says the layout."""
     recipe, shape = told(train={"row_tokens": 4096})
     asked = []
-    monkeypatch.setattr(fleet, "problem", lambda one: asked.append(one.parallel) or "no")
+    monkeypatch.setattr(fleet, "problem_among", lambda one, number: asked.append(one.parallel) or "no")
     found = fleet.choices(recipe, shape, Cluster(ROUND, 4))
     assert {one.refused for one in found} == {"no"} and len(asked) == len(found) == len(set(map(repr, asked)))
     monkeypatch.undo()
@@ -241,8 +241,9 @@ def test_accumulation_sends_once(told):
 def test_deepspeed_is_for_what_fits_no_other_way(told, monkeypatch):
     """Three layouts, of which memory decides: fsdp; ZeRO where fsdp is refused; offload where ZeRO is too large."""
     recipe, _ = told()
-    real = fleet.problem
-    monkeypatch.setattr(fleet, "problem", lambda one: real(one) or ("no" if one.parallel.strategy == "fsdp" else None))
+    real = fleet.problem_among
+    no_fsdp = lambda one, number: real(one, number) or ("no" if one.parallel.strategy == "fsdp" else None)  # noqa: E731
+    monkeypatch.setattr(fleet, "problem_among", no_fsdp)
     needs = {
         str(one.layout): one.share.peak.total for one in fleet.make(recipe, devices.cluster_of("4xH100-80GB")).choices
     }
@@ -320,6 +321,43 @@ def test_what_a_recipe_cannot_share_out_is_not_recommended(told, adapter, sectio
     assert any(said in line for line in fleet.lines(fleet.make(recipe, cluster)))
 
 
+@pytest.mark.parametrize(
+    ("values", "had", "said"),
+    [
+        ({"train.row_tokens": "auto"}, {"ddp"}, "train.row_tokens=auto"),
+        ({"data.streaming": True}, set(), "4 processes cannot share a stream"),
+        ({"train.release_gradients": True}, set(), "before gradients of 4 processes are added"),
+    ],
+)
+def test_what_training_refuses_of_several_processes_is_not_recommended(told, values, had, said):
+    recipe = with_values(told()[0], values)
+    found = fleet.make(recipe, devices.cluster_of("4xH100-80GB"))
+    assert {str(one.layout) for one in found.choices if one.refused is None} == had
+    text = "\n".join(fleet.lines(found))
+    assert said in text and "row 512 tokens" in text
+    assert ("take ddp" if had else "the recipe cannot be trained on 4 devices, for the reasons above") in text
+    assert fleet.make(recipe, devices.cluster_of("H100-80GB")).best.layout == ONE
+
+
+def test_what_is_missing_is_named_and_what_is_on_is_not_advised(told, monkeypatch):
+    """With so little memory of its own a machine holds no offloaded state, whatever its devices have."""
+    small = devices.cluster_of("4xH100-80GB", 1, "1MB")
+    recipe, shape = told()
+    last = list(fleet.lines(fleet.make(recipe, small)))[-1]
+    assert last == "  more devices or a shorter row or adapter=lora take less"
+    plain = fleet.make(with_values(recipe, {"train.activation_checkpointing": False}), small)
+    assert "train.activation_checkpointing=true" in list(fleet.lines(plain))[-1]
+    never = replace(plain, shape=replace(shape, checkpoints=False))
+    assert "train.activation_checkpointing=true" not in list(fleet.lines(never))[-1]
+    monkeypatch.setattr(fleet, "problem_among", lambda one, number: None if one.parallel.offload == "cpu" else "no")
+    monkeypatch.setattr(fleet, "HOST_MEMORY", -10e9)
+    found = fleet.make(recipe, devices.cluster_of("4xH100-80GB"))
+    *_, first, second = fleet.lines(found)
+    assert found.best is None
+    assert re.match(r"nothing fits: zero-3, offload cpu lacks least, 10.0 GB of a machine's own memory, of", first)
+    assert second == "  more machines or adapter=lora take less of each"
+
+
 def test_auto_shares_weights_where_a_whole_model_does_not_fit(told):
     recipe, shape = told()
     needed = spread.share(recipe, shape, CUDA, DDP).peak.total
@@ -335,6 +373,22 @@ def test_auto_shares_weights_where_a_whole_model_does_not_fit(told):
     other, _ = told()
     other = Recipe(**other.model_dump() | {"objective": "seq2seq"})
     assert "the plan does not say what a whole model needs" in automatic.strategy(other, CUDA, 1, 4)[1]
+
+
+def test_auto_plans_layers_in_parts_where_they_are(told):
+    """And copies of layers in parts are for what is trained beside them alone."""
+    recipe, shape = told({"type": "lora", "r": 4})
+    cut = with_values(recipe, {"parallel.tensor": 2})
+    needed = spread.share(recipe, shape, CUDA, Layout("ddp", replicate=2, tensor=2)).peak.total
+    assert needed < spread.share(recipe, shape, CUDA, DDP).peak.total
+    assert [automatic.strategy(one, CUDA, int(needed / fleet.ROOM) + 1, 4)[0] for one in (recipe, cut)] == [
+        "fsdp",
+        "ddp",
+    ]
+    whole = with_values(told()[0], {"parallel.tensor": 2})
+    assert automatic.strategy(whole, CUDA, 10**12, 2)[0] == "ddp"
+    chosen, why = automatic.strategy(whole, CUDA, 10**12, 4)
+    assert chosen == "fsdp" and "4 processes hold copies of weights that are trained" in why
 
 
 def test_auto_plans_pieces_of_rows_where_rows_lie_in_pieces(told):
