@@ -13,7 +13,7 @@ from tunesmith.cli.main import main
 from tunesmith.defaults import Device, with_values
 from tunesmith.engine import shared_out
 from tunesmith.errors import RecipeError
-from tunesmith.planner import devices, fleet, memory, pace, plan, shapes, spread
+from tunesmith.planner import devices, fleet, memory, pace, shapes, spread
 from tunesmith.planner.devices import Cluster, Rates
 from tunesmith.planner.layout import Layout, layouts
 from tunesmith.recipe import Recipe
@@ -392,12 +392,3 @@ def test_what_pieces_of_a_row_exchange(told):
     moved = 8192 / 2 * (1 / 2) * 2 * (shape.queries + shape.keys) * 2
     found = pace.pace(recipe, shape, Layout("fsdp", fsdp=1, context=2), slow, again=0)
     assert found.links == pytest.approx(2 * len(shape.layers) * moved / ROUND.link)
-
-
-def test_train_warns_of_what_will_not_fit(told, monkeypatch):
-    recipe = with_values(told()[0], {"train.device": "cpu"})
-    monkeypatch.setattr(plan, "target_of", lambda recipe, memory: plan.Target(Device("cpu", "CPU", False), 1_000_000))
-    said = plan.warning(recipe)
-    assert said is not None and re.match(r"warning: the plan says that this needs [\d.]+ MB, and 1.0 MB are free", said)
-    monkeypatch.setattr(plan, "target_of", lambda recipe, memory: plan.Target(Device("cpu", "CPU", False), 10**12))
-    assert plan.warning(recipe) is None

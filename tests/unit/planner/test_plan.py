@@ -1,6 +1,7 @@
 """A plan: parameters by hand, bytes by hand, peaks against what torch's allocator gave, and words that do fit."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -285,6 +286,15 @@ def test_activations_are_computed_again_where_the_model_can(recipe, monkeypatch)
     assert word in plan.make(recipe(None), plan.Target(CPU, 1000)).least[0]
     monkeypatch.setattr(plan, "shape_of", lambda *given: replace(real(*given), checkpoints=False))
     assert word not in plan.make(recipe(None), plan.Target(CPU, 1000)).least[0]
+
+
+def test_train_warns_of_what_will_not_fit(told, monkeypatch):
+    recipe = with_values(told()[0], {"train.device": "cpu"})
+    monkeypatch.setattr(plan, "target_of", lambda recipe, memory: plan.Target(CPU, 1_000_000))
+    said = plan.warning(recipe)
+    assert said is not None and re.match(r"warning: the plan says that this needs [\d.]+ MB, and 1.0 MB are free", said)
+    monkeypatch.setattr(plan, "target_of", lambda recipe, memory: plan.Target(CPU, 10**12))
+    assert plan.warning(recipe) is None
 
 
 def test_a_model_that_is_not_known_has_no_warning(recipe, tmp_path, monkeypatch):
