@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 FOLDER_OF_ERRORS = "TUNESMITH_ERRORS"  # of the environment: where a launcher's processes write why they failed
 JOB = "TUNESMITH_JOB"  # of the environment: what our own launcher calls processes that it may begin again
@@ -66,6 +67,9 @@ class MissingExtra(TunesmithError, ImportError):
     """An optional dependency is not installed; the message has the command that installs it."""
 
 
+REFUSALS = (RecipeError, ModelError, MissingExtra)  # of what cannot be had, before anything is trained
+
+
 def _beginning(message: str) -> str:
     return _NUMBER.sub("[]", _REASON_END.split(message, maxsplit=1)[0][:REASON_CHARACTERS]).strip()
 
@@ -85,7 +89,7 @@ def near(wrong: str, known: Iterable[str]) -> str:
     return "Known: " + ", ".join(shown) + (f" and {rest:,} others" if rest else "") + "."
 
 
-def left_to_launcher(message: str) -> bool:
+def left_to_launcher(message: str, kind: type[Exception] = Exception) -> bool:
     """Whether a launcher tells why this process fails: it is written where the launcher looks, if it is the first.
 
     Of the ranks of an attempt the first is heard, and one that lost the others only where no other said anything.
@@ -96,17 +100,25 @@ def left_to_launcher(message: str) -> bool:
     attempt, lost = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), _LOST.search(message) is not None
     try:
         with (Path(folder) / f"{attempt:06}-{'lost' if lost else 'first'}.json").open("x", encoding="utf-8") as file:
-            json.dump({"rank": os.environ.get("RANK"), "message": message}, file)
+            refused = issubclass(kind, REFUSALS)
+            json.dump({"rank": os.environ.get("RANK"), "message": message, "refused": refused}, file)
     except FileExistsError:
         pass
     return True
 
 
-def first_error(folder: Path) -> str | None:
-    """What the first process of the newest attempt wrote, with its rank; None: none failed that could."""
+def first_left(folder: Path) -> dict[str, Any] | None:
+    """The rank, the message and whether it refused, of the first process of the newest attempt that wrote any."""
     written = sorted(folder.glob("*.json"), key=lambda path: (-int(path.name.partition("-")[0]), path.name))
     if not written:
         return None
-    found = json.loads(written[0].read_text(encoding="utf-8"))
-    rank = "" if found["rank"] is None else f"rank {found['rank']}: "
-    return rank + (LOST if written[0].stem.endswith("lost") else found["message"])
+    found: dict[str, Any] = json.loads(written[0].read_text(encoding="utf-8"))
+    return found | ({"message": LOST} if written[0].stem.endswith("lost") else {})
+
+
+def first_error(folder: Path) -> str | None:
+    """The message of that process, with its rank; None: none failed that could."""
+    found = first_left(folder)
+    if found is None:
+        return None
+    return ("" if found["rank"] is None else f"rank {found['rank']}: ") + str(found["message"])

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tunesmith import extras
+from tunesmith import atomic, extras
 from tunesmith.component import Component, name_of
 from tunesmith.errors import FOLDER_OF_ERRORS, JOB, LOST, RESTART_COUNT, RecipeError, RunError, first_error
 from tunesmith.explain import choose
@@ -39,7 +39,9 @@ class Launcher(Component):
     own_lines: ClassVar[str] = r"(?!)"  # a regular expression of lines in which the program speaks of itself
     extra: ClassVar[str | None] = None  # of this package, which brings the program
     prefix: ClassVar[str] = ""  # of the beginning of a line, which is left out: who says it
-    failed_line: ClassVar[str] = r"(?!)"  # of these, one that says which rank ended: groups code, rank
+    failed_line: ClassVar[str] = (
+        r"(?!)"  # of these, one that says which rank ended: groups code and, if it is said, rank
+    )
     own_files: ClassVar[str] = r"(?!)"  # of files in a traceback that is the program's own: nothing follows it
 
     @abstractmethod
@@ -118,8 +120,8 @@ def _written(file: Path, text: str) -> str:
     before = file.read_bytes() if file.exists() else text.encode()
     kept = next(one for number in count(1) if not (one := file.with_name(f"{file.name}.{number}")).exists())
     if before != text.encode():
-        file.rename(kept)
-    file.write_text(text, encoding="utf-8")
+        atomic.write(kept, before)
+    atomic.write(file, text.encode())
     return "" if before == text.encode() else f"; the one that was there is {kept} now"
 
 
@@ -200,7 +202,7 @@ class Heard:
             _tell(line)
         failed = re.search(self.launcher.failed_line, line)
         if failed is not None:
-            self._failed(failed["rank"], int(failed["code"]))
+            self._failed(failed.groupdict().get("rank"), int(failed["code"]))
         if self.verbose or self.over or re.search(self.launcher.own_lines, line):
             return
         line = re.sub(self.launcher.prefix, "", line)
@@ -211,9 +213,10 @@ class Heard:
             return
         _tell(line)
 
-    def _failed(self, rank: str, code: int) -> None:
+    def _failed(self, rank: str | None, code: int) -> None:
         """Tell why a process ended that the program says ended first: by its own word, or by a signal."""
-        self.failure = f"rank {rank} of its machine ended with {_ending(code)}"
+        who = "a process" if rank is None else f"rank {rank} of its machine"
+        self.failure = f"{who} ended with {_ending(code)}"
         said = first_error(self.errors)
         if code < 0 and (said is None or LOST in said):
             self.told.add(self.failure)

@@ -12,6 +12,7 @@ from tunesmith.adapted import Adapted, adapt, head_of, named, parameters, precis
 from tunesmith.defaults import HOSTS, Device, Resolved, with_values
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
+from tunesmith.recipe_parallel import problem_among
 from tunesmith.referenced import is_once, reference_of, with_logps
 from tunesmith.taught import with_teacher
 
@@ -125,6 +126,9 @@ def fitted(job: Job, until_the_end: contextlib.ExitStack) -> tuple[Job, Adapted 
     found = encoder_decoder.derived(recipe, job.given.model) | named(recipe)
     found |= _shared(recipe, job)
     recipe, derived = with_values(recipe, found), derived | found
+    reason = problem_among(recipe, ranks.number())
+    if reason is not None:
+        raise RecipeError(reason)
     job = replace(job, resolved=Resolved(recipe, derived))
     if recipe.train.row_tokens != "auto":
         return job, None

@@ -133,13 +133,14 @@ def problem(recipe: "Recipe") -> str | None:
 def _of_precision(recipe: "Recipe", option: str, name: str, value: Any) -> Iterator[str]:
     """What is said of dtypes that is otherwise here: autocast's, over weights and sums of gradients in float32."""
     own: dict[str, Any] = dict.fromkeys(("reduce_dtype", "buffer_dtype", "output_dtype"), "float32")
-    own |= {"param_dtype": "bfloat16" if recipe.train.bf16 else "float32", "cast_forward_inputs": False}
+    computed = {None: None, True: "bfloat16", False: "float32"}[recipe.train.bf16]  # None: the device says it
+    own |= {"param_dtype": computed, "cast_forward_inputs": False}
     parts = ("param_dtype", "reduce_dtype", "buffer_dtype")[: 3 if name == "mixed_precision_policy" else 1]
     given = value if isinstance(value, Mapping) else dict.fromkeys(parts, value or "no")  # of which YAML makes false
     for part, theirs in given.items():
         where = f"{option}.{part}" if isinstance(value, Mapping) else option
         if part not in own:
             yield f"{where}={theirs} is no option of FSDP that is known here: leave it out"
-        elif theirs is not None and DTYPES.get(str(theirs), theirs) != own[part]:
-            what = f"train.bf16={recipe.train.bf16} in the recipe makes" if part == "param_dtype" else "it is always"
+        elif None not in (theirs, own[part]) and DTYPES.get(str(theirs), theirs) != own[part]:
+            what = f"train.bf16={recipe.train.bf16} for this recipe makes" if part == "param_dtype" else "it is always"
             yield f"{where}={theirs}: {what} {part}={own[part]} here: make them the same, or leave it out"

@@ -93,6 +93,21 @@ class Parallel(Section):
         return self.strategy == "fsdp"
 
 
+def problem_among(recipe: "Recipe", number: int) -> str | None:
+    """Why so many processes cannot train a resolved recipe together, and what can be done; None where they can."""
+    parallel, own = recipe.parallel, not type(recipe.adapter).beside
+    if number > 1 and recipe.data.streaming:
+        return f"data.streaming=true: {number} processes cannot share a stream yet: start one, or leave it out"
+    if number > 1 and recipe.train.release_gradients:
+        return f"train.release_gradients=true updates before gradients of {number} processes are added: leave it out"
+    if number > parallel.tensor > 1 and own and parallel.strategy == "ddp":
+        return (
+            f"parallel.tensor={parallel.tensor}: {number} processes hold copies of weights that are trained: say "
+            "parallel.strategy=fsdp, or use adapter=lora"
+        )
+    return problem(recipe)
+
+
 def problem(recipe: "Recipe") -> str | None:
     """Why a recipe's rows or its model's weights cannot be shared out, and what can be done; None where they can."""
     if recipe.parallel.context > 1 and (reason := problem_of_pieces(recipe)):

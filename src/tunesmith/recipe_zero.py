@@ -18,6 +18,15 @@ OURS = ("optimizer", "scheduler", "bf16", "fp16", "torch_autocast")  # sections 
 OFFLOADED = ("offload_optimizer", "offload_param")
 IN_PARTS = ("bnb_4bit",)  # quantizations whose weights are plain tensors in parameters, which can be cut
 NVME = "nvme"
+OF_STATE, OF_WEIGHTS = (f"zero_optimization.{name}" for name in OFFLOADED)
+READ: dict[str, tuple[type | tuple[type, ...], tuple[str, ...]]] = {  # what is read here of a file, by what it must be
+    "a mapping": (dict, ("zero_optimization", OF_STATE, OF_WEIGHTS, "optimizer", "optimizer.params", *OURS[1:])),
+    "text": (str, ("optimizer.type", f"{OF_STATE}.device", f"{OF_STATE}.nvme_path", f"{OF_WEIGHTS}.device")),
+    "a number": (
+        (int, float),
+        ("zero_optimization.stage", "zero_optimization.sub_group_size", f"{OF_STATE}.buffer_count"),
+    ),
+}
 AT_ONCE = 100_000_000  # weights that are read from files, updated and written together, where nobody says how many
 NO_WEIGHTS_IN_FILES = (
     "weights that wait in files are out of sight of checkpoints here: say offload_param.device=cpu, and nvme of "
@@ -26,10 +35,10 @@ NO_WEIGHTS_IN_FILES = (
 
 
 def said(parallel: "Parallel") -> dict[str, Any]:
-    """What the file of DeepSpeed's options says; nothing where there is none.
+    """What the file of DeepSpeed's options says, without what is "auto" or null; nothing where there is none.
 
     Raises:
-        ValueError: it is missing, or no JSON mapping.
+        ValueError: it is missing, or no JSON mapping, or a value that is read here is of another kind.
     """
     if parallel.deepspeed_config is None:
         return {}
@@ -40,20 +49,33 @@ def said(parallel: "Parallel") -> dict[str, Any]:
         raise ValueError(f"parallel.deepspeed_config: there is no file {path}") from None
     except ValueError as error:
         raise ValueError(f"parallel.deepspeed_config: {path} is no JSON: {error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("zero_optimization", {}), dict):
+    if not isinstance(found, dict):
         raise ValueError(f"parallel.deepspeed_config: {path} holds no mapping of options: {str(found)[:60]}")
+    found = _without_open(found)
+    for word, (kind, places) in READ.items():
+        for place in places:
+            value = _given(found, place)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise ValueError(f"parallel.deepspeed_config: {place} in {path} must be {word} (it was {value!r})")
     return found
+
+
+def _without_open(value: Any) -> Any:
+    """A file's options without those that it leaves open."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_open(one) for name, one in value.items() if one not in ("auto", None)}
 
 
 def stage(parallel: "Parallel") -> int:
     """The stage of ZeRO."""
-    theirs = _given(said(parallel), "zero_optimization.stage")
+    theirs: int | None = _given(said(parallel), "zero_optimization.stage")
     return parallel.zero_stage or (2 if theirs is None else theirs)
 
 
 def offload(parallel: "Parallel") -> str | None:
     """Where the optimizer's state is kept, if not on the device."""
-    device = _given(said(parallel), "zero_optimization.offload_optimizer.device")
+    device: str | None = _given(said(parallel), f"{OF_STATE}.device")
     return parallel.offload or (None if device == "none" else device)
 
 
@@ -64,7 +86,7 @@ def in_files(parallel: "Parallel") -> bool:
 
 def nvme_path(parallel: "Parallel") -> str | None:
     """The folder of these files, if it is said."""
-    theirs: str | None = _given(said(parallel), "zero_optimization.offload_optimizer.nvme_path")
+    theirs: str | None = _given(said(parallel), f"{OF_STATE}.nvme_path")
     return parallel.nvme_path or theirs
 
 
@@ -111,7 +133,7 @@ def problem(recipe: "Recipe") -> str | None:
 
 def _problem_of_files(parallel: "Parallel", level: int) -> str | None:
     """Why nothing can be kept in files, and what can be done; None where it can, or is not to be."""
-    if _given(said(parallel), "zero_optimization.offload_param.device") == NVME:
+    if _given(said(parallel), f"{OF_WEIGHTS}.device") == NVME:
         return (
             f"parallel.deepspeed_config: zero_optimization.offload_param.device={NVME} cannot be had: "
             f"{NO_WEIGHTS_IN_FILES}"
@@ -142,11 +164,11 @@ def _of_weights(recipe: "Recipe", own: bool) -> dict[str, bool]:
 
 
 def _given(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a path of a file of options; None where there is none, or "auto" is said."""
+    """The value at a path of a file of options; None where there is none."""
     found: Any = config
     for name in path.split("."):
         found = found.get(name) if isinstance(found, Mapping) else None
-    return None if found == "auto" else found
+    return found
 
 
 def _disagreements(recipe: "Recipe", config: Mapping[str, Any]) -> Iterator[str]:
@@ -166,9 +188,9 @@ def _disagreements(recipe: "Recipe", config: Mapping[str, Any]) -> Iterator[str]
         "optimizer.params.eps": ("optimizer.epsilon", getattr(optimizer, "epsilon", None)),
         "optimizer.params.betas": ("optimizer.betas", list(getattr(optimizer, "betas", ())) or None),
     }
-    ours = {"optimizer": parallel.offload, "param": None if parallel.offload == NVME else parallel.offload}
-    same |= {f"zero_optimization.offload_{name}.device": ("parallel.offload", one) for name, one in ours.items()}
-    same["zero_optimization.offload_optimizer.nvme_path"] = ("parallel.nvme_path", parallel.nvme_path)
+    ours = {OF_STATE: parallel.offload, OF_WEIGHTS: None if parallel.offload == NVME else parallel.offload}
+    same |= {f"{section}.device": ("parallel.offload", one) for section, one in ours.items()}
+    same[f"{OF_STATE}.nvme_path"] = ("parallel.nvme_path", parallel.nvme_path)
     for path, (option, value) in same.items():
         theirs = _given(config, path)
         if None not in (theirs, value) and theirs != value:
@@ -186,8 +208,8 @@ def _disagreements(recipe: "Recipe", config: Mapping[str, Any]) -> Iterator[str]
 
 def _differ(recipe: "Recipe", path: str, theirs: Any, option: str, value: Any) -> str:
     return (
-        f"parallel.deepspeed_config: {path}={theirs} in {recipe.parallel.deepspeed_config}, and {option}={value} in "
-        'the recipe: make them the same, or say "auto" there'
+        f"parallel.deepspeed_config: {path}={theirs} in {recipe.parallel.deepspeed_config}, and {option}={value} for "
+        'this recipe: make them the same, or say "auto" there'
     )
 
 
@@ -210,13 +232,12 @@ def _offloaded(recipe: "Recipe", zero: Mapping[str, Any], swap: Path | None) -> 
     if not in_files(recipe.parallel):
         names = OFFLOADED if zero["stage"] == 3 else OFFLOADED[:1]
         return {} if place is None else {name: zero.get(name, {}) | {"device": place} for name in names}
-    found = dict(zero.get("offload_optimizer") or {})
+    found = dict(zero.get("offload_optimizer", {}))
     parts = 1 + bool(found.get("pipeline_read")) + bool(found.get("pipeline_write"))
     buffers = parts * (2 + STATES[name_of(recipe.optimizer)])
-    count = int(_given(zero, "offload_optimizer.buffer_count") or 0)
-    found |= {"device": NVME, "nvme_path": str(swap), "buffer_count": max(buffers, count)}
-    told = {"offload_optimizer": found, "sub_group_size": int(_given(zero, "sub_group_size") or AT_ONCE)}
-    weights = (zero.get("offload_param") or {}) | {"device": _given(zero, "offload_param.device") or "cpu"}
+    found |= {"device": NVME, "nvme_path": str(swap), "buffer_count": max(buffers, int(found.get("buffer_count", 0)))}
+    told = {"offload_optimizer": found, "sub_group_size": int(zero.get("sub_group_size", AT_ONCE))}
+    weights = {"device": "cpu"} | zero.get("offload_param", {})
     return told if place is None else told | {"offload_param": weights}
 
 
@@ -236,10 +257,8 @@ def options(recipe: "Recipe", number: int, width: int | None = None, swap: Path 
         raise RecipeError(
             _differ(recipe, "train_batch_size", theirs, f"the batch of a step on {number} processes", batch)
         )
-    zero = dict(found.get("zero_optimization", {})) | {"stage": stage(parallel)}
+    zero = _sizes(width or 1) | found.get("zero_optimization", {}) | {"stage": stage(parallel)}
     zero["memory_efficient_linear"] = False  # or torch.nn.functional.linear is another function from there on
-    for name, value in _sizes(width or 1).items():
-        zero[name] = value if zero.get(name, "auto") == "auto" else zero[name]
     zero |= _offloaded(recipe, zero, swap)
     return found | {
         "train_batch_size": batch,

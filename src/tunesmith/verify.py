@@ -9,6 +9,8 @@ import contextlib
 import importlib.util
 import io
 import json
+import math
+import os
 import shlex
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.component import name_of, spell
-from tunesmith.errors import RecipeError, RunError, TunesmithError
+from tunesmith.errors import FOLDER_OF_ERRORS, REFUSALS, RecipeError, RunError, TunesmithError, first_left
 from tunesmith.recipe import Recipe
 
 STEPS = 3
@@ -69,16 +71,19 @@ if importlib.util.find_spec("deepspeed") is not None:
 
 @dataclass(frozen=True)
 class Found:
-    """How far a way is from the first one, or why it does not run."""
+    """How far a way is from the first one, why it is not to be had, or how it failed."""
 
     way: str
     differences: dict[str, float] | None
     refused: str | None = None
+    failed: str | None = None
 
     @property
     def same(self) -> bool:
         """Whether it gives the same as the first one, or is not to be had."""
-        return self.differences is None or all(value <= CLOSE[name] for name, value in self.differences.items())
+        if self.differences is None:
+            return self.failed is None
+        return all(value <= CLOSE[name] for name, value in self.differences.items())
 
 
 def verify(path: str, words: Sequence[str], say: Callable[[str], None]) -> list[Found]:
@@ -104,8 +109,10 @@ def verify(path: str, words: Sequence[str], say: Callable[[str], None]) -> list[
             try:
                 run = _run(recipe, folder / f"{number}", rows, processes, [word.format(**counts) for word in own])
                 found.append(Found(way, _differences(first, run)))
+            except REFUSALS as error:
+                found.append(Found(way, None, refused=str(error)))
             except TunesmithError as error:
-                found.append(Found(way, None, str(error)))
+                found.append(Found(way, None, failed=str(error)))
         return found
 
 
@@ -133,15 +140,16 @@ def _run(recipe: Recipe, out: Path, rows: int, processes: int, words: Sequence[s
     if processes == 1:
         with contextlib.redirect_stderr(io.StringIO()):
             return train(Recipe.load(str(file), words)).folder
-    Recipe.load(str(file), words)  # what it refuses is said in one line
+    Recipe.load(str(file), words)  # what it refuses needs no process
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [*start, "-m", "tunesmith", "train", str(file), *words]
-    done = subprocess.run(command, capture_output=True, text=True)
+    errors = out.with_suffix(".errors")
+    errors.mkdir()
+    hidden = {"CUDA_VISIBLE_DEVICES": "", FOLDER_OF_ERRORS: str(errors)}  # DeepSpeed takes a GPU where it sees one
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | hidden)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        raise RunError(
-            said[0].removeprefix("error: ") if said else f"{shlex.join(command)} ended with {done.returncode}"
-        )
+        said = first_left(errors) or {"message": f"{shlex.join(command)} ended with {done.returncode}"}
+        raise (RecipeError if said.get("refused") else RunError)(said["message"])
     return out
 
 
@@ -181,17 +189,20 @@ def _differences(first: Path, other: Path) -> dict[str, float]:
 
     lines, others = ([line for line in _lines(run) if "loss" in line] for run in (first, other))
     found = {
-        name: max(abs(a[name] - b[name]) / max(abs(a[name]), 1e-12) for a, b in zip(lines, others, strict=True))
+        name: [abs(a[name] - b[name]) / max(abs(a[name]), 1e-12) for a, b in zip(lines, others, strict=True)]
         for name in ("loss", "grad_norm")
     }
     rate = max(line["learning_rate"] for line in lines)
-    furthest = 0.0
+    found["weights"] = []
     for file in sorted((first / "final").glob("*.safetensors")):
         mine, theirs = load_file(file), load_file(other / "final" / file.name)
         if mine.keys() != theirs.keys():
             raise RunError(f"{other} has other weights than {first}: {sorted(mine.keys() ^ theirs.keys())[0]}")
-        furthest = max(furthest, *(float((mine[name] - theirs[name]).abs().max()) for name in mine))
-    return found | {"weights": furthest / rate}
+        found["weights"] += [float((mine[name] - theirs[name]).abs().max()) / rate for name in mine]
+    for name, values in found.items():
+        if not all(map(math.isfinite, values)):  # which `max` passes over
+            raise RunError(f"{name} of {other} or of {first} is not finite: the differences are {values[:9]}")
+    return {name: max(values, default=0.0) for name, values in found.items()}
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
@@ -204,7 +215,7 @@ def lines(found: Sequence[Found]) -> Iterator[str]:
     yield f"{'':{width}}  {'  '.join(f'{name:>9}' for name in CLOSE)}"
     for one in found:
         if one.differences is None:
-            yield f"{one.way:{width}}  refused: {one.refused}"
+            yield f"{one.way:{width}}  " + (f"refused: {one.refused}" if one.refused else f"FAILED: {one.failed}")
         else:
             cells = "  ".join(f"{one.differences[name]:9.1e}" for name in CLOSE)
             yield f"{one.way:{width}}  {cells}  {'same' if one.same else 'DIFFERS'}"

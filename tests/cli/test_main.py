@@ -203,9 +203,9 @@ def test_train_prints_its_summary_as_json_alone_and_goes_on_with_a_run(capfd, sm
 
 def test_a_run_that_goes_on_keeps_its_recipe(capsys, tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: m\n")
-    line = failed(capsys, "train", str(tmp_path), "train.seed=3")
+    line = failed(capsys, "train", str(tmp_path), "train.seed=3", "name=it's")
     assert line.startswith(f"{tmp_path} is a run, and keeps its recipe when it goes on. For a new run: ")
-    assert line.endswith(f"tunesmith train {tmp_path}/recipe.yaml train.seed=3")
+    assert line.endswith(f"tunesmith train {tmp_path}/recipe.yaml train.seed=3 'name=it'\"'\"'s'")
 
 
 @pytest.mark.parametrize(("difference", "code"), [(1.0, 0), (0.01, 1)])

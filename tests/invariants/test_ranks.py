@@ -99,6 +99,51 @@ def test_what_processes_share_is_chosen_by_the_plan_and_kept(runs, first, tmp_pa
     assert "parallel: auto takes ddp: a whole model with its states needs 0." in first[1]
 
 
+SLOW = """
+import os, time
+from tunesmith.engine import callbacks, checkpoint
+from tunesmith.engine.trainer import Trainer
+from tunesmith.objectives.sft import SFT
+
+
+def timed(work, seconds):
+    def do(*given, **options):
+        begun = time.monotonic()
+        time.sleep(seconds)
+        found = work(*given, **options)
+        with open("{folder}/" + work.__name__ + os.environ["RANK"], "a") as file:
+            print(begun, time.monotonic(), file=file)
+        return found
+    return do
+
+
+if os.environ["RANK"] == "0":
+    checkpoint.prune = timed(checkpoint.prune, 1)
+    callbacks.AnswerQuestions.on_evaluate = timed(callbacks.AnswerQuestions.on_evaluate, 1)
+else:
+    Trainer._save_checkpoint, Trainer.evaluate = timed(Trainer._save_checkpoint, 0), timed(Trainer.evaluate, 0)
+
+
+class Slow(SFT):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_all_wait_while_the_first_saves_or_answers(runs, tmp_path):
+    """A step's messages wait some minutes, and a large model is written for longer."""
+    slow = runs.own("slow", SLOW.replace("{folder}", str(tmp_path)))
+    words = ('eval.prompts=["What?"]', "eval.max_new_tokens=1", "train.max_steps=3", "train.save_steps=1")
+    together(2, by_two(runs, "slow", slow, f"data.train={runs.rows('sft')}", "eval.eval_steps=1", *words))
+
+    def times(name):
+        return [tuple(map(float, line.split())) for line in (tmp_path / name).read_text().splitlines()]
+
+    for one, other in (("prune0", "_save_checkpoint1"), ("on_evaluate0", "evaluate1")):
+        assert len(times(one)) == len(times(other)) >= 3
+        assert all(theirs > own for (_, own), (_, theirs) in zip(times(one), times(other), strict=True))
+
+
 @pytest.mark.slow
 def test_one_process_goes_on_with_what_two_began(first, tmp_path):
     run = killed(first[0], 2, tmp_path / "run")

@@ -40,6 +40,12 @@ def test_a_folder_is_made_where_it_is_said(here, tmp_path, said, place):
         refuse_full(said)
 
 
+def test_the_command_that_goes_on_can_be_copied():
+    made("of 2 words")
+    with pytest.raises(RunError, match=r"go on with that run: tunesmith train 'of 2 words'$"):
+        refuse_full("of 2 words")
+
+
 def test_a_link_leads_to_the_folder(here, tmp_path):
     (tmp_path / "disk").mkdir()
     (here / "link").symlink_to(tmp_path / "disk")

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from tunesmith import recipe_fsdp
+from tunesmith.defaults import Device, resolve
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
@@ -90,7 +91,7 @@ def test_nothing_said_gathers_layers_twice():
         ("ignored_modules", ["lm_head"], "no option of FSDP that is known here"),
         ("activation_checkpointing", False, "train.activation_checkpointing=True is in the recipe"),
         ("activation_checkpointing_offload", True, "train.activation_offload=False is in the recipe"),
-        ("mixed_precision_policy", "fp32", "train.bf16=True in the recipe"),
+        ("mixed_precision_policy", "fp32", "train.bf16=True for this recipe"),
         ("mixed_precision_policy", "bf16", "reduce_dtype=float32 here"),
     ],
 )
@@ -102,7 +103,7 @@ def test_what_is_otherwise_is_refused_with_what_to_say(name, value, said):
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        ({"param_dtype": "float32"}, "param_dtype=float32: train.bf16=True in the recipe makes param_dtype=bfloat16"),
+        ({"param_dtype": "float32"}, "param_dtype=float32: train.bf16=True for this recipe makes param_dtype=bfloat16"),
         ({"reduce_dtype": "bf16"}, "reduce_dtype=bf16: it is always reduce_dtype=float32"),
         ({"output_dtype": "torch.bfloat16"}, "output_dtype=torch.bfloat16: it is always"),
         ({"cast_forward_inputs": True}, "cast_forward_inputs=True: it is always cast_forward_inputs=False"),
@@ -118,10 +119,21 @@ def test_a_policy_of_dtypes(policy, said):
 
 
 def test_the_precision_of_a_file_of_accelerate():
-    assert "mixed_precision=no: train.bf16=True in the recipe" in problem(OF_ACCELERATE | {"mixed_precision": "no"})
+    assert "mixed_precision=no: train.bf16=True for this recipe" in problem(OF_ACCELERATE | {"mixed_precision": "no"})
     plain = {"fsdp_config": {"fsdp_version": 2}}
     for value in ("no", False):  # as YAML reads it without quotes
         recipe(plain | {"mixed_precision": value}, bf16=False)
+
+
+def test_a_precision_that_is_left_open_is_compared_when_the_device_is_known():
+    """`accelerate config` writes one, and a recipe that says none takes it on any device that has it."""
+    for value, device in (("bf16", "cuda"), ("no", "cpu")):
+        told = recipe({"mixed_precision": value}, bf16=None)
+        on = {one: resolve(told, Device(one, "", one == "cuda")).recipe for one in ("cuda", "cpu")}
+        assert recipe_fsdp.problem(on.pop(device)) is None
+        (other,) = on.values()
+        assert f"mixed_precision={value}: train.bf16={other.train.bf16} for this" in recipe_fsdp.problem(other)
+    assert "reduce_dtype=bf16: it is always" in problem({"mixed_precision_policy": {"reduce_dtype": "bf16"}}, bf16=None)
 
 
 def test_a_file_that_cannot_be_had(tmp_path):

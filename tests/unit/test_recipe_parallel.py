@@ -1,15 +1,27 @@
 """What the section `parallel` may say, and the one line for each thing that it may not."""
 
+from contextlib import ExitStack
+
 import pytest
 
-from tunesmith.engine import shared_out
+from tunesmith.defaults import Device, resolve, with_values
+from tunesmith.engine import ranks, shared_out
 from tunesmith.errors import RecipeError, RunError
+from tunesmith.parts import Given, Job, fitted
 from tunesmith.recipe import Recipe
-from tunesmith.recipe_parallel import ELEMENTWISE, MISSING, Parallel
+from tunesmith.recipe_parallel import ELEMENTWISE, MISSING, Parallel, problem_among
 from tunesmith.run import train
 
 LEAST = {"model": "builtin:tiny", "data": {"train": "builtin:identity"}}
 SHARED = {"strategy": "fsdp"}
+
+
+def refused_at_the_start(recipe):
+    """What a run does first, of a resolved recipe."""
+    device = Device("cpu", "CPU", False)
+    job = Job(recipe, resolve(recipe, device), device, Given(), None, print)
+    with ExitStack() as until_the_end:
+        fitted(job, until_the_end)
 
 
 def problem(**options):
@@ -119,6 +131,38 @@ def test_what_an_adapter_adds_lies_whole():
     Recipe(**LEAST, parallel=SHARED, adapter="lora", optimizer="muon", train={"ema_decay": 0.9})
     for name in ELEMENTWISE:
         Recipe(**LEAST, parallel=SHARED, adapter="full", optimizer=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"data": {**LEAST["data"], "streaming": True}, "train": {"max_steps": 1}, "parallel": {"strategy": "ddp"}},
+            "4 processes cannot share a stream",
+        ),
+        (
+            {"train": {"release_gradients": True, "max_grad_norm": 0}, "parallel": {"strategy": "ddp"}},
+            "before gradients of 4 processes are added",
+        ),
+        ({"adapter": "full", "parallel": {"strategy": "ddp", "tensor": 2}}, "4 processes hold copies of weights"),
+    ],
+)
+def test_what_several_processes_cannot_do(options, said, monkeypatch):
+    recipe = Recipe(**(LEAST | options))
+    assert problem_among(recipe, 1) is None and said in problem_among(recipe, 4)
+    monkeypatch.setattr(ranks, "number", lambda: 4)
+    with pytest.raises(RecipeError, match=said):
+        refused_at_the_start(recipe)
+
+
+def test_what_is_left_open_has_to_agree_too(tmp_path):
+    """A run's file of DeepSpeed's options and what the device and the adapter make of the recipe."""
+    (tmp_path / "own.json").write_text('{"optimizer": {"params": {"lr": 1e-6}}, "bf16": {"enabled": true}}')
+    recipe = Recipe(**LEAST, parallel={"strategy": "deepspeed", "deepspeed_config": str(tmp_path / "own.json")})
+    with pytest.raises(RecipeError, match="bf16.enabled=True in .*own.json, and train.bf16=False for this recipe"):
+        refused_at_the_start(recipe)
+    with pytest.raises(RecipeError, match="lr=1e-06 in .*own.json, and optimizer.learning_rate=0.0002 for this"):
+        refused_at_the_start(with_values(recipe, {"train.bf16": True}))
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,44 @@ def test_what_is_no_file_of_options(file, config, said):
     assert said in problem(file(config))
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"optimizer": {"type": 5}}, "optimizer.type in {} must be text (it was 5)"),
+        ({"optimizer": "adamw"}, "optimizer in {} must be a mapping (it was 'adamw')"),
+        ({"bf16": True}, "bf16 in {} must be a mapping (it was True)"),
+        ({"zero_optimization": [3]}, "zero_optimization in {} must be a mapping (it was [3])"),
+        ({"zero_optimization": {"stage": "3"}}, "zero_optimization.stage in {} must be a number (it was '3')"),
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage in {} must be a number (it was True)"),
+        ({"zero_optimization": {"sub_group_size": "x"}}, "sub_group_size in {} must be a number (it was 'x')"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"nvme_path": 5}}},
+            "zero_optimization.offload_optimizer.nvme_path in {} must be text (it was 5)",
+        ),
+        (
+            {"zero_optimization": {"offload_param": "cpu"}},
+            "zero_optimization.offload_param in {} must be a mapping (it was 'cpu')",
+        ),
+    ],
+)
+def test_a_value_of_another_kind(file, config, said):
+    path = file(config)
+    assert said.format(path) in problem(path)
+
+
+def test_what_a_file_leaves_open_is_not_handed_on(file):
+    left_open = {"offload_optimizer": {"device": "auto"}, "offload_param": {"device": "auto"}, "sub_group_size": "auto"}
+    left_open |= {"stage": 3, "stage3_gather_16bit_weights_on_model_save": "auto", "reduce_bucket_size": "auto"}
+    config = {"zero_optimization": left_open, "flops_profiler": {"enabled": "auto"}, "wall_clock_breakdown": "auto"}
+    for offload, device in ((None, {}), ("cpu", {"device": "cpu"})):
+        said = recipe_zero.options(recipe(file(config), offload=offload), number=2, width=8)
+        assert '"auto"' not in json.dumps(said) and said["zero_optimization"]["reduce_bucket_size"] == 64
+        assert said["zero_optimization"]["offload_optimizer"] == said["zero_optimization"]["offload_param"] == device
+    nothing = file({"zero_optimization": {"stage": 3, "offload_optimizer": None, "offload_param": None}})
+    said = recipe_zero.options(recipe(nothing, offload="cpu"), number=2, width=8)["zero_optimization"]
+    assert said["offload_optimizer"] == said["offload_param"] == {"device": "cpu"}
+
+
 def test_a_file_that_is_not_there(tmp_path):
     assert f"there is no file {tmp_path / 'none'}" in problem(tmp_path / "none")
 
@@ -164,7 +202,7 @@ def test_where_files_cannot_be(file):
     )
     config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
     found = problem(file(config), offload="nvme")
-    assert "offload_optimizer.device=cpu in" in found and "parallel.offload=nvme in the recipe" in found
+    assert "offload_optimizer.device=cpu in" in found and "parallel.offload=nvme for this recipe" in found
 
 
 @pytest.mark.parametrize(

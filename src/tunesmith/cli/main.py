@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
 
             traceback.print_exc()
         told = _told(error, verbose)
-        for line in () if left_to_launcher(told) else told.splitlines():
+        for line in () if left_to_launcher(told, type(error)) else told.splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 
@@ -21,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     launcher, words = launching.split(arguments.words)
     folder = Path(arguments.recipe) if (Path(arguments.recipe) / "recipe.yaml").is_file() else None
     if folder is not None and words:
-        again = f"tunesmith train {folder}/recipe.yaml {' '.join(words)}"
+        again = shlex.join(["tunesmith", "train", f"{folder}/recipe.yaml", *words])
         raise RunError(f"{folder} is a run, and keeps its recipe when it goes on. For a new run: {again}")
     recipe = Recipe.load(arguments.recipe, words)
     if launcher is not None:

@@ -12,7 +12,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train in every way, and print a table or JSON. Returns 1 when one differs."""
+    """Train in every way, and print a table or JSON. Returns 1 when one differs or fails."""
     from dataclasses import asdict
 
     from tunesmith.parts import speaker

@@ -14,7 +14,6 @@ from tunesmith.data.mismatched import Mismatched
 from tunesmith.data.prepare import prepare, prepare_rows
 from tunesmith.data.store import Store
 from tunesmith.data.stream import StreamedRows, account, open_stream
-from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Rows:
 
     def shared_by(self, ranks: int, recipe: Recipe) -> "Rows":
         """The rows with blank ones, so that each of so many ranks has as many micro-batches, and as much work."""
-        assert isinstance(self.train, PackedRows), "load_rows refuses streams for several"
+        assert isinstance(self.train, PackedRows), "several share no stream"
         said = recipe.train
         train = self.train.shared_by(ranks, said.per_device_train_batch_size, said.gradient_accumulation_steps)
         batch = recipe.eval.per_device_eval_batch_size
@@ -67,10 +66,6 @@ def load_rows(
     recipe = registry.applied(recipe, to_train=rows is None)
     data = recipe.data
     if data.streaming:
-        if ranks > 1:
-            raise RecipeError(
-                f"data.streaming: {ranks} processes cannot share a stream yet: start one, or leave it out"
-            )
         return _streamed(recipe, tokenizer, rows, point)
     if rows is None:
         store = prepare(recipe, data.train, tokenizer)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import transformers
 
-from tunesmith.engine import ranks
 from tunesmith.engine.compat import one_device
 from tunesmith.engine.device import COUNTED
 from tunesmith.errors import RecipeError, near
@@ -20,14 +19,9 @@ def arguments(recipe: Recipe, folder: Path, max_steps: int, evaluates: bool) -> 
     """TrainingArguments of a resolved recipe. The rows of the whole run are one epoch, taken in order.
 
     Raises:
-        RecipeError: transformers refuses a value (of `train.transformers`, mostly), or several processes cannot do it.
+        RecipeError: transformers refuses a value (of `train.transformers`, mostly).
     """
     train = recipe.train
-    if train.release_gradients and ranks.number() > 1:
-        raise RecipeError(
-            f"train.release_gradients updates before the gradients of {ranks.number()} processes are added: "
-            "leave it out"
-        )
     try:
         args = transformers.TrainingArguments(
             output_dir=str(folder),

@@ -17,6 +17,7 @@ Found = TypeVar("Found")
 
 PATIENCE = timedelta(days=1)  # rendering and writing take rank 0 longer than the minutes that NCCL waits
 JOBS = (JOB, "TORCHELASTIC_RUN_ID")  # torchrun says none where nobody has named it
+LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # torchrun's name, and that of DeepSpeed's launch.py
 RESTARTS = (RESTART_COUNT, "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often a run was begun again
 
 
@@ -32,7 +33,8 @@ def own() -> int:
 
 def on_this_machine() -> int:
     """How many of them share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if number() > 1 else 1
+    found = [os.environ[name] for name in LOCAL_SIZES if name in os.environ]
+    return int(found[0]) if found and number() > 1 else 1
 
 
 def restarted() -> bool:

@@ -50,11 +50,6 @@ def share_out(model: Any, recipe: Recipe, device: str) -> list[str]:
     mesh, plan, said = shared_out.mesh_of(recipe, device), {}, []
     if shared_out.is_cut(recipe):
         number = recipe.parallel.tensor
-        if mesh.size() > number and not shared_out.wanted(recipe) and not type(recipe.adapter).beside:
-            raise RecipeError(
-                f"parallel.tensor={number}: {mesh.size()} processes hold copies of weights that are trained: say "
-                "parallel.strategy=fsdp, or use adapter=lora"
-            )
         plan = plan_of(base_of(model), number, f"parallel.tensor={number}")
         cut(model, plan, mesh["tensor"], device)
         said.append(f"parallel: each layer's products are cut for {number} processes")

@@ -237,6 +237,7 @@ class Trainer(transformers.Trainer):
         self.log(dict(metrics))
         with companions.settled(self.companions):  # questions are answered with the same weights
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            ranks.wait()  # for the one that answers
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -316,9 +317,6 @@ class Trainer(transformers.Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         sums, random = ranks.added(self.sums, self.each), ranks.everyones(checkpoints.random_state())
         self._refuse_infinite("loss", sums["loss"][0] if "loss" in sums else 0.0)
-        shared = self.each_saves(model)
-        if not self.args.should_save and not shared:
-            return
         run, train = Path(str(self.args.output_dir)), self.recipe.train
         trained = self.state.global_step * train.per_device_train_batch_size * train.gradient_accumulation_steps
         counters = {
@@ -340,12 +338,14 @@ class Trainer(transformers.Trainer):
             self.state.save_to_json(str(folder / "trainer_state.json"))
 
         prune = partial(checkpoints.prune, run, train.save_total_limit, self.state.best_global_step)
-        if shared:
+        if self.each_saves(model):
             self.saving.begin(final, partial(self.staged, model), beside, prune)
             return
-        with checkpoints.atomic_folder(final) as folder:
-            beside(folder)
-        prune()
+        if self.args.should_save:
+            with checkpoints.atomic_folder(final) as folder:
+                beside(folder)
+            prune()
+        ranks.wait()  # here, where it may take long: a step's messages wait ten minutes
 
     def each_saves(self, model: Any) -> bool:
         """Whether every process has something to write into a checkpoint."""

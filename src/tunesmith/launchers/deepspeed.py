@@ -20,9 +20,7 @@ class DeepSpeed(Launcher):
     own_lines: ClassVar[str] = (
         r"^\[\d{4}-\d\d-\d\d [\d:,]+\] \[(INFO|WARNING|ERROR)\] \[(runner|launch|multinode_runner)"
     )
-    failed_line: ClassVar[str] = (
-        r"^\[[\d :,-]+\] \[ERROR\] \[launch\.py.*local_rank=(?P<rank>\d+).*exits with return code = (?P<code>-?\d+)"
-    )
+    failed_line: ClassVar[str] = r"^\[[\d :,-]+\] \[ERROR\] \[launch\.py.* exits with return code = (?P<code>-?\d+)"
 
     hostfile: str | None = None
     """File of a line for each machine, `worker-1 slots=8`. None: this machine alone."""
@@ -48,7 +46,7 @@ class DeepSpeed(Launcher):
     def command(self, arguments: Sequence[str]) -> list[str]:
         """Its runner by its module, so that it is this Python's."""
         said = {
-            "--hostfile": self.hostfile,
+            "--hostfile": self.hostfile and str(Path(self.hostfile).expanduser()),
             "--num_nodes": self.num_nodes,
             "--num_gpus": self.num_gpus,
             "--include": self.include,

@@ -17,7 +17,8 @@ SCRIPT = """\
 
 set -euo pipefail
 {setup}
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${{hosts%%$'\\n'*}}
 srun --kill-on-bad-exit=1 {command}
 """
 HERE = "HEAD:0"  # replaced by the address that only the job knows

@@ -9,7 +9,7 @@ from tunesmith.planner.layout import Layout
 from tunesmith.planner.shapes import shape_of
 from tunesmith.planner.spread import share
 from tunesmith.recipe import Recipe
-from tunesmith.recipe_parallel import problem
+from tunesmith.recipe_parallel import problem_among
 
 if TYPE_CHECKING:
     from tunesmith.defaults import Device
@@ -22,8 +22,11 @@ def strategy(recipe: Recipe, device: "Device", memory: int, number: int, config:
     """
     if recipe.train.row_tokens == "auto":
         return "ddp", "train.row_tokens=auto fits rows beside a whole model"
-    pieces = recipe.parallel.context
-    layout = Layout("ddp", replicate=max(1, number // pieces), context=pieces)
+    copies, parts = (problem_among(with_values(recipe, {"parallel.strategy": one}), number) for one in ("ddp", "fsdp"))
+    if copies is not None and parts is None:
+        return "fsdp", f"whole models will not do: {copies}"
+    tensor, context = recipe.parallel.tensor, recipe.parallel.context
+    layout = Layout("ddp", max(1, number // recipe.parallel.sharers), tensor=tensor, context=context)
     try:
         needed = share(recipe, shape_of(recipe, config), device, layout).peak.total
     except (ModelError, RecipeError) as error:
@@ -31,7 +34,6 @@ def strategy(recipe: Recipe, device: "Device", memory: int, number: int, config:
     said = f"a whole model with its states needs {needed / 1e9:,.2f} GB of the {memory / 1e9:,.2f} GB that each has"
     if needed <= ROOM * memory:
         return "ddp", said
-    refused = problem(with_values(recipe, {"parallel.strategy": "fsdp"}))
-    if refused is not None:
-        return "ddp", f"{said}, which will not do, and its weights cannot be shared out: {refused}"
+    if parts is not None:
+        return "ddp", f"{said}, which will not do, and its weights cannot be shared out: {parts}"
     return "fsdp", said

@@ -12,7 +12,7 @@ from tunesmith.planner.pace import REACHED, Pace, pace, share_of_peak
 from tunesmith.planner.shapes import Shape, shape_of
 from tunesmith.planner.spread import Share, share
 from tunesmith.recipe import Recipe
-from tunesmith.recipe_parallel import problem
+from tunesmith.recipe_parallel import problem_among
 
 DAY = 86_400  # seconds
 ROOM = 0.9  # of a device's memory that is planned to be filled: allocators leave gaps, and predictions are off
@@ -69,24 +69,35 @@ def make(recipe: Recipe, cluster: Cluster, price: float | None = None, config: A
     """
     device = Device("cuda", cluster.device.name, True)
     recipe = resolve(with_values(recipe, {"train.device": "cuda"}), device).recipe
-    if recipe.train.row_tokens == "auto":
-        recipe = with_values(recipe, {"train.row_tokens": recipe.data.max_tokens})
     shape = shape_of(recipe, config)
-    return Fleet(recipe, cluster, shape, tuple(choices(recipe, shape, cluster)), price)
+    return Fleet(_counted(recipe), cluster, shape, tuple(choices(recipe, shape, cluster)), price)
+
+
+def _counted(recipe: Recipe) -> Recipe:
+    """A recipe whose rows have a number of tokens: what fits, `train.row_tokens=auto`, is at least the longest."""
+    rows = recipe.train.row_tokens
+    return with_values(recipe, {"train.row_tokens": recipe.data.max_tokens if rows == "auto" else rows})
 
 
 def choices(recipe: Recipe, shape: Shape, cluster: Cluster) -> list[Choice]:
     """Every layout of a resolved recipe: those that fit first, and the quickest before others."""
-    assert isinstance(recipe.train.row_tokens, int), "resolved before"
+    counted = _counted(recipe)
+    assert isinstance(counted.train.row_tokens, int), "resolved before"
     device = Device("cuda", cluster.device.name, True)
-    longest = min(recipe.data.max_tokens, recipe.train.row_tokens)
+    longest = min(recipe.data.max_tokens, counted.train.row_tokens)
     found = []
-    for layout in layouts(cluster, shape, recipe.train.row_tokens):
-        needs, quick = share(recipe, shape, device, layout), pace(recipe, shape, layout, cluster)
-        fits = needs.peak.total <= ROOM * cluster.device.memory and needs.host * cluster.each <= HOST_MEMORY
-        refused, reached = problem(layout.told(recipe)), share_of_peak(quick, shape, longest, cluster)
+    for layout in layouts(cluster, shape, counted.train.row_tokens):
+        needs, quick = share(counted, shape, device, layout), pace(counted, shape, layout, cluster)
+        fits = max(_lacks(needs, cluster)) <= 0
+        refused = problem_among(layout.told(recipe), layout.devices)
+        reached = share_of_peak(quick, shape, longest, cluster)
         found.append(Choice(layout, needs, quick, fits, refused, reached))
     return sorted(found, key=lambda one: (not one.fits, -one.pace.tokens_per_second))
+
+
+def _lacks(needs: Share, cluster: Cluster) -> tuple[float, float]:
+    """The bytes that a device lacks, and those that the memory of its machine does; less than 0 where some are left."""
+    return needs.peak.total - ROOM * cluster.device.memory, needs.host * cluster.each - HOST_MEMORY
 
 
 def lines(fleet: Fleet) -> Iterator[str]:
@@ -133,17 +144,31 @@ def _words(fleet: Fleet) -> Iterator[str]:
 
 
 def _verdict(fleet: Fleet) -> Iterator[str]:
-    best, recipe = fleet.best, fleet.recipe
-    if best is None:
-        limit = ROOM * fleet.cluster.device.memory
-        nearest = min((one for one in fleet.choices if one.refused is None), key=lambda one: one.share.peak.total)
-        missing = nearest.share.peak.total - limit
-        yield f"nothing fits in {limit / 1e9:,.0f} GB: {nearest.layout} lacks least, {missing / 1e9:,.1f} GB, for"
-        for name, size in sorted(nearest.share.peak.parts.items(), key=lambda part: -part[1])[:3]:
-            yield f"  {name:17}{size / 1e9:>10,.2f} GB"
-        yield "  more devices, train.activation_checkpointing=true, a shorter row or adapter=lora take less"
+    best, recipe, cluster = fleet.best, fleet.recipe, fleet.cluster
+    if best is not None:
+        words = [*best.layout.words(recipe), *started(fleet)]
+        yield f"take {best.layout}: {' '.join(words) or 'no word need be said'}"
         return
-    yield f"take {best.layout}: {' '.join([*best.layout.words(recipe), *started(fleet)]) or 'no word need be said'}"
+    had = [(one, *_lacks(one.share, cluster)) for one in fleet.choices if one.refused is None]
+    if not had:
+        yield f"the recipe cannot be trained on {cluster.devices} devices, for the reasons above"
+        return
+    nearest, device, host = min(had, key=lambda one: max(one[1:]))
+    smaller = [] if type(recipe.adapter).beside else ["adapter=lora"]
+    if host > device:
+        yield (
+            f"nothing fits: {nearest.layout} lacks least, {host / 1e9:,.1f} GB of a machine's own memory, of which "
+            f"{HOST_MEMORY / 1e9:,.0f} GB are planned with"
+        )
+        yield f"  {' or '.join(['more machines', *smaller])} take less of each"
+        return
+    limit = ROOM * cluster.device.memory / 1e9
+    yield f"nothing fits in {limit:,.0f} GB: {nearest.layout} lacks least, {device / 1e9:,.1f} GB, for"
+    for name, size in sorted(nearest.share.peak.parts.items(), key=lambda part: -part[1])[:3]:
+        yield f"  {name:17}{size / 1e9:>10,.2f} GB"
+    if fleet.shape.checkpoints and recipe.train.activation_checkpointing is not True:
+        smaller.insert(0, "train.activation_checkpointing=true")
+    yield f"  {' or '.join(['more devices', 'a shorter row', *smaller])} take less"
 
 
 def started(fleet: Fleet) -> tuple[str, ...]:

@@ -129,8 +129,11 @@ class _Planner:
 
     def changes(self, recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
         """What may be changed of a recipe that was planned for."""
-        stored = any(shape.stored_in is not None for shape in self.shapes.values())
-        return _changes(recipe, self.target.device, stored)
+        shapes = self.shapes.values()
+        stored, checkpoints = any(one.stored_in for one in shapes), all(one.checkpoints for one in shapes)
+        for word, values in _changes(recipe, self.target.device, stored, checkpoints):
+            if _is_taken(with_values(recipe, values)):
+                yield word, values
 
     def fitting(self, recipe: Recipe) -> Iterator[tuple[str, ...]]:
         """Single changes that fit; where there is none, changes one after the other until they do.
@@ -163,10 +166,22 @@ class _Planner:
             yield tuple(taken), self.plan(recipe)
 
 
-def _changes(recipe: Recipe, device: Device, stored: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+def _is_taken(recipe: Recipe) -> bool:
+    """Whether a recipe of which something was changed is one that can be said."""
+    try:
+        Recipe(**recipe.model_dump(exclude_unset=True))
+    except RecipeError:
+        return False
+    return True
+
+
+def _changes(
+    recipe: Recipe, device: Device, stored: bool = False, checkpoints: bool = True
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Words that take less memory, those that change a run least first, with the values they set.
 
-    A base that is stored in few bits is held in no others.
+    A base that is stored in few bits is held in no others; `checkpoints` says whether the model computes activations
+    again.
     """
     from tunesmith.adapters.lora import LoRA
     from tunesmith.optimizers.adamw8bit import AdamW8bit
@@ -175,7 +190,7 @@ def _changes(recipe: Recipe, device: Device, stored: bool = False) -> Iterator[t
     train, beside = recipe.train, type(recipe.adapter).beside
     shortest = resolve(with_values(recipe, {"train.row_tokens": None}), device).recipe.train.row_tokens
     assert isinstance(shortest, int), "derived"
-    if train.activation_checkpointing is not True:
+    if checkpoints and train.activation_checkpointing is not True:
         yield "train.activation_checkpointing=true", {"train.activation_checkpointing": True}
     if train.per_device_train_batch_size > 1:
         yield "train.per_device_train_batch_size=1", {"train.per_device_train_batch_size": 1}

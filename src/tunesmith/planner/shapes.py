@@ -18,6 +18,7 @@ from tunesmith.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+SIZES = ("num_attention_heads", "intermediate_size")  # of a config
 NEEDED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FROZEN_BITS = {"int8": (8.0, 32.0), "float8": (16.0, 64.0)}  # a weight and a row; float8 has a transposed copy
 GROUPS = ("embeddings", "head", "attention", "mlp", "norms", "others")
@@ -190,11 +191,15 @@ def of_model(model: Any) -> Shape:
 
     base = base_of(model)
     config = base.config.get_text_config()
+    decoder_layers = _decoder_layers(base)
+    missing = [name for name in SIZES if not hasattr(config, name)]
+    if missing:
+        raise ModelError(f"plan reads {missing[0]} of a model's config, and that of {type(base).__name__} has none")
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     embedding = base.get_input_embeddings()
     trained_before = any(one.requires_grad for one in embedding.parameters()) or num_virtual_tokens(model) > 0
     layers = []
-    for module in _decoder_layers(base):
+    for module in decoder_layers:
         layers.append(_layer(module, trained_before, type(base).__name__))
         trained_before |= layers[-1].trained > 0
     words = has_words(base)

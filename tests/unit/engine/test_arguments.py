@@ -22,13 +22,6 @@ def test_no_gpu_stays_none(tmp_path):
     assert arguments(chats.recipe(train={"device": "cpu"}), tmp_path, 1, evaluates=False).n_gpu == 0
 
 
-def test_gradients_cannot_be_released_before_those_of_other_processes_are_added(monkeypatch, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    released = chats.recipe(train={"release_gradients": True, "max_grad_norm": 0})
-    with pytest.raises(RecipeError, match=r"train\.release_gradients .* of 2 processes are added: leave it out"):
-        arguments(released, tmp_path, 1, evaluates=False)
-
-
 def test_a_tracker_is_looked_for_before_anything_is_loaded(monkeypatch):
     from transformers.integrations import integration_utils
 

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from tunesmith.engine import ranks
 from unit.engine.test_callbacks import TORCHRUN
 
 SCRIPT = """
@@ -19,6 +20,19 @@ with ranks.first():
     time.sleep(4 * (ranks.own() == 0))
 assert ranks.everyones(time.sleep(4 * ranks.own()) or ranks.own()) == [0, 1]
 """
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [({"LOCAL_WORLD_SIZE": "4", "LOCAL_SIZE": "2"}, 4), ({"LOCAL_SIZE": "2"}, 2), ({}, 1)],
+    ids=["torchrun", "deepspeed", "nobody"],
+)
+def test_processes_of_this_machine(monkeypatch, said, number):
+    for name, value in ({"WORLD_SIZE": "8"} | said).items():
+        monkeypatch.setenv(name, value)
+    assert ranks.on_this_machine() == number
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert ranks.on_this_machine() == 1
 
 
 @pytest.mark.slow

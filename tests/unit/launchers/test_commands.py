@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,7 +64,8 @@ set -euo pipefail
 module load cuda
 source venv/bin/activate
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts%%$'\\n'*}
 srun --kill-on-bad-exit=1 env TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \
 python -m torch.distributed.run --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint="$head:29500" \
 --rdzv-id="$SLURM_JOB_ID" --max-restarts=3 \
@@ -109,8 +111,9 @@ def test_the_script_of_slurm_is_golden():
 
 
 def test_a_shell_gives_each_machine_the_words_of_the_script(tmp_path):
-    """The script, run where sbatch's programs are ones that print what they are given."""
-    for name, body in (("scontrol", "printf 'n 1\\nn2\\n'"), ("srun", 'printf "%s\\n" "$@"')):
+    """The script, run where sbatch's programs are ones that print what they are given, of more machines than a pipe
+    holds names of."""
+    for name, body in (("scontrol", "printf 'n 1\\nn2\\n'; seq 100000"), ("srun", 'printf "%s\\n" "$@"')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     slurm = made("slurm", script=str(tmp_path / "job"), nodes=2)
@@ -132,6 +135,12 @@ def test_words_go_over_ssh_as_they_are(tmp_path):
         ["sh", "-c", f'printf "%s\\n" {" ".join(written)}'], capture_output=True, text=True, check=True
     )
     assert said.stdout.splitlines() == ["train", "a b$c", "x='y'", "z"]
+
+
+def test_a_hostfile_of_the_home_folder_is_the_one_that_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "hosts").write_text("worker-1 slots=8\n")
+    assert f"--hostfile={tmp_path}/hosts" in made("deepspeed", hostfile="~/hosts").command(["train"])
 
 
 @pytest.mark.parametrize(
@@ -198,6 +207,19 @@ def test_a_script_that_was_changed_is_kept(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.count("wrote tunesmith.sbatch\n") == 2
     assert "wrote tunesmith.sbatch; the one that was there is tunesmith.sbatch.2 now\n" in said
+
+
+def test_a_script_is_there_whatever_happens(tmp_path, monkeypatch):
+    def full(*_, **options):
+        raise OSError(28, "No space left on device")
+
+    script = tmp_path / "tunesmith.sbatch"
+    script.write_text("mine\n")
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        start(made("slurm", script=str(script)), ARGUMENTS, "")
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {"tunesmith.sbatch": "mine\n"}
 
 
 def test_devices_are_not_counted_where_there_are_none(monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from invariants.whole_runs import digests, make, metrics
 from tunesmith import launching
 from tunesmith.errors import FOLDER_OF_ERRORS, first_error, left_to_launcher
+from tunesmith.launchers.deepspeed import DeepSpeed
 from tunesmith.launchers.local import Local
 from tunesmith.launchers.torchrun import Torchrun
 
@@ -195,8 +196,8 @@ def test_the_first_error_of_the_newest_attempt_is_kept(tmp_path, monkeypatch):
     assert left_to_launcher("e") and first_error(tmp_path) == "rank 2: e"
 
 
-def heard(tmp_path, capsys, lines, code=1):
-    ear = launching.Heard(Torchrun(nproc_per_node=2), tmp_path, verbose=False)
+def heard(tmp_path, capsys, lines, code=1, launcher=None):
+    ear = launching.Heard(launcher or Torchrun(nproc_per_node=2), tmp_path, verbose=False)
     for line in lines:
         ear.hear(line + "\n")
     ear.end(code)
@@ -218,6 +219,21 @@ def test_a_rank_that_could_say_nothing(tmp_path, capsys):
     assert heard(tmp_path, capsys, lines) == [
         "step 1",
         "error: rank 1 of its machine ended with signal SIGKILL, as the system ends one when memory runs out",
+    ]
+
+
+def test_a_process_of_deepspeed_that_could_say_nothing(tmp_path, capsys):
+    """As DeepSpeed's launch.py logs it (`sigkill_handler`), without a rank where it is told to hand none on."""
+    line = "[2026-11-29 13:40:00,123] [{}] [launch.py:{}] {}"
+    command = ["/x/bin/python", "-u", "-m", "tunesmith", "train", "quickstart"]
+    lines = [
+        "step 1",
+        line.format("INFO", "319:sigkill_handler", "Killing subprocess 4711"),
+        line.format("ERROR", "325:sigkill_handler", f"{command} exits with return code = -9"),
+    ]
+    assert heard(tmp_path, capsys, lines, 247, DeepSpeed()) == [
+        "step 1",
+        "error: a process ended with signal SIGKILL, as the system ends one when memory runs out",
     ]
 
 

@@ -13,7 +13,7 @@ from tunesmith.cli.main import main
 from tunesmith.defaults import Device, with_values
 from tunesmith.engine import shared_out
 from tunesmith.errors import RecipeError
-from tunesmith.planner import automatic, devices, fleet, memory, pace, plan, shapes, spread
+from tunesmith.planner import devices, fleet, memory, pace, shapes, spread
 from tunesmith.planner.devices import Cluster, Rates
 from tunesmith.planner.layout import Layout, layouts
 from tunesmith.recipe import Recipe
@@ -88,10 +88,10 @@ def test_words_lay_a_recipe_out_as_is_planned(told, said):
 
 
 def test_layouts_are_had_where_the_recipe_can_be_trained_so(told, monkeypatch):
-    """`recipe_parallel.problem` alone decides it, of a recipe that says the layout."""
+    """`recipe_parallel.problem_among` alone decides it, of a recipe that says the layout."""
     recipe, shape = told(train={"row_tokens": 4096})
     asked = []
-    monkeypatch.setattr(fleet, "problem", lambda one: asked.append(one.parallel) or "no")
+    monkeypatch.setattr(fleet, "problem_among", lambda one, number: asked.append(one.parallel) or "no")
     found = fleet.choices(recipe, shape, Cluster(ROUND, 4))
     assert {one.refused for one in found} == {"no"} and len(asked) == len(found) == len(set(map(repr, asked)))
     monkeypatch.undo()
@@ -241,8 +241,9 @@ def test_accumulation_sends_once(told):
 def test_deepspeed_is_for_what_fits_no_other_way(told, monkeypatch):
     """Three layouts, of which memory decides: fsdp; ZeRO where fsdp is refused; offload where ZeRO is too large."""
     recipe, _ = told()
-    real = fleet.problem
-    monkeypatch.setattr(fleet, "problem", lambda one: real(one) or ("no" if one.parallel.strategy == "fsdp" else None))
+    real = fleet.problem_among
+    no_fsdp = lambda one, number: real(one, number) or ("no" if one.parallel.strategy == "fsdp" else None)  # noqa: E731
+    monkeypatch.setattr(fleet, "problem_among", no_fsdp)
     needs = {
         str(one.layout): one.share.peak.total for one in fleet.make(recipe, devices.cluster_of("4xH100-80GB")).choices
     }
@@ -320,32 +321,41 @@ def test_what_a_recipe_cannot_share_out_is_not_recommended(told, adapter, sectio
     assert any(said in line for line in fleet.lines(fleet.make(recipe, cluster)))
 
 
-def test_auto_shares_weights_where_a_whole_model_does_not_fit(told):
+@pytest.mark.parametrize(
+    ("values", "had", "said"),
+    [
+        ({"train.row_tokens": "auto"}, {"ddp"}, "train.row_tokens=auto"),
+        ({"data.streaming": True}, set(), "4 processes cannot share a stream"),
+        ({"train.release_gradients": True}, set(), "before gradients of 4 processes are added"),
+    ],
+)
+def test_what_training_refuses_of_several_processes_is_not_recommended(told, values, had, said):
+    recipe = with_values(told()[0], values)
+    found = fleet.make(recipe, devices.cluster_of("4xH100-80GB"))
+    assert {str(one.layout) for one in found.choices if one.refused is None} == had
+    text = "\n".join(fleet.lines(found))
+    assert said in text and "row 512 tokens" in text
+    assert ("take ddp" if had else "the recipe cannot be trained on 4 devices, for the reasons above") in text
+    assert fleet.make(recipe, devices.cluster_of("H100-80GB")).best.layout == ONE
+
+
+def test_what_is_missing_is_named_and_what_is_on_is_not_advised(told, monkeypatch):
+    """With so little memory of its own a machine holds no offloaded state, whatever its devices have."""
+    small = devices.cluster_of("4xH100-80GB", 1, "1MB")
     recipe, shape = told()
-    needed = spread.share(recipe, shape, CUDA, DDP).peak.total
-    room, short = int(needed / fleet.ROOM) + 1, int(needed / fleet.ROOM) - 1
-    assert automatic.strategy(recipe, CUDA, room, 4)[0] == "ddp"
-    chosen, why = automatic.strategy(recipe, CUDA, short, 4)
-    assert chosen == "fsdp" and why.startswith("a whole model with its states needs 1.")
-    muon, _ = told(optimizer="muon")
-    chosen, why = automatic.strategy(muon, CUDA, 1, 4)
-    assert chosen == "ddp" and "which will not do, and its weights cannot be shared out: optimizer=muon" in why
-    rows = with_values(recipe, {"train.row_tokens": "auto"})
-    assert automatic.strategy(rows, CUDA, 1, 4) == ("ddp", "train.row_tokens=auto fits rows beside a whole model")
-    other, _ = told()
-    other = Recipe(**other.model_dump() | {"objective": "seq2seq"})
-    assert "the plan does not say what a whole model needs" in automatic.strategy(other, CUDA, 1, 4)[1]
-
-
-def test_auto_plans_pieces_of_rows_where_rows_lie_in_pieces(told):
-    """What does not fit with whole rows fits with halves of them; where neither does, weights are shared out too."""
-    recipe, shape = told(train={"row_tokens": 8192, "activation_checkpointing": False})
-    pieces = with_values(recipe, {"parallel.context": 2})
-    halves = spread.share(recipe, shape, CUDA, Layout("ddp", replicate=2, context=2)).peak.total
-    assert halves < spread.share(recipe, shape, CUDA, DDP).peak.total
-    room, short = int(halves / fleet.ROOM) + 1, int(halves / fleet.ROOM) - 1
-    assert [automatic.strategy(one, CUDA, room, 4)[0] for one in (recipe, pieces)] == ["fsdp", "ddp"]
-    assert automatic.strategy(pieces, CUDA, short, 4)[0] == "fsdp"
+    last = list(fleet.lines(fleet.make(recipe, small)))[-1]
+    assert last == "  more devices or a shorter row or adapter=lora take less"
+    plain = fleet.make(with_values(recipe, {"train.activation_checkpointing": False}), small)
+    assert "train.activation_checkpointing=true" in list(fleet.lines(plain))[-1]
+    never = replace(plain, shape=replace(shape, checkpoints=False))
+    assert "train.activation_checkpointing=true" not in list(fleet.lines(never))[-1]
+    monkeypatch.setattr(fleet, "problem_among", lambda one, number: None if one.parallel.offload == "cpu" else "no")
+    monkeypatch.setattr(fleet, "HOST_MEMORY", -10e9)
+    found = fleet.make(recipe, devices.cluster_of("4xH100-80GB"))
+    *_, first, second = fleet.lines(found)
+    assert found.best is None
+    assert re.match(r"nothing fits: zero-3, offload cpu lacks least, 10.0 GB of a machine's own memory, of", first)
+    assert second == "  more machines or adapter=lora take less of each"
 
 
 def test_the_command(told, tmp_path, capsys):
@@ -382,12 +392,3 @@ def test_what_pieces_of_a_row_exchange(told):
     moved = 8192 / 2 * (1 / 2) * 2 * (shape.queries + shape.keys) * 2
     found = pace.pace(recipe, shape, Layout("fsdp", fsdp=1, context=2), slow, again=0)
     assert found.links == pytest.approx(2 * len(shape.layers) * moved / ROUND.link)
-
-
-def test_train_warns_of_what_will_not_fit(told, monkeypatch):
-    recipe = with_values(told()[0], {"train.device": "cpu"})
-    monkeypatch.setattr(plan, "target_of", lambda recipe, memory: plan.Target(Device("cpu", "CPU", False), 1_000_000))
-    said = plan.warning(recipe)
-    assert said is not None and re.match(r"warning: the plan says that this needs [\d.]+ MB, and 1.0 MB are free", said)
-    monkeypatch.setattr(plan, "target_of", lambda recipe, memory: plan.Target(Device("cpu", "CPU", False), 10**12))
-    assert plan.warning(recipe) is None

@@ -1,6 +1,7 @@
 """A plan: parameters by hand, bytes by hand, peaks against what torch's allocator gave, and words that do fit."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tunesmith.quantizations.bnb_4bit import FourBit
 from tunesmith.quantizations.torchao import TorchAO
 from tunesmith.recipe import Recipe
 
+MAMBA = {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 1, "vocab_size": 64}  # it has no heads
 CPU, CUDA = Device("cpu", "CPU", False), Device("cuda", "a CUDA device", True)
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 # of fixtures_models.tiny_config, 400 words: hidden 32, inner 64, two layers, four query and two key heads of 8
@@ -73,6 +75,13 @@ def test_other_layers_and_other_heads_are_refused(recipe):
     gpt2 = AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=2, vocab_size=64)
     with pytest.raises(ModelError, match="GPT2LMHeadModel has others"):
         shapes.shape_of(told, gpt2)
+    mamba = AutoConfig.for_model("mamba", **MAMBA)
+    with pytest.raises(ModelError, match="MambaForCausalLM has others"):
+        shapes.shape_of(told, mamba)
+    model = shapes.adapted(told, tiny_config(400))
+    model.config = mamba
+    with pytest.raises(ModelError, match="plan reads num_attention_heads .* that of LlamaForCausalLM has none"):
+        shapes.of_model(model)
     with pytest.raises(RecipeError, match="objective: plan counts decoders alone, and seq2seq trains an encoder too"):
         shapes.shape_of(Recipe(model=told.model, data=told.data, objective="seq2seq"))
 
@@ -261,6 +270,40 @@ def test_a_change_opens_the_next_and_no_option_is_said_twice(recipe):
     assert {"adapter=lora", FOUR_BITS, "data.max_tokens=256"} <= set(words)
     options = [part.partition("=")[0] for word in words for part in word.split()]
     assert len(options) == len(set(options))
+
+
+def test_what_a_recipe_refuses_is_not_proposed(recipe):
+    """DeepSpeed hands an optimizer pieces of weights, and adamw8bit needs whole ones."""
+    told = recipe(None)
+    shared = Recipe(**told.model_dump(exclude_unset=True) | {"parallel": {"strategy": "deepspeed", "zero_stage": 3}})
+    said = [plan.make(one, plan.Target(CUDA, 1000)).least[0] for one in (told, shared)]
+    assert ["optimizer.type=adamw8bit" in words for words in said] == [True, False]
+    assert all("adapter=lora" in words and FOUR_BITS in words for words in said)
+
+
+def test_activations_are_computed_again_where_the_model_can(recipe, monkeypatch):
+    real, word = plan.shape_of, "train.activation_checkpointing=true"
+    assert word in plan.make(recipe(None), plan.Target(CPU, 1000)).least[0]
+    monkeypatch.setattr(plan, "shape_of", lambda *given: replace(real(*given), checkpoints=False))
+    assert word not in plan.make(recipe(None), plan.Target(CPU, 1000)).least[0]
+
+
+def test_train_warns_of_what_will_not_fit(told, monkeypatch):
+    recipe = with_values(told()[0], {"train.device": "cpu"})
+    monkeypatch.setattr(plan, "target_of", lambda recipe, memory: plan.Target(CPU, 1_000_000))
+    said = plan.warning(recipe)
+    assert said is not None and re.match(r"warning: the plan says that this needs [\d.]+ MB, and 1.0 MB are free", said)
+    monkeypatch.setattr(plan, "target_of", lambda recipe, memory: plan.Target(CPU, 10**12))
+    assert plan.warning(recipe) is None
+
+
+def test_a_model_that_is_not_known_has_no_warning(recipe, tmp_path, monkeypatch):
+    from transformers import AutoConfig
+
+    AutoConfig.for_model("mamba", **MAMBA).save_pretrained(tmp_path / "mine")
+    monkeypatch.setattr(plan, "target_of", lambda recipe, memory: plan.Target(CPU, 1000))
+    told = Recipe(model=str(tmp_path / "mine"), data={"train": "builtin:identity"}, adapter="full")
+    assert plan.warning(told) is None
 
 
 def test_rows_that_fit(recipe):
