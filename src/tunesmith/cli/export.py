@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,11 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     said = signed(arguments.out)[0] if arguments.check else read_words({}, arguments.words)
     export = choose(Export, said)
     assert isinstance(export, Export)
-    with gathered(arguments.run, arguments.out, arguments.check) as run:
+    with gathered(arguments.run, arguments.out, arguments.check) as run, redirect_stdout(sys.stderr):  # libraries talk
         report = (export.check if arguments.check else export.write)(run, arguments.out)
     if arguments.json:
         print(json.dumps({**asdict(report), "path": str(report.path), "passed": report.passed}))
     else:
-        print("checked" if arguments.check else "wrote", report.path)
-        print(*report.lines(), sep="\n")
+        print(f"{'checked' if arguments.check else 'wrote'} {report.path}", *report.lines(), sep="\n")
     return 0 if report.passed else 1

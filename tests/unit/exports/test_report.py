@@ -1,9 +1,14 @@
 """What the report of an export allows."""
 
+import json
+
 import torch
 
+from tunesmith.cli.main import main
 from tunesmith.exports.checks import compare
+from tunesmith.exports.merged import Merged
 from tunesmith.types import Report
+from unit.exports.test_exports import make_run
 
 
 def test_ties_part_and_clear_choices_do_not():
@@ -53,3 +58,18 @@ def test_lead_is_that_of_the_first_other_token():
     table[1] = torch.tensor([0.0, 2.0, 1.5, 0.0, 0.0])
     one = compare.Probe("?", (1,), (4, 1, 0), table)
     assert compare._lead(one, (4, 2, 3)) == 0.5
+
+
+def test_what_libraries_print_is_not_in_the_report(tmp_path, monkeypatch, capsys):
+    """As torch's exporter of graphs prints its steps on stdout."""
+    write = Merged.write
+
+    def prints(self, run, out):
+        print("[torch.onnx] Obtain model graph...")
+        return write(self, run, out)
+
+    monkeypatch.setattr(Merged, "write", prints)
+    run = make_run(tmp_path, prompts=["What is two and three?"])
+    assert main(["export", str(run), str(tmp_path / "out"), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["passed"] and "[torch.onnx]" in printed.err
