@@ -8,8 +8,11 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fixtures_models import tiny_lora, tiny_model
 from invariants.whole_runs import make, metrics
 from tunesmith.cli.main import main
+from tunesmith.engine import multi_adapter, reference
+from tunesmith.optimizers.badam import BAdam
 
 STEADY = ("model.dtype=float32", "adapter.lora_dropout=0", "eval={}", "train.max_steps=1", "train.save_steps=500")
 
@@ -70,3 +73,19 @@ def test_an_adapter_and_its_run_are_references(tmp_path, monkeypatch, compute):
         assert {name: line[name] for name in expected} == pytest.approx(expected, abs=1e-4)
     line = metrics(run())[0]  # the model below the adapter, which is the trained one before its first step
     assert [line[name] for name in expected] == pytest.approx([math.log(2), 0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [None, "other"])
+def test_weights_that_rest_go_on_resting_when_a_reference_was_asked(name):
+    model = tiny_lora(tiny_model())
+    if name is not None:
+        multi_adapter.add(model, name)
+    how = BAdam(learning_rate=1e-3)
+    built = how.build(model)
+    how.companion(built, model, 4)
+    in_turn = [one for one in model.parameters() if one.requires_grad]
+    assert built.active == set(in_turn) and len(in_turn) == 2 * 7, "one of two layers"
+    with reference.frozen(model, name):
+        pass
+    after = [one for one in model.parameters() if one.requires_grad]
+    assert len(after) == len(in_turn) and all(one is other for one, other in zip(after, in_turn, strict=True))
