@@ -114,8 +114,8 @@ def stored(
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe changes the numbers of a model whose weights are known."""
-    model = recipe.model
-    return {"dtype": model.dtype, "frozen_dtype": model.frozen_dtype, "bf16": recipe.train.bf16}
+    model, train = recipe.model, recipe.train
+    return {"dtype": model.dtype, "frozen_dtype": model.frozen_dtype, "bf16": train.bf16, "fp16": train.fp16}
 
 
 def fill(
