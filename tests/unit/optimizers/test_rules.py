@@ -1,6 +1,7 @@
 """Every rule of our own against its paper's equations, written again here in float64."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -217,6 +218,23 @@ def test_galore():
         return w
 
     same(stepped("galore", rank=rank, update_proj_gap=gap)[0], expected(rule), 1e-10)
+
+
+def test_galore_waits_for_a_gradient_to_have_directions(monkeypatch):
+    rank, own = 3, gradient
+    monkeypatch.setattr(sys.modules[__name__], "gradient", lambda t, shape: own(t, shape) * (t > 2))
+
+    def rule(w, decay, steps, number):
+        if number in (0, 1):
+            return adamw(w, decay, steps)
+        adam = Adam()
+        p = torch.linalg.svd(from_short_side(w, gradient(3, w.shape))).U[:, :rank]
+        for t in range(1, steps + 1):
+            g = from_short_side(w, gradient(t, w.shape))
+            w = w - RATE * decay * w - RATE * 0.25 * from_short_side(w, p @ adam(p.T @ g))
+        return w
+
+    same(stepped("galore", rank=rank, update_proj_gap=200)[0], expected(rule), 1e-10)
 
 
 @pytest.mark.parametrize("name", ["apollo", "apollo_mini"])
