@@ -105,15 +105,15 @@ def hold(model: Any, kind: str, ops: Elementwise) -> str:
         beside.pop("base_layer", None)  # and what is left is an adapter's own, such as the beginning of PiSSA's
         left |= {one for module in beside.values() for one in module.modules()}
     weights = 0
-    module: Any
     for module in model.modules():
         if type(module) is not torch.nn.Linear or module in left or module.weight.requires_grad:
             continue
-        weights, module.kind = weights + module.weight.numel(), module.weight.dtype
-        module.product = Int8.of(module.weight, module.bias, ops) if kind == "int8" else _float8(module)
-        module.codes = torch.nn.Parameter(module.product.weight, requires_grad=False)
-        del module.weight
-        module.__class__ = HeldLinear
+        held: Any = module
+        weights, held.kind = weights + held.weight.numel(), held.weight.dtype
+        held.product = Int8.of(held.weight, held.bias, ops) if kind == "int8" else _float8(held)
+        held.codes = torch.nn.Parameter(held.product.weight, requires_grad=False)
+        del held.weight
+        held.__class__ = HeldLinear
     if not weights:
         raise RecipeError(f"model.frozen_dtype: {kind} is for frozen weights, and no linear layer is: leave it out")
     return f"frozen weights: {weights:,} held in {kind}"

@@ -24,13 +24,14 @@ def parameter_groups(
     own = optimizer.rate()
     patterns = {said: re.compile(said) for said in optimizer.learning_rates}
     groups: dict[tuple[bool, float, bool], list[Any]] = {}
-    matched, shadowed = set(), {}
+    matched = set()
+    shadowed: dict[str, str] = {}  # patterns that match what an earlier one takes, and that
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             fitting = [text for text, pattern in patterns.items() if pattern.search(name)]
-            said = next(iter(fitting), None)
+            said = fitting[0] if fitting else None
             matched.add(said)
-            shadowed |= dict.fromkeys(fitting[1:], said)
+            shadowed.update((later, fitting[0]) for later in fitting[1:])
             rate = own * factors.get(name, 1.0) if said is None else optimizer.learning_rates[said]
             groups.setdefault((rate != own, rate, parameter.ndim < 2), []).append(parameter)
     for pattern in patterns.keys() - matched:
