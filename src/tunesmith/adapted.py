@@ -90,11 +90,11 @@ def adapt(recipe: Recipe, device: str, given: Any | None, swap: Path | None = No
         notes.append(f"head: {'a new one' if new else 'as stored'} for {shown(head.names)}")
     if recipe.model.rope_scaling.rope_type is not None:
         notes += rope.said(base_of(model).config)
-    if recipe.model.frozen_dtype is not None:
-        notes.append(frozen.hold(model, recipe.model.frozen_dtype, ops))
     notes += quantised.said(base_of(model))
     with precision(recipe, device):
         chosen = (encoder_decoder if type(recipe.objective).encodes else kernels).choose(model, ops)
+        if recipe.model.frozen_dtype is not None:  # now: what it rounds would be most of what is compared
+            notes.append(frozen.hold(model, recipe.model.frozen_dtype, ops))
         group, said = _attending(model, chosen, recipe)
     return Adapted(model, chosen, fingerprint, (*notes, *chosen.notes, *said), group, begun)
 

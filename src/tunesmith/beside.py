@@ -59,10 +59,10 @@ def load_frozen(section: str, said: Model, recipe: Recipe, device: str, tokenize
     model.requires_grad_(False).eval()
     identity = record.model_fingerprint(model) + f" {dtype} {said.frozen_dtype}"
     ops, notes = kernels.elementwise(model, recipe.train.compile)
-    if said.frozen_dtype is not None:
-        notes.append(frozen.hold(model, said.frozen_dtype, ops))
     with precision(recipe, device):
         chosen = kernels.choose(model, ops)
+    if said.frozen_dtype is not None:  # now: what it rounds would be most of what is compared
+        notes.append(frozen.hold(model, said.frozen_dtype, ops))
     assert isinstance(chosen.scorer, Scorer), "it says words"
     return Frozen(model, chosen.scorer, identity, [f"{section}: {line}" for line in (*notes, *chosen.notes)])
 

@@ -227,6 +227,17 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _knows_all_tokens(self) -> "Recipe":
+        for option in ("neftune_noise_alpha", "shifted_sparse_attention"):
+            value = getattr(self.train, option)
+            if value is not None and type(self.adapter).virtual:
+                raise ValueError(
+                    f"train.{option}={value} is for sequences of words alone, and adapter={name_of(self.adapter)} puts "
+                    "learned tokens before each: leave it out, or use adapter=lora"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _skips_positions_of_one_sequence(self) -> "Recipe":
         kind, reach = type(self.objective), self.data.position_skipping
         several = len(kind.branches) > 1 or kind.mismatched or kind.encodes

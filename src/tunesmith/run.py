@@ -271,6 +271,8 @@ def _fitting_row(job: Job, loaded: Loaded, trainer: "Trainer") -> int:
             "measure what all of them compute"
         )
     stepped = trainer.optimizer is not None and trainer.optimizer.state
+    if trainer.optimizer is not None and trainer.released:
+        trainer.released.end()  # before random tokens go through: no step follows
     reserved = 0 if stepped else memory.state_bytes(loaded.model, trainer.recipe)
     with precision(trainer.recipe, job.device.type):
         return memory.fitting_row(loaded.model, loaded.kernels.scorer, trainer.recipe, reserved)

@@ -58,20 +58,28 @@ def test_what_trains_nothing_fails_and_the_table_says_where(folder, monkeypatch)
 @pytest.mark.parametrize(("adapter", "optimizer"), PAIRS)
 def test_an_adapter_and_an_optimizer_do_what_is_declared(adapter, optimizer):
     chosen = all_of(Adapter)[adapter](**OPTIONS.get(adapter, {}))
-    updating = all_of(Optimizer)[optimizer](learning_rate=1e-2)
+    in_turns = optimizer == "badam"
+    updating = all_of(Optimizer)[optimizer](learning_rate=1e-2, **({"switch_every": 1} if in_turns else {}))
     if refusal([chosen, updating]) is not None:
         return  # a recipe says so: see below
     model = chosen.apply(tiny_model(scale=0.1, **MODEL.get(adapter, {}))).double()  # where the least step is seen
     try:
-        optimizer = updating.build(model, chosen.factors(model))
+        built = updating.build(model, chosen.factors(model))
     except MissingExtra as error:
         pytest.skip(str(error))
     trained = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
     ids = torch.arange(24).view(2, 12)
-    for _ in range(3):  # what is behind zeros has its first gradient in the second step
-        optimizer.zero_grad()
+    steps = 12 if in_turns else 3  # what is behind zeros has its first gradient in the second step, or turn
+    whole = 100  # steps of the run, of which these are the first: no rank is dropped yet
+    beside = [one for one in (chosen.companion(model, whole), updating.companion(built, model, whole)) if one]
+    for step in range(1, steps + 1):
+        built.zero_grad()
         model.train()(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
+        for one in beside:
+            one.stepping(step)
+        built.step()
+        for one in beside:
+            one.stepped(step)
     parameters = dict(model.named_parameters())
     assert [name for name, one in trained.items() if torch.equal(parameters[name], one)] == []
 

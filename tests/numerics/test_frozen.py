@@ -1,17 +1,20 @@
 """Frozen weights in int8: the products are near the exact ones, and training with them is near training without."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
 from fixtures_models import tiny_lora, tiny_model
 from numerics.packed import gradients, packed_batch
+from tunesmith.adapted import adapt
+from tunesmith.adapters.hira import HiRA
 from tunesmith.defaults import Device, resolve
-from tunesmith.engine import frozen, kernels
+from tunesmith.engine import frozen, initial, kernels
 from tunesmith.engine.elementwise import PLAIN
-from tunesmith.engine.frozen import FrozenLinear, Int8
-from tunesmith.errors import RecipeError
+from tunesmith.engine.frozen import HeldLinear, Int8
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.recipe import Recipe
 
 RANDOM = torch.Generator().manual_seed(2)
@@ -58,7 +61,64 @@ def test_a_model_held_in_int8_learns_nearly_the_same(ops):
     assert theirs.keys() == ours.keys()
     for name, gradient in theirs.items():
         assert (ours[name] - gradient).norm() < 0.15 * gradient.norm(), name
-    assert any(isinstance(module, FrozenLinear) for module in held.modules())
+    assert any(isinstance(module, HeldLinear) for module in held.modules())
+
+
+def hira(model):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        adapted = HiRA(r=4).apply(model)
+        for name, one in adapted.named_parameters():
+            if "hira_B" in name:
+                torch.nn.init.normal_(one, 0.0, 0.2)
+    return adapted
+
+
+@pytest.mark.parametrize("beside", [partial(tiny_lora, use_dora=True), hira])
+def test_adapters_that_read_the_weight_itself_read_it_with_its_scale(beside):
+    exact = beside(tiny_model(tied=False))
+    held = copy.deepcopy(exact)
+    frozen.hold(held, "int8", PLAIN)
+    batch = packed_batch((9, 5, 12), 300)
+    found = []
+    for model in (exact, held):
+        scorer = kernels.choose(model).scorer
+        found.append(scorer(model, batch).logps)
+        (found[-1] * batch.weight).sum().backward()
+    assert (found[1] - found[0]).abs().max() < 0.2
+    theirs, ours = gradients(exact), gradients(held)
+    assert theirs.keys() == ours.keys() and len(theirs) > 20
+    for name, gradient in theirs.items():
+        assert (ours[name] - gradient).norm() < 0.15 * gradient.norm(), name
+
+
+def adapted(adapter):
+    recipe = Recipe(
+        model={"path": "builtin:tiny", "frozen_dtype": "int8"}, data={"train": "builtin:identity"}, adapter=adapter
+    )
+    return adapt(resolve(recipe, Device("cpu", "a CPU", False)).recipe, "cpu", None)
+
+
+@pytest.mark.parametrize("adapter", ["p_tuning", {"type": "lora", "init_lora_weights": "pissa"}])
+def test_what_is_rounded_is_no_part_of_the_trial(adapter):
+    found = adapted(adapter)
+    assert found.notes == ("frozen weights: 2,752,512 held in int8",)
+    assert found.kernels.scorer.packed and found.kernels.scorer.fused
+    assert sum(one.codes.numel() for one in found.model.modules() if isinstance(one, HeldLinear)) == 2_752_512
+
+
+def test_where_an_update_began_is_not_rounded():
+    model = adapted({"type": "lora", "init_lora_weights": "pissa"}).model
+    began = {key: one.clone() for key, one in initial._state(model, initial.NAME).items()}
+    assert began and all(one.dtype == torch.float32 for one in began.values())
+    update = {
+        key: torch.cat([one, -one if "lora_B" in key else one], int("lora_B" in key)) for key, one in began.items()
+    }
+    found = initial.take_up(model, "default", update)
+    assert all(torch.equal(one, began[key]) for key, one in found.items())
+    other = {key: one + 1 for key, one in update.items()}
+    with pytest.raises(ModelError, match="began with another decomposition of .*q_proj"):
+        initial.take_up(model, "default", other)
 
 
 def test_nothing_frozen_is_refused():

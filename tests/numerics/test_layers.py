@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fixtures_models import tiny_lora, tiny_model
-from numerics.packed import gradients
-from tunesmith.engine import layers
+from numerics.packed import alone, gradients, packed_batch
+from tunesmith.engine import kernels, layers, pool
 from tunesmith.engine.elementwise import PLAIN
 from tunesmith.engine.linear import Dense, Layer, gated_linear, linear
 
@@ -50,6 +50,28 @@ def test_families(arch, adapted):
     updated = sum(isinstance(module, layers._Updated) for module, _ in fused.before)
     assert updated == (adapted and sum("lora_A" in name for name, _ in ours.named_parameters()))
     same(theirs, ours)
+
+
+@pytest.mark.parametrize("least", [pool.LEAST, 1])
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+def test_a_whole_model_through_kept_memory(monkeypatch, least, head):
+    monkeypatch.setattr(pool, "LEAST", least)
+    monkeypatch.setattr(pool, "POOL", pool.Pool())
+    model = tiny_lora(tiny_model(tied=False), **({"modules_to_save": ["lm_head"]} if head == "trained" else {}))
+    theirs, ours = copy.deepcopy(model), model
+    chosen = kernels.choose(ours)
+    assert chosen.scorer.packed and chosen.scorer.fused and not chosen.notes
+    for step, lengths in enumerate([(9, 5, 12), (7, 3), (9, 5, 12)]):  # what the last step used is used again
+        batch = packed_batch(lengths, 300, seed=step)
+        found, expected = chosen.scorer(ours, batch).logps, alone(theirs, batch)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for one in (found, expected):
+            (one * batch.weight).sum().backward()
+    assert bool(pool.POOL.used) == (least == 1)
+    expected, found = gradients(theirs), gradients(ours)
+    assert expected.keys() == found.keys() and expected
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,9 @@ def test_what_it_does_not_go_with():
         Recipe(**base, objective="dpo")
     with pytest.raises(RecipeError, match="shifted_sparse_attention=64: the objective seq2seq encodes prompts"):
         Recipe(**base, objective="seq2seq")
+    for adapter in ("prompt", "p_tuning", "prefix"):
+        with pytest.raises(RecipeError, match=f"shifted_sparse_attention=64 is for .* adapter={adapter} puts"):
+            Recipe(**base, adapter=adapter)
     with pytest.raises(RecipeError, match="shifted_sparse_attention=64 is made of packed attention, which LlamaForC"):
         shifted_attention.use(fixtures_models.tiny_model(), False, 64)
 

@@ -6,8 +6,11 @@ import torch
 from fixtures_models import tiny_model
 from tunesmith import Recipe, train
 from tunesmith.adapters.adalora import AdaLoRA
+from tunesmith.engine import companions, multi_adapter, stacked
+from tunesmith.engine.averaged import Averaged
 from tunesmith.engine.ranks_picture import table
 from tunesmith.errors import RecipeError
+from tunesmith.optimizers.schedule_free import ScheduleFree
 
 IDS = torch.arange(24).view(2, 12) * 5 % 300
 
@@ -89,3 +92,37 @@ def test_a_schedule_of_ranks_goes_on_from_what_was_kept():
     assert again.keys() == kept.keys() and all(torch.equal(one, again[name]) for name, one in kept.items())
     means = ranks.allocator.exp_avg_ipt
     assert means.keys() == other.allocator.exp_avg_ipt.keys() and any(one.abs().max() > 0 for one in means.values())
+
+
+def by_means(model):
+    mean = Averaged(model, 0.5)
+    return torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2), mean
+
+
+def by_schedule_free(model):
+    optimizer = ScheduleFree(learning_rate=1e-2)
+    built = optimizer.build(model)
+    return built, optimizer.companion(built, model, 10)
+
+
+@pytest.mark.parametrize("averaged", [by_means, by_schedule_free])
+def test_what_is_evaluated_is_what_is_saved(averaged, tmp_path):
+    model, ranks = adalora(tinit=2, tfinal=3)
+    optimizer, mean = averaged(model)
+    beside = (ranks, mean)
+    for step in range(1, 11):
+        optimizer.zero_grad()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        for one in beside:
+            one.stepping(step)
+        optimizer.step()
+        for one in beside:
+            one.stepped(step)
+    trained = {name: one.detach().clone() for name, one in model.named_parameters()}
+    with companions.settled(beside), torch.no_grad():
+        shown = model.eval()(input_ids=IDS).logits
+        multi_adapter.save(model, "default", tmp_path)
+    stored = stacked.put_alone(tiny_model(scale=0.1), tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(stored(input_ids=IDS).logits, shown)
+    assert all(torch.equal(one, trained[name]) for name, one in model.named_parameters())

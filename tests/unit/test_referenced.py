@@ -2,14 +2,20 @@
 
 import json
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fixtures_models import tiny_lora, tiny_model
 from invariants.whole_runs import make, metrics
+from tunesmith import Recipe
 from tunesmith.cli.main import main
+from tunesmith.engine import multi_adapter, reference, teacher
+from tunesmith.optimizers.badam import BAdam
 
 STEADY = ("model.dtype=float32", "adapter.lora_dropout=0", "eval={}", "train.max_steps=1", "train.save_steps=500")
 
@@ -70,3 +76,41 @@ def test_an_adapter_and_its_run_are_references(tmp_path, monkeypatch, compute):
         assert {name: line[name] for name in expected} == pytest.approx(expected, abs=1e-4)
     line = metrics(run())[0]  # the model below the adapter, which is the trained one before its first step
     assert [line[name] for name in expected] == pytest.approx([math.log(2), 0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [None, "other"])
+def test_weights_that_rest_go_on_resting_when_a_reference_was_asked(name):
+    model = tiny_lora(tiny_model())
+    if name is not None:
+        multi_adapter.add(model, name)
+    how = BAdam(learning_rate=1e-3)
+    built = how.build(model)
+    how.companion(built, model, 4)
+    in_turn = [one for one in model.parameters() if one.requires_grad]
+    assert built.active == set(in_turn) and len(in_turn) == 2 * 7, "one of two layers"
+    with reference.frozen(model, name):
+        pass
+    after = [one for one in model.parameters() if one.requires_grad]
+    assert len(after) == len(in_turn) and all(one is other for one, other in zip(after, in_turn, strict=True))
+
+
+@pytest.mark.parametrize("module", [reference, teacher])
+def test_numbers_of_other_arithmetic_are_not_taken_for_these(module, monkeypatch):
+    opened = []
+
+    def open_file(place, *rest):
+        opened.append(place.name)
+        raise InterruptedError
+
+    monkeypatch.setattr(module, "open_file", open_file)
+    samples = SimpleNamespace(digest="d", tokens=lambda: np.ones(1), firsts=np.zeros(2, np.int64))
+    rows = SimpleNamespace(store=samples, plan=SimpleNamespace(pieces=np.zeros((1, 2), np.int64)))
+    how = SimpleNamespace(identity="i", words=9, how=SimpleNamespace(top_k=2, temperature=1.0))
+    monkeypatch.setattr(teacher, "firsts_of", lambda samples: samples.firsts)
+    for train in ({}, {"bf16": True}, {"fp16": True}, {"fp16": True}):
+        recipe = Recipe(model="m", data={"train": "d"}, train=train)
+        last = (rows, None) if module is teacher else (None, rows)
+        with pytest.raises(InterruptedError):
+            module.stored(recipe, how, *last, print)
+    plain, bf16, fp16, again = opened
+    assert len({plain, bf16, fp16}) == 3 and fp16 == again

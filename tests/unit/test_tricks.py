@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fixtures_models import save_model, tiny_model
+from numerics.packed import packed_batch
 from tunesmith import Recipe, resume, train
 from tunesmith.adapted import adapt
 from tunesmith.engine import noise
+from tunesmith.engine.attention import Layout
 from tunesmith.engine.averaged import Averaged
 from tunesmith.engine.model import load_model
 from tunesmith.errors import ModelError, RecipeError
@@ -129,14 +132,20 @@ class Echo(torch.nn.Module):
         return self.embedding(input_ids)
 
 
-@pytest.mark.parametrize("kind", ["packed", "shared", "filled"])
+@pytest.mark.parametrize("kind", ["packed", "shared", "skipped", "own attention", "filled"])
 def test_noise_is_as_large_as_the_length_of_its_own_sequence_says(kind):
     model, ids = Echo(), torch.arange(40) % 9
-    if kind == "packed":  # sequences of 4, 25 and 1
-        rest = {"position_ids": torch.cat([torch.arange(4), torch.arange(25), torch.arange(1)])[None]}
+    if kind in ("packed", "skipped", "own attention"):  # sequences of 4, 25 and 1
+        batch = packed_batch((4, 25, 1), 9)
+        rest = {"position_ids": batch.position_ids, "packed": Layout.of(batch)}
+        if kind == "skipped":
+            rest["position_ids"] = batch.position_ids + 1000 * (torch.arange(30) > 9)[None]
+        if kind == "own attention":
+            rest.pop("packed")
         ids, lengths = ids[None, :30], torch.tensor([4] * 4 + [25] * 25 + [1])[None]
     elif kind == "shared":  # one of 9, and one that goes on behind its first 6 with 10 of its own
-        rest = {"position_ids": torch.cat([torch.arange(9), torch.arange(6, 16)])[None]}
+        batch = replace(packed_batch((9, 10), 9), prefix=torch.tensor([[0, 0], [0, 6]]))
+        rest = {"position_ids": torch.cat([torch.arange(9), torch.arange(6, 16)])[None], "packed": Layout.of(batch)}
         ids, lengths = ids[None, :19], torch.tensor([9] * 9 + [16] * 10)[None]
     else:
         rest = {"attention_mask": (torch.arange(9) < torch.tensor([[9], [4]])).long()}
@@ -167,6 +176,9 @@ def test_a_run_trains_with_noise_and_evaluates_without(folder, tmp_path):
     assert losses(loud) == pytest.approx(losses(again), rel=1e-5)
     with pytest.raises(RecipeError, match="neftune_noise_alpha: an encoder and a decoder"):
         Recipe(model="x", data={"train": "y"}, objective="seq2seq", train={"neftune_noise_alpha": 5})
+    for adapter in ("prompt", "p_tuning", "prefix"):
+        with pytest.raises(RecipeError, match=f"train.neftune_noise_alpha=5.0 is for .* adapter={adapter} puts"):
+            Recipe(model="x", data={"train": "y"}, adapter=adapter, train={"neftune_noise_alpha": 5})
 
 
 def test_dropout_of_a_model_is_what_the_recipe_says(folder, tmp_path):

@@ -94,8 +94,13 @@ class Ranks(Companion):
 
     @contextmanager
     def settled(self) -> Iterator[None]:
-        """The options say which ranks are left, and what is saved has these alone."""
-        if self.pattern is not None:  # peft takes an empty matrix for a damaged one: where none is left, one of 0
+        """The options say which ranks are left, and what is saved has these alone, as has the model here.
+
+        A mean of weights has the dropped ones as they were before: whoever puts it there takes it back.
+        """
+        if self.pattern is not None:
+            self.allocator.mask_using_rank_pattern(self.model.base_model.model, self.pattern)
+            # peft takes an empty matrix for a damaged one: where none is left, one of 0
             self.config.rank_pattern = {
                 name: [*kept] if any(kept) else [True, *kept[1:]] for name, kept in self.pattern.items()
             }

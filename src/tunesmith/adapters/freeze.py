@@ -21,7 +21,8 @@ class Freeze(Adapter):
     num_layers: int = 2
     """Decoder layers to train: the last n when positive, the first n when negative, none when 0."""
     train_matching: Annotated[str, Field(min_length=1)] | None = None
-    """Regular expression; parameters whose name contains a match are trained too: norm|lm_head."""
+    """Regular expression; parameters whose name contains a match are trained too: norm|mlp. A head that is the
+    embeddings (tied) has two names, and matches by both."""
     embeddings: bool = False
     """Train the embeddings of words too."""
     head: bool = False
@@ -66,10 +67,14 @@ class Freeze(Adapter):
 
         words: Any = model.get_output_embeddings()
         embeddings: Any = model.get_input_embeddings()
-        if words is not None and words.weight is embeddings.weight and self.head != self.embeddings:
+        pattern = re.compile(self.train_matching or "(?!)")  # by default one that nothing matches
+        named = {module: pattern.search(f"{name}.weight") is not None for name, module in model.named_modules()}
+        tied = words is not None and words.weight is embeddings.weight
+        if tied and (self.head or named[words]) != (self.embeddings or named[embeddings]):
             raise RecipeError(
                 f"adapter: the head of {type(model).__name__} is its embeddings (tied), one matrix that is trained as "
-                "both or not at all: set adapter.head and adapter.embeddings alike"
+                "both or not at all: set adapter.head and adapter.embeddings alike, or let adapter.train_matching "
+                f"name both or none (it was {self.train_matching!r})"
             )
         chosen = [embeddings] if self.embeddings else []
         chosen += [words] if self.head and words is not None else []

@@ -19,9 +19,10 @@ TRIES = 8  # a shortened prompt can tokenise to a token or two more than reckone
 def truncate(turns: Turns, count: Count, limit: int, tokenizer: "PreTrainedTokenizerBase") -> Turns | None:
     """The conversation up to the last answer that fits; if none does, the first with its prompt shortened.
 
-    None when even an empty prompt leaves no room for the answer.
+    One without an answer (as a text whose class is learned) is shortened as a whole. None when even an empty prompt
+    leaves no room for the answer.
     """
-    ends = [index + 1 for index, turn in enumerate(turns) if turn.weight]
+    ends = [index + 1 for index, turn in enumerate(turns) if turn.weight] or [len(turns)]
     fitting = bisect_right(ends, limit, key=lambda end: count(turns[:end]))
     if fitting:
         return turns[: ends[fitting - 1]]

@@ -36,9 +36,12 @@ class Accompanied(TrainerCallback):
 
 @contextmanager
 def settled(companions: Sequence[Companion]) -> Iterator[None]:
-    """A block in which the model has the weights that it is evaluated with, and ends a run with."""
+    """A block in which the model has the weights that it is evaluated with, and ends a run with.
+
+    The adapter's own, which is the first, has the last word: a mean of weights has what the adapter has dropped.
+    """
     with ExitStack() as stack:
-        for one in companions:
+        for one in reversed(companions):
             stack.enter_context(one.settled())
         yield
 

@@ -68,6 +68,19 @@ class Int8:
         return found
 
 
+class HeldLinear(FrozenLinear):
+    """A linear layer of codes. Its `weight` is made anew whenever it is asked for, as peft's DoRA and HiRA do."""
+
+    product: Int8 | float8.Float8
+    codes: torch.nn.Parameter  # [O, I] of 8 bits, the product's
+    kind: torch.dtype
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """The weight [O, I] that the products are with, in the dtype that it came in."""
+        return self.product.dequantised().to(self.kind)
+
+
 def _parts(length: int, width: int) -> Iterator[slice]:
     size = max(64, PART_SUMS // width)
     for start in range(0, length, size):
@@ -76,25 +89,31 @@ def _parts(length: int, width: int) -> Iterator[slice]:
 
 @torch.no_grad()
 def hold(model: Any, kind: str, ops: Elementwise) -> str:
-    """Hold the frozen linear layers of a model, but its head, in `int8` or `float8`. Returns what is to be said of it.
+    """Hold a model's frozen linear layers, but its head and adapters, in `int8` or `float8`; what is to be said of it.
 
     Raises:
         RecipeError: the model has none, or the device no such products.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     device = next(model.parameters()).device.type
     if kind == "int8" and device != "cpu":
         raise RecipeError(f"model.frozen_dtype: int8 is for a CPU as yet, and this is {device}: leave it out")
-    head = head_modules(model)
+    left = head_modules(model)
+    for layer in model.modules():
+        beside = dict(layer.named_children()) if isinstance(layer, BaseTunerLayer) else {}
+        beside.pop("base_layer", None)  # and what is left is an adapter's own, such as the beginning of PiSSA's
+        left |= {one for module in beside.values() for one in module.modules()}
     weights = 0
-    module: Any
-    held: Any
     for module in model.modules():
-        if type(module) is not torch.nn.Linear or module in head or module.weight.requires_grad:
+        if type(module) is not torch.nn.Linear or module in left or module.weight.requires_grad:
             continue
-        weights += module.weight.numel()
-        held = Int8.of(module.weight, module.bias, ops) if kind == "int8" else _float8(module)
-        module.weight = torch.nn.Parameter(held.weight, requires_grad=False)
-        module.__class__, module.product = FrozenLinear, held
+        held: Any = module
+        weights, held.kind = weights + held.weight.numel(), held.weight.dtype
+        held.product = Int8.of(held.weight, held.bias, ops) if kind == "int8" else _float8(held)
+        held.codes = torch.nn.Parameter(held.product.weight, requires_grad=False)
+        del held.weight
+        held.__class__ = HeldLinear
     if not weights:
         raise RecipeError(f"model.frozen_dtype: {kind} is for frozen weights, and no linear layer is: leave it out")
     return f"frozen weights: {weights:,} held in {kind}"

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tunesmith.engine.linear import FrozenLinear
 from tunesmith.engine.model import is_adapted
+from tunesmith.errors import ModelError
 
 NAME = "initial"
 TAKING = ("pissa", "olora")  # beginnings of the ways that take the update out of the weights
@@ -94,7 +96,7 @@ def take_up(model: Any, name: str, state: dict[str, torch.Tensor]) -> dict[str, 
     """The adapter's own half of what `make_plain` stored; the other is what the frozen weights are without.
 
     Where the beginning found here is another one (a decomposition differs from machine to machine), the frozen weights
-    are made those of the stored one.
+    are made those of the stored one. Raises ModelError when they are held in few bits.
     """
     from peft import set_peft_model_state_dict
 
@@ -112,6 +114,11 @@ def _shift(model: Any, sign: int) -> None:
     """Add the beginning of each update to its frozen weight, or take it out."""
     from peft.tuners.lora import LoraLayer
 
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and NAME in module.lora_A:
+            if isinstance(module.get_base_layer(), FrozenLinear):
+                raise ModelError(
+                    f"the run began with another decomposition of {name} (as another machine has), and what is held in "
+                    "8 bits cannot be made the rest of that: go on where it began, or without model.frozen_dtype"
+                )
             module.get_base_layer().weight.add_(module.get_delta_weight(NAME), alpha=sign)

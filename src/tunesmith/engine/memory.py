@@ -165,22 +165,25 @@ def _drop(parameter: torch.Tensor) -> None:
 def _peak_bytes(model: Any, scorer: Scorer | ValueScorer, recipe: Recipe, tokens: int) -> int:
     """The most that a forward and a backward pass of a random row hold beside what is held before."""
     batch = random_batch(model, recipe.data.max_tokens, tokens)
-    likelihood = recipe.objective.is_likelihood()  # which holds other things
+    how: dict[str, Any] = {"likelihood": recipe.objective.is_likelihood(), "reads": recipe.objective.reads()}
     for parameter in model.parameters():
         parameter.grad = None
     if batch.input_ids.device.type not in COUNTED:
         POOL.forget()  # what a row of another length used is no part of this one's
         with LiveTensors() as held:
-            _summed(scorer(model, batch, likelihood=likelihood)).backward()
+            _summed(scorer(model, batch, **how)).backward()
         return held.peak
     before = torch.accelerator.memory_allocated()
     torch.accelerator.reset_peak_memory_stats()
-    _summed(scorer(model, batch, likelihood=likelihood)).backward()
+    _summed(scorer(model, batch, **how)).backward()
     return torch.accelerator.max_memory_allocated() - before
 
 
 def _summed(scores: Scores) -> torch.Tensor:
-    return (scores.logps if scores.values is None else scores.values).sum()
+    """All that a loss can be made of, so that the gradient of each is."""
+    first = scores.logps if scores.values is None else scores.values
+    rest = (scores.entropy, scores.lead, scores.normaliser)
+    return sum((one.sum() for one in rest if one is not None), first.sum())
 
 
 def random_batch(model: Any, longest: int, tokens: int) -> Batch:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tunesmith.engine.attention import Layout
 from tunesmith.engine.model import base_of
 
 
@@ -42,6 +43,11 @@ def add(model: Any, alpha: float) -> Callable[[], None]:
 
 def _lengths(inputs: dict[str, Any]) -> torch.Tensor:
     """The tokens of each token's sequence [B, T], what it shares with another included."""
+    packed: Layout | None = inputs.get("packed")
+    if packed is not None:  # whose positions may have gaps
+        seen = [sum(part.stop - part.start for part in parts) for parts in packed.seen]
+        found = torch.tensor(seen).repeat_interleave(torch.tensor(packed.lengths))[None]
+        return found.to(packed.offsets.device)
     positions = inputs.get("position_ids")
     if positions is None:  # one sequence a row, filled up
         return inputs["attention_mask"].sum(-1, keepdim=True).expand_as(inputs["input_ids"])

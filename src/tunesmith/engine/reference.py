@@ -53,14 +53,20 @@ class Reference:
 
 @contextmanager
 def frozen(model: Any, adapter: str | None = None) -> Iterator[None]:
-    """The model without dropout, and as it was before training: without its adapter, or with a named one."""
+    """The model without dropout, and as it was before training: without its adapter, or with a named one.
+
+    Afterwards the same weights are trained as before: peft would train all of the adapter that it puts back.
+    """
     was_training = model.training
+    trained = [(one, one.requires_grad) for one in model.parameters()]
     model.eval()
     try:
         with multi_adapter.using(model, adapter) if is_adapted(model) else nullcontext():
             yield
     finally:
         model.train(was_training)
+        for one, wants in trained:
+            one.requires_grad = wants
 
 
 def stored(
@@ -108,8 +114,8 @@ def stored(
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe changes the numbers of a model whose weights are known."""
-    model = recipe.model
-    return {"dtype": model.dtype, "frozen_dtype": model.frozen_dtype, "bf16": recipe.train.bf16}
+    model, train = recipe.model, recipe.train
+    return {"dtype": model.dtype, "frozen_dtype": model.frozen_dtype, "bf16": train.bf16, "fp16": train.fp16}
 
 
 def fill(

@@ -16,8 +16,7 @@ class ReleasedGradients:
         self.group_of = {
             parameter: number for number, group in enumerate(optimizer.param_groups) for parameter in group["params"]
         }
-        for parameter in self.group_of:
-            parameter.register_post_accumulate_grad_hook(self.update)
+        self.handles = [one.register_post_accumulate_grad_hook(self.update) for one in self.group_of]
 
     @torch.no_grad()
     def update(self, parameter: torch.Tensor) -> None:
@@ -34,6 +33,11 @@ class ReleasedGradients:
         finally:
             self.optimizer.param_groups = groups
         parameter.grad = None
+
+    def end(self) -> None:
+        """Update nothing any more: gradients are made for another reason than a step."""
+        for handle in self.handles:
+            handle.remove()
 
     def take_norm(self) -> torch.Tensor:
         """The norm of all gradients of the step, which is over: a scalar."""

@@ -74,6 +74,7 @@ def stored(
         "top_k": k,
         "temperature": teacher.how.temperature,
         "bf16": recipe.train.bf16,
+        "fp16": recipe.train.fp16,
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     firsts = firsts_of(samples)

@@ -19,19 +19,27 @@ def parameter_groups(
     The first group is of the optimizer's own learning rate, where it has any parameter: it is the one that is logged.
 
     Raises:
-        RecipeError: a pattern of `learning_rates` matches no trainable parameter.
+        RecipeError: a pattern of `learning_rates` is that of no trainable parameter.
     """
     own = optimizer.rate()
     patterns = {said: re.compile(said) for said in optimizer.learning_rates}
     groups: dict[tuple[bool, float, bool], list[Any]] = {}
     matched = set()
+    shadowed: dict[str, str] = {}  # patterns that match what an earlier one takes, and that
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            said = next((text for text, pattern in patterns.items() if pattern.search(name)), None)
+            fitting = [text for text, pattern in patterns.items() if pattern.search(name)]
+            said = fitting[0] if fitting else None
             matched.add(said)
+            shadowed.update((later, fitting[0]) for later in fitting[1:])
             rate = own * factors.get(name, 1.0) if said is None else optimizer.learning_rates[said]
             groups.setdefault((rate != own, rate, parameter.ndim < 2), []).append(parameter)
     for pattern in patterns.keys() - matched:
+        if pattern in shadowed:
+            raise RecipeError(
+                f"optimizer.learning_rates: what {pattern!r} matches is all taken by patterns before it, the last of "
+                f"them {shadowed[pattern]!r}: say it before those"
+            )
         raise RecipeError(f"optimizer.learning_rates: no trained parameter has a name that {pattern!r} matches")
     return [
         {"params": params, "lr": rate, "weight_decay": 0.0 if vectors else optimizer.weight_decay}

@@ -43,9 +43,12 @@ class InSubspace(_LowRank):
     def direction(self, parameter: torch.Tensor, wide: torch.Tensor, step: int, group: dict[str, Any]) -> torch.Tensor:
         """Adam's direction in the subspace of the largest singular vectors, back in the whole space."""
         state = self.state[parameter]
-        if (step - 1) % group["update_proj_gap"] == 0:
+        due = (step - 1) % group["update_proj_gap"] == 0 or "projection" not in state
+        if due and wide.any():  # a matrix behind zeros begins with no gradient, whose vectors would be any at all
             vectors = torch.linalg.svd(wide if wide.dtype == torch.float64 else wide.float(), full_matrices=False).U
             state["projection"] = vectors[..., : group["rank"]].to(parameter.dtype).contiguous()  # [..., m, r]
+        if "projection" not in state:
+            return wide
         projection = state["projection"]
         return projection @ self.adapted(parameter, projection.mT @ wide, step, group)
 

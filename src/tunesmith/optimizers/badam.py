@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from tunesmith.component import Component, name_of
 from tunesmith.optimizers.adamw import AdamW
-from tunesmith.seams import Companion
+from tunesmith.seams import Adapter, Companion
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,15 @@ class BAdam(AdamW):
     """Order of the blocks; random: every block once, in an order of its own each time."""
     update_ratio: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Part of every parameter that is a block in mode ratio."""
+
+    def refuses(self, other: Component) -> str | None:
+        """An adapter that reads the gradients of all weights, where those of one block alone are made."""
+        if isinstance(other, Adapter) and other.reads_gradients and self.mode == "layer":
+            return (
+                f"adapter={name_of(other)} reads the gradients of all trained weights, and badam makes those of one "
+                "block at a time: set optimizer.mode=ratio, or use adamw"
+            )
+        return super().refuses(other)
 
     def build(self, model: "torch.nn.Module", factors: Mapping[str, float] = {}) -> "torch.optim.Optimizer":
         """Adam over the trainable parameters, of which one block has its turn."""

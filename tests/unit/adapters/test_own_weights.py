@@ -60,7 +60,12 @@ def test_freeze_trains_embeddings_and_head_where_they_are_said(options, expected
 def test_freeze_trains_tied_embeddings_with_the_head_or_not_at_all():
     both = Freeze(num_layers=0, embeddings=True, head=True).apply(tiny_model())
     assert trained(both) == {"model.embed_tokens.weight"}
-    assert trained(Freeze(num_layers=0, train_matching="lm_head").apply(tiny_model())) == {"model.embed_tokens.weight"}
+    for said in ({"train_matching": "lm_head|embed"}, {"train_matching": "lm_head", "embeddings": True}):
+        assert trained(Freeze(num_layers=0, **said).apply(tiny_model())) == {"model.embed_tokens.weight"}
+    for said in ("lm_head", "embed_tokens"):
+        with pytest.raises(RecipeError, match=f"name both or none .it was '{said}'"):
+            Freeze(num_layers=0, train_matching=said).apply(tiny_model())
+    assert trained(Freeze(num_layers=0, train_matching="lm_head").apply(tiny_model(tied=False))) == {"lm_head.weight"}
     for options in ({"head": True}, {"embeddings": True}):
         with pytest.raises(RecipeError, match="the head of LlamaForCausalLM is its embeddings"):
             Freeze(**options).apply(tiny_model())

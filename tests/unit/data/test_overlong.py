@@ -14,6 +14,8 @@ from tunesmith.data.ledger import Ledger
 from tunesmith.data.loss import NO_TURN
 from tunesmith.data.overlong import cut, truncate
 from tunesmith.data.render import OVERLONG
+from tunesmith.formats.classes import Classes
+from tunesmith.formats.messages import Messages
 from tunesmith.formats.text import Text
 from tunesmith.types import Message, Tokens
 
@@ -179,6 +181,20 @@ def test_a_long_prompt_loses_its_end_and_the_system_message_only_when_nothing_el
     room = length(chat("", "Yes.", system="Be")["messages"])
     (one,) = render([row], max_tokens=room, overlong="truncate")
     assert [content for _, content in turns_of(one.branches[0])] == ["Be", "", "Yes."]
+
+
+@pytest.mark.parametrize("learned", [{"objective": "classify"}, {"loss": {"train_on_prompt": True}}])
+def test_a_text_without_an_answer_loses_its_end(learned):
+    row = {"messages": [{"role": "user", "content": "river " * 30}]}
+    format_ = Messages()
+    if "objective" in learned:
+        row, format_ = {"text": row["messages"], "label": 1}, Classes()
+    (one,) = render([row], format_, max_tokens=24, overlong="truncate", **learned)
+    ((role, kept),) = turns_of(one.branches[0])
+    assert one.truncated and role == "user" and kept and ("river " * 30).startswith(kept)
+    assert 20 < len(one.branches[0]) <= 24 and one.branches[0].trained
+    (one,) = render([row], format_, max_tokens=3, overlong="truncate", **learned)
+    assert one.dropped == OVERLONG
 
 
 def test_a_character_of_several_tokens_goes_whole():

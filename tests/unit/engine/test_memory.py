@@ -194,6 +194,45 @@ def test_out_of_memory_says_what_fits_and_loses_nothing(make, tmp_path, monkeypa
     assert weights(folder) == weights(whole)
 
 
+def test_the_trial_after_it_updates_nothing(make, monkeypatch):
+    changed, own = [], memory.fitting_row
+
+    def fitting_row(model, *rest):
+        before = {name: one.detach().clone() for name, one in model.named_parameters()}
+        found = own(model, *rest)
+        changed.append([name for name, one in model.named_parameters() if not torch.equal(one, before[name])])
+        return found
+
+    def fails(self, model, batch, **how):
+        if model.training and steps and steps.pop():
+            raise ERRORS[0]
+        return scored(self, model, batch, **how)
+
+    steps, scored = [True, False, False], Scorer.__call__
+    monkeypatch.setattr(memory, "fitting_row", fitting_row)
+    monkeypatch.setattr(Scorer, "__call__", fails)
+    with pytest.raises(RunError, match="fits by a trial"):
+        run(make("run", optimizer={"type": "lomo"}, **RELEASED))
+    assert changed == [[]]
+
+
+def test_the_trial_makes_what_the_objective_reads(make, monkeypatch):
+    objective = {"type": "sft", "label_smoothing": 0.1, "z_loss": 1e-3}
+    model, recipe = wide("full"), make("run", objective=objective)
+    scorer = kernels.choose(model).scorer
+    pulled = []
+
+    def watched(model, batch, **how):
+        assert how == {"likelihood": recipe.objective.is_likelihood(), "reads": recipe.objective.reads()}
+        found = scorer(model, batch, **how)
+        for name in ("logps", "lead", "normaliser"):
+            getattr(found, name).register_hook(lambda gradient, name=name: pulled.append(name))
+        return found
+
+    memory._peak_bytes(model, watched, recipe, 128)
+    assert sorted(pulled) == ["lead", "logps", "normaliser"]
+
+
 def test_advice_is_what_is_left_to_try(make):
     plain = make("run", "lora", row_tokens=4096)
     assert memory.advice(plain, 512) == (

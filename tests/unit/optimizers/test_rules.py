@@ -1,11 +1,13 @@
 """Every rule of our own against its paper's equations, written again here in float64."""
 
 import math
+import sys
 
 import pytest
 import torch
 
 from tunesmith.component import find
+from tunesmith.errors import RecipeError
 from tunesmith.optimizers import _low_rank
 from tunesmith.optimizers._ademamix import slow_decay
 from tunesmith.seams import Optimizer
@@ -217,6 +219,36 @@ def test_galore():
         return w
 
     same(stepped("galore", rank=rank, update_proj_gap=gap)[0], expected(rule), 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ({"tall": 1e-4, "norm": 1e-3, "tal": 1e-3}, "what 'tal' matches is all taken by patterns before it.* 'tall'"),
+        ({"tall": 1e-4, "short": 1e-3}, "no trained parameter has a name that 'short' matches"),
+    ],
+)
+def test_a_rate_of_nothing_is_refused(rates, said):
+    with pytest.raises(RecipeError, match=said):
+        stepped("adamw", learning_rates=rates)
+    stepped("adamw", steps=1, learning_rates={"tall": 1e-4, "tal|wide": 1e-3})
+
+
+def test_galore_waits_for_a_gradient_to_have_directions(monkeypatch):
+    rank, own = 3, gradient
+    monkeypatch.setattr(sys.modules[__name__], "gradient", lambda t, shape: own(t, shape) * (t > 2))
+
+    def rule(w, decay, steps, number):
+        if number in (0, 1):
+            return adamw(w, decay, steps)
+        adam = Adam()
+        p = torch.linalg.svd(from_short_side(w, gradient(3, w.shape))).U[:, :rank]
+        for t in range(1, steps + 1):
+            g = from_short_side(w, gradient(t, w.shape))
+            w = w - RATE * decay * w - RATE * 0.25 * from_short_side(w, p @ adam(p.T @ g))
+        return w
+
+    same(stepped("galore", rank=rank, update_proj_gap=200)[0], expected(rule), 1e-10)
 
 
 @pytest.mark.parametrize("name", ["apollo", "apollo_mini"])
