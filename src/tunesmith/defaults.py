@@ -55,10 +55,9 @@ def resolve(recipe: Recipe, device: Device) -> Resolved:
     if train.bf16 is None:
         derived["train.bf16"] = device.has_bf16 and device.type != "cpu" and not train.fp16 and dtype != "float16"
     if train.row_tokens is None:
-        kind = type(recipe.objective)
-        derived["train.row_tokens"] = recipe.data.max_tokens * (len(kind.branches) + kind.mismatched + kind.encodes)
+        derived["train.row_tokens"] = recipe.data.max_tokens * type(recipe.objective).sequences()
     if recipe.optimizer.learning_rate is None:
-        factor = type(recipe.optimizer).learning_rate_factor
+        factor = type(recipe.optimizer).learning_rate_factor * type(recipe.objective).learning_rate_factor
         derived["optimizer.learning_rate"] = type(recipe.adapter).learning_rate * factor
     if train.lr_scheduler_type is None:
         derived["train.lr_scheduler_type"] = (*type(recipe.optimizer).schedulers, "cosine")[0]

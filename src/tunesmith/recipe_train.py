@@ -30,8 +30,8 @@ class Train(Section):
     max_steps: Annotated[int, Field(gt=0)] | None = None
     """Optimizer steps."""
     row_tokens: Literal["auto"] | Annotated[int, Field(gt=1, le=100_000_000)] | None = None
-    """Tokens in a packed row. None: data.max_tokens. auto: as many as fit in memory by a short trial before the run,
-    from data.max_tokens to 16384."""
+    """Tokens in a packed row. None: data.max_tokens, for each sequence of a sample (a pair has two). auto: as many as
+    fit in memory by a short trial before the run, from data.max_tokens to 16384."""
     per_device_train_batch_size: Annotated[int, Field(gt=0)] = 1
     """Packed rows in one forward pass on one device."""
     gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 1

@@ -328,7 +328,11 @@ def _go_on(job: Job, loaded: Loaded, start: Path | None) -> Path:
                 MetricsFile(job.folder / name).trim(step)
         as_now = {"status": "running", "num_processes": ranks.number(), "derived": job.resolved.derived}
         record.write(job.folder, past | as_now | {"resumed": [*past["resumed"], max(step, 0)]})
-    job.say(f"going on with {job.folder} at step {max(step, 0)}")
+    every = job.resolved.recipe.train.save_steps
+    whence = (
+        f"at step {step}" if start else f"from its beginning: no checkpoint was written yet (train.save_steps={every})"
+    )
+    job.say(f"going on with {job.folder} {whence}")
     return job.folder
 
 

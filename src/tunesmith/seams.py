@@ -121,10 +121,16 @@ class Objective(Component):
     needs: ClassVar[tuple[str, ...]] = ()  # what `loss` reads besides logps: "entropy", "values"; "reference", "label"
     encodes: ClassVar[bool] = False  # a sample is two sequences: the prompt, for an encoder, and a decoder's answer
     mismatched: ClassVar[bool] = False  # each sample's second sequence is its prompt with the answer of another sample
+    learning_rate_factor: ClassVar[float] = 1.0  # to the adapter's own learning rate, where the recipe does not say it
 
     @abstractmethod
     def count(self, batch: Batch) -> "torch.Tensor":
         """The number of units (tokens, pairs) that `loss` sums over: a scalar."""
+
+    @classmethod
+    def sequences(cls) -> int:
+        """How many sequences a sample has, which stand in one row."""
+        return len(cls.branches) + cls.mismatched + cls.encodes
 
     @classmethod
     def of_samples(cls) -> bool:

@@ -202,10 +202,18 @@ def test_train_prints_its_summary_as_json_alone_and_goes_on_with_a_run(capfd, sm
 
 
 def test_a_run_that_goes_on_keeps_its_recipe(capsys, tmp_path):
-    (tmp_path / "recipe.yaml").write_text("model: m\n")
-    line = failed(capsys, "train", str(tmp_path), "train.seed=3", "name=it's")
-    assert line.startswith(f"{tmp_path} is a run, and keeps its recipe when it goes on. For a new run: ")
-    assert line.endswith(f"tunesmith train {tmp_path}/recipe.yaml train.seed=3 'name=it'\"'\"'s'")
+    kept = f"{tmp_path} is a run, and keeps its recipe when it goes on. For a new run: tunesmith train "
+    for train, more in (("{}", ""), ("{output_dir: runs/x}", " train.output_dir=NEW")):
+        (tmp_path / "recipe.yaml").write_text(f"model: m\ndata: {{train: rows.jsonl}}\ntrain: {train}\n")
+        line = failed(capsys, "train", str(tmp_path), "train.seed=3", "name=it's")
+        assert line == f"{kept}{tmp_path}/recipe.yaml train.seed=3 'name=it'\"'\"'s'{more}"
+
+
+@pytest.mark.parametrize("type_", ["gguf", "merged"])
+def test_a_forgotten_folder_is_not_made_of_an_option(capsys, tmp_path, monkeypatch, type_):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "run", f"type={type_}"]) == 2
+    assert f"argument OUT: is missing before the option 'type={type_}': name the folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("difference", "code"), [(1.0, 0), (0.01, 1)])

@@ -338,6 +338,9 @@ def test_defaults_follow_from_what_was_said_and_the_device():
     assert resolve(full, GPU).derived["train.bf16"] is True
     assert resolve(full, CPU).derived["train.bf16"] is False
     assert resolve(lora, CPU).derived["optimizer.learning_rate"] == type(lora.adapter).learning_rate
+    for objective, rate in (("dpo", 1e-5), ("kto", 1e-5), ("orpo", 5e-5), ("reward", 2e-4)):
+        preferring = Recipe(**LEAST, adapter="lora", objective=objective)
+        assert resolve(preferring, CPU).derived["optimizer.learning_rate"] == pytest.approx(rate)
     said = Recipe(**LEAST, optimizer={"learning_rate": 0.5}, train={"row_tokens": 99, "device": "cpu"}, name="n")
     assert set(resolve(said, CPU).derived) == {"model.dtype", "train.bf16", "train.lr_scheduler_type"}
     assert resolve(Recipe(model="m", data=data(max_tokens=77)), CPU).recipe.train.row_tokens == 77

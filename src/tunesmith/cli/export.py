@@ -2,16 +2,16 @@
 
 import argparse
 import json
-import sys
-from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
+
+from tunesmith.cli.main import aside, new_folder
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty")
+    parser.add_argument("out", type=new_folder, metavar="OUT", help="folder to write; must be new or empty")
     parser.add_argument("words", nargs="*", default=[], metavar="a=b", help="type=merged ...: see options export")
     parser.add_argument("--check", action="store_true", help="compare an export that is there with the run again")
     parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     said = signed(arguments.out)[0] if arguments.check else read_words({}, arguments.words)
     export = choose(Export, said)
     assert isinstance(export, Export)
-    with gathered(arguments.run, arguments.out, arguments.check) as run, redirect_stdout(sys.stderr):  # libraries talk
+    with gathered(arguments.run, arguments.out, arguments.check) as run, aside():
         report = (export.check if arguments.check else export.write)(run, arguments.out)
     if arguments.json:
         print(json.dumps({**asdict(report), "path": str(report.path), "passed": report.passed}))

@@ -8,6 +8,8 @@ import importlib
 import os
 import re
 import sys
+from contextlib import AbstractContextManager, redirect_stdout
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tunesmith import __version__
@@ -117,6 +119,18 @@ def natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more (it was {text!r})")
     return int(text)
+
+
+def new_folder(text: str) -> Path:
+    """A folder to write, and no option behind a forgotten one."""
+    if "=" in Path(text).name and not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"is missing before the option {text!r}: name the folder to write")
+    return Path(text)
+
+
+def aside() -> AbstractContextManager[Any]:
+    """A block in which what libraries print on stdout, which is for results, goes to stderr."""
+    return redirect_stdout(sys.stderr)
 
 
 def warmth(text: str) -> float:

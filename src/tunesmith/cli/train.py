@@ -22,7 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
     launcher, words = launching.split(arguments.words)
     folder = Path(arguments.recipe) if (Path(arguments.recipe) / "recipe.yaml").is_file() else None
     if folder is not None and words:
-        again = shlex.join(["tunesmith", "train", f"{folder}/recipe.yaml", *words])
+        elsewhere = [] if Recipe.load(str(folder)).train.output_dir is None else ["train.output_dir=NEW"]
+        again = shlex.join(["tunesmith", "train", f"{folder}/recipe.yaml", *words, *elsewhere])
         raise RunError(f"{folder} is a run, and keeps its recipe when it goes on. For a new run: {again}")
     recipe = Recipe.load(arguments.recipe, words)
     if launcher is not None:

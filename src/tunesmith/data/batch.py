@@ -264,8 +264,10 @@ def pack(recipe: Recipe, lengths: np.ndarray, order: np.ndarray, seed: tuple[int
     padded = type(recipe.objective).encodes
     longest = int((lengths[order].sum(axis=1) if padded else lengths[order]).max())
     if longest > row_tokens:
+        several = " in all its sequences, which stand in one row" if type(recipe.objective).sequences() > 1 else ""
         raise RecipeError(
-            f"train.row_tokens is {row_tokens}, and a sample has {longest} tokens: raise it, or lower data.max_tokens"
+            f"train.row_tokens is {row_tokens}, and a sample has {longest} tokens{several}: raise it, or lower "
+            "data.max_tokens"
         )
     plan = plan_padded if padded else plan_epoch
     return plan(lengths, row_tokens, recipe.data.window_samples, order, seed)

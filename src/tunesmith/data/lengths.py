@@ -49,12 +49,12 @@ def percentiles(lengths: np.ndarray) -> dict[str, int]:
     }
 
 
-def line(found: Mapping[str, int]) -> str:
-    """Percentiles in words."""
+def line(found: Mapping[str, int], sequences: int) -> str:
+    """Percentiles in words; of samples with several sequences, all of whose tokens are counted."""
+    together = " of all a sample's sequences together" if sequences > 1 else ""
     shares = ", ".join(f"{percent}% at most {found[str(percent)]:,}" for percent in PERCENTILES[1:])
-    return (
-        f"lengths: half of the samples have at most {found['50']:,} tokens, {shares}, the longest {found['longest']:,}"
-    )
+    half = f"lengths{together}: half of the samples have at most {found['50']:,} tokens"
+    return f"{half}, {shares}, the longest {found['longest']:,}"
 
 
 def bars(counts: Mapping[str, int], width: int = 40, blocks: bool = True) -> list[tuple[str, str, str]]:

@@ -87,7 +87,7 @@ def load_rows(
         for line in (
             *store.notes,
             *chosen.ledger.lines(of_samples=recipe.objective.of_samples()),
-            lengths.line(longest),
+            lengths.line(longest, type(recipe.objective).sequences()),
         )
     ]
     held_out, fingerprint = None, store.digest

@@ -111,7 +111,8 @@ class Preview:
 
     def length_lines(self) -> list[str]:
         """How long the samples are, in a line; none where there is no sample."""
-        return [lengths.line(lengths.percentiles(np.asarray(self._lengths)))] if self._lengths else []
+        sequences = type(self.recipe.objective).sequences()
+        return [lengths.line(lengths.percentiles(np.asarray(self._lengths)), sequences)] if self._lengths else []
 
     def _begin(self, one: "Source", format_: "Format") -> None:
         self._begun.append(one)

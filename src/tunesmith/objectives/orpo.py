@@ -18,6 +18,7 @@ class ORPO(Objective):
     """Make the chosen answer likely, and its odds greater than the rejected one's; without a reference."""
 
     branches: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+    learning_rate_factor: ClassVar[float] = 0.25  # half of it is SFT
 
     beta: Annotated[float, Field(gt=0, le=1000)] = 0.1
     """Weight of the odds ratio beside the likelihood: the paper's lambda."""

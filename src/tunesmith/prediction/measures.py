@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith import rouge
 
+SAME = 1e-9  # what rounding makes of measures that are the same
 OF_ROWS = ("exact_match", "f1", "rouge1", "rouge2", "rougeL", "token_accuracy")
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 
@@ -61,13 +62,16 @@ def _f1(said: Counter[Any], known: Counter[Any]) -> float:
     return 2 * (said & known).total() / whole if whole else 0.0
 
 
-def mean(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of some values, and half of its 95 % interval by the normal approximation: 1.96 s / sqrt(n)."""
+def mean(values: Sequence[float]) -> dict[str, float]:
+    """The `mean` of some values, and half of its 95 % `interval` by the normal approximation: 1.96 s / sqrt(n).
+
+    Values that are all the same say nothing of how far others would be, and have no interval.
+    """
     middle = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return middle, math.nan
+    if max(values) - min(values) < SAME:
+        return {"mean": middle}
     variance = math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1)
-    return middle, 1.96 * math.sqrt(variance / len(values))
+    return {"mean": middle, "interval": 1.96 * math.sqrt(variance / len(values))}
 
 
 def bleu(predictions: Sequence[str], labels: Sequence[str]) -> tuple[float, str] | None:
@@ -88,7 +92,7 @@ def over(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     for name in OF_ROWS:
         values = [row["measures"][name] for row in rows if name in row["measures"]]
         if values:
-            found[name] = dict(zip(("mean", "interval"), mean(values), strict=True))
+            found[name] = mean(values)
     return found
 
 
@@ -103,5 +107,5 @@ def gained(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]
             if name in one["measures"] and name in other["measures"]
         ]
         if differences:
-            found[name] = dict(zip(("mean", "interval"), mean(differences), strict=True))
+            found[name] = mean(differences)
     return found

@@ -30,7 +30,8 @@ def test_buckets_are_twenty_to_thirty_and_grow():
 def test_percentiles_are_lengths_that_there_are():
     found = percentiles(np.arange(1, 101))
     assert found == {"50": 50, "90": 90, "99": 99, "longest": 100}
-    assert line(found) == (
+    assert line(found, 2).startswith("lengths of all a sample's sequences together: half")
+    assert line(found, 1) == (
         "lengths: half of the samples have at most 50 tokens, 90% at most 90, 99% at most 99, the longest 100"
     )
     assert percentiles(np.asarray([7])) == {"50": 7, "90": 7, "99": 7, "longest": 7}
