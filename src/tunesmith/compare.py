@@ -11,6 +11,7 @@ from tunesmith import record
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.folder import look_for_files, refuse_full
 from tunesmith.recipe import Recipe
+from tunesmith.way_on import way_on
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +61,7 @@ def numbers(run: Path) -> dict[str, Any]:
     """What the training of a finished run took, and what it gave. Raises RunError when it is not finished."""
     past = record.read(run)
     if "summary" not in past:
-        raise RunError(f"{run} is not finished ({past['status']}). Go on with it: tunesmith train {run}")
+        raise RunError(f"{run} is not finished ({past['status']}). Go on with it: {way_on(run)}")
     summary = past["summary"]
     evaluation = summary.get("evaluation", {})
     return {

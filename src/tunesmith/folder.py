@@ -1,6 +1,5 @@
 """Run folders: where a new one goes, and what is refused before anything heavy is imported."""
 
-import shlex
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ from tunesmith import atomic
 from tunesmith.data import registry, source
 from tunesmith.errors import RunError
 from tunesmith.recipe import Recipe
+from tunesmith.way_on import way_on
 
 FINAL = "final"
 
@@ -29,8 +29,7 @@ def refuse_full(output_dir: str | None) -> None:
         if not folder.is_dir():
             raise RunError(f"train.output_dir: {folder} is a file")
         if any(folder.iterdir()):
-            go_on = f", or go on with that run: tunesmith train {shlex.quote(str(folder))}"
-            said = go_on if (folder / "recipe.yaml").is_file() else ""
+            said = f", or go on with that run: {way_on(folder)}" if (folder / "recipe.yaml").is_file() else ""
             raise RunError(f"train.output_dir: {folder} is not empty. Choose another folder{said}")
     _refuse_unwritable(folder)
 

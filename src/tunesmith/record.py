@@ -16,8 +16,9 @@ from tunesmith.defaults import Device, Resolved
 from tunesmith.engine import ranks
 from tunesmith.errors import RunError
 from tunesmith.recipe import Recipe
+from tunesmith.way_on import RECORD
 
-FILE = "record.json"
+FILE = RECORD
 SAYS_NOTHING = {  # of a config, about numbers
     "_name_or_path", "name_or_path", "base_model_name_or_path", "transformers_version", "peft_version", "architectures",
     "use_cache", "inference_mode", "revision",

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from tunesmith.errors import RecipeError, RunError
 from tunesmith.folder import FINAL, look_for_files, new_folder, refuse_full
 from tunesmith.parts import Given, Job, Loaded, fitted, load, make_trainer, speaker
 from tunesmith.recipe import Recipe
+from tunesmith.way_on import way_on
 
 if TYPE_CHECKING:
     import torch
@@ -145,10 +145,7 @@ def resume(
     given = Given(model, tokenizer, rows, callbacks, metrics)
     missing = [name for name in past["given"] if name not in given.names()]
     if missing:
-        raise RunError(
-            f"{folder} was begun by a script that brought {', '.join(missing)}: go on with "
-            f"tunesmith.resume(folder, {', '.join(f'{name}=...' for name in missing)})"
-        )
+        raise RunError(f"{folder} was begun by a script that brought {', '.join(missing)}: go on with {way_on(folder)}")
     with _working_folder(past["working_folder"], say):
         recipe = Recipe.load(str(folder / "recipe.yaml"))
         for line in record.changes(past, recipe):
@@ -226,7 +223,7 @@ def _train(job: Job, start: Path | None, loaded: Loaded, folder: Path) -> Run:
     note = warm_up_note(trainer.args) if start is None else None
     if note is not None:
         job.say(note)
-    go_on = f"tunesmith train {shlex.quote(str(folder))}"
+    go_on = way_on(folder)
     with atomic.room(folder, RunError, f"Make room, then go on with: {go_on}"):
         try:
             explained = memory.explained(

@@ -10,7 +10,7 @@ from pathlib import Path
 from house.tree import PACKAGE, Module, modules, statements
 
 LAYERS = (
-    {"", "errors", "types", "atomic", "drawing", "journal", "other_tools", "rouge"},
+    {"", "errors", "types", "atomic", "drawing", "journal", "other_tools", "rouge", "way_on"},
     {"component", "extras"},
     {"seams"},
     {

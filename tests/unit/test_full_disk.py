@@ -7,7 +7,6 @@ same places. One fills a small disk of its own, where the tests may mount one.
 import contextlib
 import errno
 import json
-import shlex
 import shutil
 import subprocess
 
@@ -88,7 +87,7 @@ def test_a_full_disk_while_a_run_is_saved(make, tmp_path, step, left):
     with limit, pytest.raises(RunError, match=FULL) as found:
         train(make(run), callbacks=[fill])
     assert str(found.value).startswith(str(run))
-    assert str(found.value).endswith(f"Make room, then go on with: tunesmith train {shlex.quote(str(run))}")
+    assert str(found.value).endswith(f"Make room, then go on with: tunesmith.resume({str(run)!r}, callbacks=...)")
     assert checkpoint.steps(run) == left and not (run / "final").exists()
     assert all(checkpoint.damage(checkpoint.place(run, step)) is None for step in left)
     assert not list(run.rglob(".*"))

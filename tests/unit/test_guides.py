@@ -22,13 +22,13 @@ import yaml
 from fixtures_models import save_model
 from tunesmith import schema
 from tunesmith.cli import main as cli
-from tunesmith.component import find
+from tunesmith.component import all_of, find
 from tunesmith.evaluate import Evaluation, read
 from tunesmith.explain import choose
 from tunesmith.launching import Launcher
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_text import read_words, recipe_file, recipe_names
-from tunesmith.seams import Export, Format, Task
+from tunesmith.seams import Adapter, Export, Format, Optimizer, Task
 from tunesmith.synthesis.options import Synthesis
 
 ROOT = Path(__file__).parents[2]
@@ -170,3 +170,15 @@ def test_every_page_is_reached_from_the_readme():
     assert [name for name in PAGES if name != "README.md" and f"docs/guide/{name}" not in text] == []
     index = (ROOT / "docs" / "decisions" / "README.md").read_text("utf-8")
     assert [page.name for page in (ROOT / "docs" / "decisions").glob("0*.md") if page.name not in index] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "seam", "said"),
+    [("adapters.md", Adapter, "learning_rate"), ("optimizers.md", Optimizer, "learning_rate_factor")],
+    ids=["adapters", "optimizers"],
+)
+def test_learning_rates_are_those_of_the_tables(page, seam, said):
+    rows = [line.split(" | ") for line in PAGES[page].read_text("utf-8").splitlines() if line.startswith("| ")]
+    table = {row[0].strip("|` "): row[2] for row in rows if len(row) == 4}
+    rates = {name: getattr(one, said) for name, one in all_of(seam).items()}
+    assert {name: float(table[name]) for name in rates} == rates

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 
 from fixtures_models import save_model, tiny_model, tiny_tokenizer
 from tunesmith import Recipe, resume, train
 from tunesmith.engine import checkpoint
+from tunesmith.engine.callbacks import StopOnSignal
 from tunesmith.errors import RecipeError, RunError
+from tunesmith.generate.load import locate
 
 ROWS = [{"instruction": f"What is {i} and 1?", "output": f"It is {i + 1}, sure."} for i in range(24)]
 
@@ -136,8 +139,33 @@ def test_what_a_script_brought_it_brings_again(make):
     cut_back(run.folder, 4)
     with pytest.raises(RunError, match="brought model, tokenizer, rows: go on with tunesmith.resume"):
         resume(run.folder)
+    said = r"tunesmith\.resume\('.*run', model=\.\.\., tokenizer=\.\.\., rows=\.\.\.\)"
+    with pytest.raises(RunError, match=f"brought model, tokenizer: go on with {said}$"):
+        resume(run.folder, rows=ROWS)
+    with pytest.raises(RunError, match=f"its run has not ended. Go on with: {said}"):
+        locate(str(run.folder))
+    with pytest.raises(RunError, match=f"or go on with that run: {said}$"):
+        train(recipe, rows=ROWS, **brought)
     resume(run.folder, rows=ROWS, model=tiny_model(), tokenizer=tiny_tokenizer())
     assert (run.folder / "final" / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("brought", [{}, {"rows": ROWS}], ids=["nothing", "rows"])
+def test_a_stopped_run_says_what_goes_on_with_it(make, monkeypatch, capsys, brought):
+    own = StopOnSignal.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return own(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignal, "on_step_end", on_step_end)
+        run = train(make(train={"output_dir": "of 2 words"}), **brought)
+    assert run.exit_code == 128 + signal.SIGTERM
+    said = "tunesmith.resume('of 2 words', rows=...)" if brought else "tunesmith train 'of 2 words'"
+    assert f"stopped at step 2. Go on with: {said}\n" in capsys.readouterr().err
+    assert resume(run.folder, **brought).summary["steps"] == 6
 
 
 def test_a_callers_model_is_usable_afterwards(make):

@@ -5,7 +5,6 @@ mask: two short rows measure it. Letters: T tokens of a row.
 """
 
 import contextlib
-import shlex
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from tunesmith.engine.values import ValueScorer
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.recipe import Recipe
 from tunesmith.types import Batch, Scores
+from tunesmith.way_on import way_on
 
 TRIAL_TOKENS = (256, 512)  # of the two rows that are measured
 MOST_TOKENS = 16_384  # of a row that is chosen here: a longer one makes fewer steps of the same data
@@ -236,7 +236,7 @@ def explained(place: Callable[[], str], fitting: Callable[[], int], folder: Path
     change = "" if recipe.train.activation_checkpointing is True else f"set the first in {folder}/recipe.yaml and "
     raise RunError(
         f"memory ran out {where}, with {held / 1e9:.2f} GB held. {advice(recipe, _measured(fitting))}. Checkpoints "
-        f"from before are kept: {change}go on with: tunesmith train {shlex.quote(str(folder))}"
+        f"from before are kept: {change}go on with: {way_on(folder)}"
     )
 
 

@@ -13,6 +13,7 @@ from tunesmith.generate.endpoint import is_address
 from tunesmith.recipe import Dtype, Model, Recipe
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.types import Head
+from tunesmith.way_on import way_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,7 +47,7 @@ def locate(path: str) -> str:
     if has_parts(folder):
         raise ModelError(
             f"the weights of {path} lie in parts, as several processes wrote them: make a model of it first, with "
-            f"tunesmith export {path} OUT type=merged, or go on with: tunesmith train {folder.parent.parent}"
+            f"tunesmith export {path} OUT type=merged, or go on with: {way_on(folder.parent.parent)}"
         )
     raise ModelError(
         f"{path} is no run, checkpoint, adapter or model: it has neither {RECIPE} nor {ADAPTER} nor {MODEL}"
@@ -80,7 +81,7 @@ def _way_on(run: Path) -> str:
     found = [checkpoint.place(run, step) for step in checkpoint.steps(run)]
     whole = [one for one in found if has_weights(one)]  # and not in parts, as several processes write them
     newest = f", or take its newest checkpoint: {whole[-1]}" if whole else ""
-    return f"Go on with: tunesmith train {run}{newest}"
+    return f"Go on with: {way_on(run)}{newest}"
 
 
 def stored_head(place: str) -> Head | None:

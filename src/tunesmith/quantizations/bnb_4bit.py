@@ -18,7 +18,7 @@ class FourBit(Quantization):
     use_double_quant: bool = True
     """Hold the scales in 8 bit too: 4.13 bits a weight, not 4.5."""
     quant_storage: Literal["uint8", "float16", "bfloat16", "float32"] = "uint8"
-    """What the bytes of the weights are called. Sharding (FSDP, ZeRO-3) wants them called like the other weights."""
+    """What the bytes of the weights are called, for programs that share out weights of one type: not this one."""
 
     def bits_per_weight(self) -> tuple[float, float]:
         """4, and a float32 for a block; with double quantisation 8 bits, and a float32 for every 256 of these."""

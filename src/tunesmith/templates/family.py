@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FOLDER = Path(__file__).parent / "families"
+NEW = "model.new_special_tokens adds such, and the model has to learn them. "
 
 
 class Facts(Section):
@@ -69,10 +70,10 @@ class Family(Jinja):
         missing = _missing(found, tokenizer)
         if missing:
             fitting = [name for name in names() if not _missing(facts(name), tokenizer)]
+            added = "" if any(token.endswith("_token") for token in missing) else NEW
             raise TemplateError(
                 f"the template {self.name} writes {' '.join(missing)}, and the tokenizer of {tokenizer.name_or_path} "
-                "has no such token. Adding tokens comes with resizing the embeddings, which is not built yet. "
-                f"It has the tokens of {', '.join(fitting) or 'no template'}"
+                f"has no such token. {added}It has the tokens of {', '.join(fitting) or 'no template'}"
             )
         prepared = super().prepare(tokenizer)
         added = prepared.get_added_vocab()

@@ -184,7 +184,7 @@ def test_out_of_memory_says_what_fits_and_loses_nothing(make, tmp_path, monkeypa
         " GB held. ",
         "train.activation_checkpointing=true computes the same with less; train.row_tokens=",
         " fits by a trial; optimizer=adamw8bit",
-        f"set the first in {folder}/recipe.yaml and go on with: tunesmith train {folder}",
+        f"set the first in {folder}/recipe.yaml and go on with: tunesmith.resume('{folder}', model=...",
     ):
         assert part in said, said
     recipe = folder / "recipe.yaml"

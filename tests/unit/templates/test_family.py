@@ -93,10 +93,16 @@ def test_a_missing_token_is_named_with_what_would_do():
         Family(name="llama3").prepare(base_tokenizer("<|eot_id|>"))
     message = str(caught.value)
     assert "writes <|begin_of_text|> <|start_header_id|> <|end_header_id|>, and" in message and "\n" not in message
+    assert "no such token. model.new_special_tokens adds such, and the model has to learn them. It has" in message
     fitting = message.rpartition("It has the tokens of ")[2].split(", ")
     assert {"chatml", "alpaca", "vicuna", "zephyr"} <= set(fitting) and not {"llama2", "gemma"} & set(fitting)
     for name in fitting:
         Family(name=name).prepare(base_tokenizer("<|eot_id|>"))
+
+
+def test_a_missing_token_that_cannot_be_added_by_its_text_is_not_said_to_be():
+    with pytest.raises(TemplateError, match=r"writes bos_token .* no such token\. It has the tokens of"):
+        Family(name="mistral_v3").prepare(base_tokenizer())
 
 
 def test_a_token_that_is_a_piece_of_the_vocabulary_is_made_one():
