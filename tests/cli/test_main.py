@@ -11,7 +11,7 @@ import pytest
 
 import tunesmith
 from fixtures_models import save_model
-from tunesmith.cli.main import VERBS, main
+from tunesmith.cli.main import VERBS, main, new_folder
 
 COMMAND = [sys.executable, "-m", "tunesmith"]
 USER_EXPORT = '''
@@ -214,6 +214,7 @@ def test_a_forgotten_folder_is_not_made_of_an_option(capsys, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert main(["export", "run", f"type={type_}"]) == 2
     assert f"argument OUT: is missing before the option 'type={type_}': name the folder" in capsys.readouterr().err
+    assert [str(new_folder(text)) for text in ("./type=gguf", "/a/b=c")] == ["type=gguf", "/a/b=c"]
 
 
 @pytest.mark.parametrize(("difference", "code"), [(1.0, 0), (0.01, 1)])

@@ -123,7 +123,7 @@ def natural(text: str) -> int:
 
 def new_folder(text: str) -> Path:
     """A folder to write, and no option behind a forgotten one."""
-    if "=" in Path(text).name and not Path(text).exists():
+    if re.match(r"[a-z_][\w.]*=", text) and not Path(text).exists():
         raise argparse.ArgumentTypeError(f"is missing before the option {text!r}: name the folder to write")
     return Path(text)
 
