@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import atomic
 from tunesmith.errors import RunError, TunesmithError, near
-from tunesmith.generate.sampling import Sampling
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.voice import Turn, Voice
 from tunesmith.recipe_text import parse_value, read_words
 

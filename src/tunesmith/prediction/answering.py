@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from tunesmith.generate.addressed import Addressed
 from tunesmith.generate.alone import encodes, logits_of
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.by_vllm import ByVllm
 from tunesmith.generate.endpoint import Server, is_address
 from tunesmith.generate.engine import Generator, Reply
 from tunesmith.generate.engines import Vllm
-from tunesmith.generate.sampling import Sampling
 from tunesmith.prediction.rows import Asked
 from tunesmith.recipe import Dtype
 

@@ -20,11 +20,12 @@ from tunesmith.errors import ModelError, RecipeError
 from tunesmith.evaluate import evaluate, read
 from tunesmith.generate import judge
 from tunesmith.generate.addressed import Addressed, as_openai
+from tunesmith.generate.asked import Chatting, Sampling
 from tunesmith.generate.endpoint import MOST_BYTES, Server, server_of
 from tunesmith.generate.load import locate
-from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.terminal import chat
-from tunesmith.prediction.predict import Prediction, predict
+from tunesmith.prediction.options import Prediction
+from tunesmith.prediction.predict import predict
 
 ROWS = [{"instruction": f"What is {i} and two?", "output": f"It is {i + 2}."} for i in range(6)]
 QUESTIONS = [{"question": f"{i} + 1?", "A": str(i), "B": str(i + 1), "C": "no", "answer": "B"} for i in range(6)]
@@ -175,9 +176,9 @@ def test_a_text_as_long_as_the_context_that_a_server_refuses_is_told_as_too_long
 
 def talk(place, lines, **options):
     out, notes = io.StringIO(), io.StringIO()
-    sampling = Sampling(max_new_tokens=8, **options)
+    how = Chatting(max_new_tokens=8, **options)
     consoles = Console(file=out, force_terminal=False, width=300), Console(file=notes, force_terminal=False, width=300)
-    chat(str(place), "Be brief.", sampling, None, (), *consoles, lines=io.StringIO(lines))
+    chat(str(place), "Be brief.", how, None, (), *consoles, lines=io.StringIO(lines))
     return out.getvalue(), notes.getvalue()
 
 
