@@ -36,6 +36,7 @@ class Answering(ABC):
     """A model that answers rows. Without a tokenizer, what rows know is compared as text alone."""
 
     tokenizer: "PreTrainedTokenizerBase | None"
+    name: str = ""  # what a server calls its model
     notes: Sequence[str] = ()  # what is to be said of how it computes
 
     @abstractmethod
@@ -68,7 +69,7 @@ class There(Answering):
     """A model behind an address: asked by tokens where its tokenizer is here, else by messages."""
 
     def __init__(self, addressed: Addressed) -> None:
-        self.addressed, self.tokenizer = addressed, addressed.tokenizer
+        self.addressed, self.tokenizer, self.name = addressed, addressed.tokenizer, addressed.name
 
     def some(self, jobs: Sequence[Job], token_accuracy: bool) -> Iterator[Answered]:
         """As `Answering` says it. Raises ModelError where the server lacks what is asked."""

@@ -57,7 +57,7 @@ def predict(
         _begin(out, models | {"file": file} | told | {CONTENT: _content(path, file, how)})
         ours = _answered(path, file, out / OURS, how, say, of_run=path)
         theirs = None if others is None else _answered(others, file, out / THEIRS, how, say, of_run=path)
-        results = report.results(path, ours, others, theirs, say)
+        results = report.results(ours, theirs, say)
         atomic.write(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False).encode())
         atomic.write(out / "results.md", report.markdown(results).encode())
     return results
@@ -127,7 +127,7 @@ def _begin(out: Path, settings: Mapping[str, Any]) -> None:
 
 def _answered(
     path: str, file: str | None, out: Path, how: Prediction, say: Callable[[str], None], of_run: str
-) -> list[dict[str, Any]]:
+) -> report.Answers:
     """The rows answered by one model, in their order."""
     vllm = how.vllm if how.engine == "vllm" else None
     model = answering.find(path, how.device, how.dtype, how.server, vllm)
@@ -148,7 +148,7 @@ def _answered(
             journal.append(entry)
         say(f"{path}: {len(journal.entries):,} of {len(found.asked):,} answered")
     by_place = {entry["where"]: entry for entry in journal.entries}
-    return [by_place[one.where] for one in found.asked]
+    return report.Answers(path, model.name, [by_place[one.where] for one in found.asked])
 
 
 def _rows(path: str, file: str | None, model: Answering, how: Prediction, say: Callable[[str], None]) -> Rows:

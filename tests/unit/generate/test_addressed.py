@@ -86,6 +86,12 @@ def predictions(place, file, out, **options):
     return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
 
 
+def test_a_table_of_predictions_is_headed_by_the_name_of_the_servers_model(address, rows, tmp_path):
+    predictions(address, rows, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["name"] == "tiny"
+    assert (tmp_path / "out" / "results.md").read_text().splitlines()[2] == "| measure | tiny |"
+
+
 @pytest.mark.parametrize("drawn", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 3}, {"stop": ["e"], "logprobs": 0}])
 def test_predictions_by_address_are_those_of_this_process(folder, address, rows, tmp_path, drawn):
     here = predictions(folder, rows, tmp_path / "here", **drawn)

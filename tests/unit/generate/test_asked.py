@@ -5,10 +5,14 @@ import io
 import pytest
 from rich.console import Console
 
+import fixtures_models
 from tunesmith.cli.main import main
 from tunesmith.errors import RecipeError
 from tunesmith.generate import addressed, judge, terminal
 from tunesmith.generate.asked import Chatting, Sampling
+from tunesmith.generate.chat import Chat
+from tunesmith.generate.engine import Generator
+from tunesmith.generate.voice import Voice
 
 
 def test_words_and_flags_say_how_a_chat_answers_and_where(monkeypatch, capsys):
@@ -21,6 +25,19 @@ def test_words_and_flags_say_how_a_chat_answers_and_where(monkeypatch, capsys):
     assert by_word.sampling() == Sampling(max_new_tokens=512, seed=42, top_p=0.5) and by_word.server.max_retries == 0
     assert main(["chat", "builtin:tiny", "--device", "gpu"]) == 1
     assert "error: device: must be 'auto', 'cpu', 'cuda', 'mps' or 'xpu' (it was 'gpu')" in capsys.readouterr().err
+
+
+def test_an_answer_that_cannot_differ_is_said_to_be_the_same():
+    notes = io.StringIO()
+    voice = Voice("tiny", Generator(fixtures_models.tiny_model(), fixtures_models.tiny_tokenizer()))
+    chat = Chat(
+        [voice], Console(file=io.StringIO()), Console(file=notes, width=200), sampling=Sampling(max_new_tokens=4)
+    )
+    chat.take("Hello?")
+    first = chat.turns[-1]
+    assert "nothing is drawn" not in notes.getvalue()
+    chat.take("/regenerate")
+    assert chat.turns[-1] == first and "nothing is drawn at temperature 0" in notes.getvalue()
 
 
 def test_a_device_is_handed_to_what_loads_the_models_of_a_chat(monkeypatch):
