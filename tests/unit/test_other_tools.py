@@ -160,6 +160,8 @@ def test_an_export_without_its_option_is_answered(capsys):
 def test_dashes_before_a_word_are_answered(capsys):
     assert main(["predict", "run", "--out", "out", "--num-samples", "2"]) == 2
     assert "there is no option --num-samples. Did you mean 'num_samples=2'?" in capsys.readouterr().err
+    assert main(["chat", "run", "--top-p", "0.9"]) == 2
+    assert "there is no option --top-p. Did you mean 'top_p=0.9'?" in capsys.readouterr().err
     assert main(["evaluate", "run", "--task", "gsm8k", "--num-samples=2"]) == 2
     assert "Did you mean 'gsm8k.num_samples=2'?" in capsys.readouterr().err
 

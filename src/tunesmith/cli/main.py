@@ -90,6 +90,10 @@ def _as_word(verb: str, name: str, arguments: argparse.Namespace) -> str:
         from tunesmith.prediction.options import Prediction
 
         return name if name in Prediction.model_fields else ""
+    if verb == "chat":
+        from tunesmith.generate.asked import Chatting
+
+        return name if name in Chatting.model_fields else ""
     if verb == "synthesize":
         from tunesmith.synthesis.options import Synthesis
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from typing import Any
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print. Raises RecipeError when there is no such section or option."""
     from tunesmith import schema, together
-    from tunesmith.component import Section
     from tunesmith.evaluate import Evaluation
     from tunesmith.generate.asked import Chatting
     from tunesmith.launching import Launcher
@@ -30,12 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.schema or arguments.compatibility:
         print(json.dumps(schema.json_schema(Recipe), indent=2) if arguments.schema else together.page())
         return 0
-    verbs: dict[str, type[Section]] = {
-        "synthesize": Synthesis,
-        "evaluate": Evaluation,
-        "predict": Prediction,
-        "chat": Chatting,
-    }
+    verbs: Any = {"synthesize": Synthesis, "evaluate": Evaluation, "predict": Prediction, "chat": Chatting}
     groups = schema.groups(Recipe, export=Export, **verbs, task=Task, launcher=Launcher)
     found = schema.choose(groups, arguments.section)
     if arguments.markdown:
