@@ -86,8 +86,8 @@ def prompts(vocabulary: int, tokens: int, number: int, seed: int) -> list[tuple[
 
 def ours(generator: Any, asked: list[tuple[int, ...]], new_tokens: int) -> list[str]:
     """The answers of a batch that starts empty."""
+    from tunesmith.generate.asked import Sampling
     from tunesmith.generate.batch import Batch, Request
-    from tunesmith.generate.sampling import Sampling
 
     batch = Batch(generator.decoder, generator.tokenizer, frozenset())
     how = Sampling(max_new_tokens=new_tokens)

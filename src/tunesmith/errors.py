@@ -14,6 +14,7 @@ RESTART_COUNT = "TUNESMITH_RESTART_COUNT"  # of the environment: how often our o
 LOST = "another rank is gone and left no word (-v shows what it saw of it)"
 REASON_CHARACTERS = 80
 MOST_SHOWN = 12  # known names in a message
+LIKELY = 0.4  # how like a wrong name those are that stand first among many
 LONGEST_NAME = 200  # characters of a wrong name that near ones are looked for: a longer one is none
 _REASON_END = re.compile(r"[(;]|[.:] ")  # where a message goes on to values and to what to do
 _LOST = re.compile(r"onnection (closed|reset|refused)|remote (worker|process)|DistBackendError|Socket Timeout")
@@ -82,8 +83,9 @@ def near(wrong: str, known: Iterable[str]) -> str:
     close = close or ([plain[wrong.lower()]] if wrong.lower() in plain else [])
     if close:
         return "Did you mean " + " or ".join(repr(name) for name in close) + "?"
-    if short and len(names) > MOST_SHOWN:  # the likeliest of many
-        names.sort(key=lambda name: -difflib.SequenceMatcher(None, wrong, name).ratio())
+    if short and len(names) > MOST_SHOWN:  # the likeliest of many, and then the others as they are ordered
+        likely = difflib.get_close_matches(wrong, names, n=3, cutoff=LIKELY)
+        names = [*likely, *(name for name in names if name not in likely)]
     shown = [name if name.isprintable() else repr(name) for name in names[:MOST_SHOWN]]
     rest = len(names) - len(shown)
     return "Known: " + ", ".join(shown) + (f" and {rest:,} others" if rest else "") + "."

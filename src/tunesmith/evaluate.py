@@ -27,7 +27,7 @@ RESULTS, PAGE = "results.json", "results.md"
 
 
 class Evaluation(Section):
-    """How a model is loaded to be evaluated."""
+    """How a model is loaded to be evaluated; typed by these names alone, as in device=cpu."""
 
     device: DeviceName = "auto"
     """Device to evaluate on. auto: the first present of cuda, xpu, mps, cpu."""
@@ -91,6 +91,9 @@ def read(tasks: Sequence[str], words: Sequence[str]) -> tuple[dict[str, Task], E
     unasked = next((name for name in tree if name in names(Task)), None)
     if unasked is not None:
         raise RecipeError(f"{unasked} has options and is not asked for: say --task {','.join([*found, unasked])}")
+    if typed := tree.get("evaluate"):
+        typed = f"{next(iter(typed))}=..." if isinstance(typed, dict) else "device=cpu"
+        raise RecipeError(f"evaluate.: an option of loading is typed by its own name, as in {typed}")
     unknown = next((name for name in tree if name not in Evaluation.model_fields), None)
     own = [f"{kind}.{unknown}" for name, kind, _ in named if unknown in type(found[name]).model_fields]
     if own:

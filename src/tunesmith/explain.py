@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from tunesmith import other_tools, passthrough
 from tunesmith.component import Component, Section, pick
 from tunesmith.errors import RecipeError, near
-from tunesmith.schema import options, section_of
+from tunesmith.schema import groups, options, section_of
 
 KINDS = {  # what pydantic calls a value of the wrong kind: what it must be instead
     "int_type": "an integer",
@@ -115,7 +115,7 @@ def _problems(
         elif item["type"] == "component":
             yield _Problem(where, item["type"], item["msg"], "")
         elif item["type"] == "extra_forbidden":
-            yield _Problem(where, item["type"], f"no such option. {_known(section, inside, where, root)}", "")
+            yield _Problem(where, item["type"], f"no such option. {_known(item, section, where, root)}", "")
         elif item["type"] == "missing":
             yield _Problem(where, item["type"], PLAIN["missing"], "")
         else:
@@ -248,12 +248,9 @@ def _kind(annotation: Any) -> list[str]:
     return [OF_TYPES.get(origin or annotation, "a mapping")]
 
 
-def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ...], root: type[Section]) -> str:
+def _known(item: ErrorDetails, section: type[Section], where: tuple[str, ...], root: type[Section]) -> str:
     """A hint for an unknown option: where an option of that name stands, or near names in its section."""
-    place = section
-    for part in inside[:-1]:
-        if not part.isdigit():
-            place = section_of(place.model_fields[part].annotation) or place
+    place = _place(section, _said(item, section)[:-1])
     wrong = where[-1]
     written = ".".join(part for part in where if not part.isdigit())
     called = [option for option in options(root) if option.word.rpartition(".")[2] == wrong]
@@ -265,14 +262,34 @@ def _known(section: type[Section], inside: tuple[str, ...], where: tuple[str, ..
         paths = sorted(paths, key=lambda path: usual not in path)[:3]  # the default's first
         kinds = " or ".join(path.rpartition("]")[0].rpartition("[")[2] for path in paths)
         return f"It is an option of {' or '.join(paths)}: say {'.'.join(where[:-1])}.type={kinds}"
-    theirs = other_tools.OPTIONS.get(wrong, "")
-    if theirs and theirs.partition("=")[0] in _said_here(root):
+    theirs = other_tools.option(wrong, item["input"])
+    if theirs and theirs.partition("=")[0].replace(".0.", ".") in _said_here(root):
         return f"Did you mean {theirs!r}?"
-    if called:
-        words = dict.fromkeys(option.word for option in called)
+    sections = () if called else (group.path for group in groups(root) if "[" not in group.path)
+    words = dict.fromkeys(option.word for option in called)
+    words |= dict.fromkeys(path for path in sections if path.rpartition(".")[2] == wrong)
+    if words:
         return "Did you mean " + " or ".join(map(repr, list(words)[:3])) + "?"
+    return _elsewhere(wrong) or _near(wrong, place, where)
+
+
+def _place(section: type[Section], inside: tuple[str, ...]) -> type[Section]:
+    """The section that a place inside of one is in."""
+    for part in inside:
+        if not part.isdigit():
+            section = section_of(section.model_fields[part].annotation) or section
+    return section
+
+
+def _elsewhere(wrong: str) -> str:
+    """A hint for a name of TrainingArguments or of another tool that stands for something else here, or nothing."""
     if wrong in passthrough.OWNED:
         return f"Did you mean {passthrough.OWNED[wrong]!r}?"
+    return f"It is not here: {other_tools.NEEDLESS[wrong]}" if wrong in other_tools.NEEDLESS else ""
+
+
+def _near(wrong: str, place: type[Section], where: tuple[str, ...]) -> str:
+    """A hint for an unknown option by the names that its section has."""
     if not place.model_fields:
         return f"{place.__name__} has no options"
     if wrong in passthrough.REFUSED:

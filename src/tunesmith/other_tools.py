@@ -25,10 +25,45 @@ OPTIONS = {  # the last part of an option's name in LLaMA-Factory, TRL, Axolotl,
     "lora_r": "adapter.r",
     "lora_target": "adapter.target_modules",
     "lora_target_modules": "adapter.target_modules",
+    "lora_target_linear": "adapter.target_modules=all-linear",
+    "additional_target": "adapter.modules_to_save",
+    "adapter_name_or_path": "adapter.start_from",
+    "finetuning_type": "adapter",
+    "pissa_init": "adapter.init_lora_weights=pissa",
+    "freeze_trainable_layers": "adapter.num_layers",
+    "stage": "objective",
+    "pref_beta": "objective.beta",
+    "pref_loss": "objective.loss_type",
+    "pref_ftx": "objective.sft_weight",
+    "simpo_gamma": "objective.gamma",
+    "kto_chosen_weight": "objective.desirable_weight",
+    "kto_rejected_weight": "objective.undesirable_weight",
+    "ref_model": "reference.model",
+    "dataset": "data.train",
+    "datasets": "data.train",
+    "train_dataset": "data.train",
+    "eval_dataset": "data.eval",
     "val_set_size": "data.eval",
+    "dataset_dir": "data.registry",
+    "dataset_text_field": "data.train.0.columns",
+    "max_samples": "data.train.0.num_samples",
+    "mix_strategy": "data.mix",
+    "interleave_probs": "data.train.0.weight",
+    "buffer_size": "data.buffer_samples",
+    "preprocessing_num_workers": "data.num_processes",
+    "dataset_num_proc": "data.num_processes",
+    "mask_history": "data.loss.turns=last",
+    "train_on_inputs": "data.loss.train_on_prompt",
+    "add_tokens": "model.new_tokens",
+    "add_special_tokens": "model.new_special_tokens",
+    "shift_attn": "train.shifted_sparse_attention",
+    "use_badam": "optimizer=badam",
+    "use_galore": "optimizer=galore",
+    "use_apollo": "optimizer=apollo",
     "nproc": "launcher.nproc_per_node",
 }
 NAMES = {  # of components, by what they are: what to write
+    "objective": {"pt": "objective=pretrain", "rm": "objective=reward"},
     "adapter": {
         "qlora": "adapter=lora model.quantization=bnb_4bit",
         "dora": "adapter=lora adapter.use_dora=true",
@@ -44,7 +79,12 @@ NAMES = {  # of components, by what they are: what to write
     "launcher": {"accelerate": "launcher=torchrun"},
     "export": {"vllm": "type=merged"},
 }
-VALUES = {  # of options with a choice: what to write
+VALUES = {  # of options with a choice, ours or a tool's: what to write
+    "quantization_bit": {"8": "model.quantization=bnb_8bit"},
+    "stage": {"pt": "objective=pretrain", "rm": "objective=reward"}
+    | {stage: f"parallel.strategy=deepspeed parallel.zero_stage={stage}" for stage in "123"},
+    "lora_target": {"all": "adapter.target_modules=all-linear"},
+    "adapter.target_modules": {"all": "adapter.target_modules=all-linear"},
     "train.lr_scheduler_type": {"wsd": "train.lr_scheduler_type=warmup_stable_decay"},
     "parallel.strategy": {
         "zero1": "parallel.strategy=deepspeed parallel.zero_stage=1",
@@ -54,6 +94,21 @@ VALUES = {  # of options with a choice: what to write
     "model.rope_scaling": {
         name: f"model.rope_scaling={{rope_type: {name}, factor: 4}}" for name in ("linear", "dynamic", "yarn", "llama3")
     },
+}
+_PACKED = "samples are packed into rows in any case, and see nothing of each other"
+_ATTENTION = "attention is chosen by the device, as one that keeps the samples of a row apart"
+_ANSWERS = "answers alone are learned, unless data.loss says otherwise"
+NEEDLESS = {  # the last part of an option's name elsewhere that nothing here stands for: why
+    "packing": _PACKED,
+    "neat_packing": _PACKED,
+    "sample_packing": _PACKED,
+    "flash_attn": _ATTENTION,
+    "flash_attention": _ATTENTION,
+    "attn_implementation": _ATTENTION,
+    "assistant_only_loss": _ANSWERS,
+    "completion_only_loss": _ANSWERS,
+    "overwrite_output_dir": "a run is written to a new or empty folder, and over nothing: say another train.output_dir",
+    "trust_remote_code": "models are those that transformers itself has a class for, without code of their own",
 }
 _WAITS = "it waits for a metric, so that training would depend on how often it is evaluated"
 REASONS = {  # why a name is not here
@@ -67,3 +122,8 @@ def instead(name: str, known: dict[str, str]) -> str:
     """A hint for a name of another tool, of one of the tables; empty for any other."""
     ours = f"Did you mean {known[name]!r}?" if name in known else ""
     return f"It is not here: {REASONS[name]}. {ours}".rstrip() if name in REASONS and ours else ours
+
+
+def option(name: str, value: object) -> str:
+    """What to write for an option of another tool's name that has this value; empty for any other."""
+    return VALUES.get(name, {}).get(str(value).lower()) or OPTIONS.get(name, "")

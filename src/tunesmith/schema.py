@@ -22,6 +22,8 @@ WORDS = {
     "object": "mapping",
     "array": "list",
 }
+VERB = re.compile(r"^(synthesize|evaluate|predict|chat)\.")  # which has its options typed by their own names
+TASK = re.compile(r"^task\[(\w+)\]")  # whose options are typed by its name
 NAMES = "{names}"  # where a reason names the component that it is about
 BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 
@@ -58,10 +60,11 @@ class Group:
 
 def groups(root: type[Section], **others: type[Section]) -> list[Group]:
     """The recipe's own options, every section and every shipped component; then those of other seams and sections."""
-    found = list(_walk(root, "", set()))
+    seen: set[type[Section]] = set()
+    found = list(_walk(root, "", seen))
     for path, base in others.items():
         if not issubclass(base, Component):
-            found += _walk(base, path, set())
+            found += _walk(base, path, {*seen})  # how a row is read is said once, of a recipe's
             continue
         text = _first_paragraph(base)
         found.append(Group(path, text, (_component_option(path, base, text, base.default),)))
@@ -227,8 +230,9 @@ def choose(found: list[Group], query: str) -> list[Group]:
 
 
 def _whole_names(path: str) -> tuple[str, ...]:
-    """The path, and the path as it is said in a recipe."""
-    return path, _without_brackets(path)
+    """The path, the path as it is said in a recipe, and as one types it for a verb, where that is more than a name."""
+    typed = _without_brackets(VERB.sub("", TASK.sub(r"\1", path)))
+    return path, _without_brackets(path), *([typed] if "." in typed else [])
 
 
 def _last_names(path: str) -> tuple[str, ...]:
@@ -282,6 +286,8 @@ def as_markdown(found: Iterable[Group]) -> Iterator[str]:
     yield "`train.max_steps` is `max_steps` in the section `train`; as a word `train.max_steps=100`."
     yield "`adapter[lora].r` is `adapter.r` where `adapter` is `lora`. `data.train[].path` belongs to every"
     yield "source of the list; that of the first is `data.train.0.path` on the command line."
+    yield "`synthesize`, `evaluate`, `predict` and `chat` are verbs, whose options are typed without that name, as in"
+    yield "`device=cpu`; `task[gsm8k].num_shots` is typed `gsm8k.num_shots=2`."
     for group in found:
         if group.path:
             yield f"\n## {group.path}\n\n{group.help}"

@@ -212,7 +212,8 @@ class Report:
 
     def lines(self) -> tuple[str, ...]:
         """The report for people."""
-        other = f"other {self.compared} at {len(self.partings)} {'ties' if self.passed else 'places'} than"
+        place = f"{'tie' if self.passed else 'place'}{'' if len(self.partings) == 1 else 's'}"
+        other = f"other {self.compared} at {len(self.partings)} {place} than"
         tokens = f"the same {self.compared} as" if self.same_greedy_tokens else other
         values = self.compared == "values"
         largest = f"largest difference of a {'value' if values else 'logit'} {self.largest_logit_difference:.3g}"

@@ -51,7 +51,8 @@ def test_strict_and_force(here, capsys):
     ("words", "code", "line"),
     [
         (["convert", "faq.csv"], 2, "the following arguments are required: OUTPUT"),
-        (["conver", "faq.csv", "o.jsonl"], 2, "argument action: invalid choice: 'conver'"),
+        ([], 2, "the following arguments are required: convert, INPUT, OUTPUT"),
+        (["conver", "faq.csv", "o.jsonl"], 2, "argument convert: invalid choice: 'conver'"),
         (["convert", "none.csv", "o.jsonl"], 1, "there is no file none.csv. Known: faq.csv."),
         (["convert", "faq.csv", "o.jsonl", "to=chat"], 1, "to: there is no format 'chat'"),
         (["convert", "faq.csv", "o.doc"], 1, "o.doc: its name must end in one of .json, .jsonl"),

@@ -46,3 +46,12 @@ def test_an_unknown_word_gets_near_names(capsys, word, hint):
     assert captured.out == ""
     assert captured.err.startswith(f"error: there is no section or option '{word}'. Did you mean ")
     assert hint in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "chat"])
+def test_the_help_of_a_verb_names_the_section_of_its_options(capsys, verb):
+    assert main([verb, "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"see options {verb}" in told or f"options task, options {verb}" in told
+    assert "http://HOST/v1" in told
+    assert printed(capsys, verb).startswith(f"{verb}: ") and "typed by these names alone" in printed(capsys, verb)

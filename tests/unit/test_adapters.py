@@ -122,7 +122,7 @@ def test_what_it_cannot_begin_with_is_refused_with_the_reason(said, problem):
         ({"target_modules": ("nothing",)}, "no module of LlamaForCausalLM is 'nothing'. Known: all-linear, down_proj"),
         ({"target_modules": ("q_proj", "v_prj")}, "adapter.target_modules: .* is 'v_prj'. Did you mean 'v_proj'"),
         ({"target_modules": "q_proj,v_proj"}, r"A list is said as \[q_proj,v_proj\]\."),
-        ({"target_modules": "all"}, "no module .* is 'all'. .*all-linear"),
+        ({"target_modules": "al"}, "no module .* is 'al'. .*all-linear"),
         ({"lora_bias": True}, "adapter: `lora_bias=True` was passed"),
         ({"rank_pattern": {"q_prj": 2}}, "adapter: .*rank_pattern keys did not match.*q_prj"),
         ({"exclude_modules": ("q_prj",)}, "adapter: .*exclude_modules"),

@@ -25,7 +25,9 @@ from tunesmith.cli import main as cli
 from tunesmith.component import all_of, find
 from tunesmith.evaluate import Evaluation, read
 from tunesmith.explain import choose
+from tunesmith.generate.asked import Chatting
 from tunesmith.launching import Launcher
+from tunesmith.prediction.options import Prediction
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_text import read_words, recipe_file, recipe_names
 from tunesmith.seams import Adapter, Export, Format, Optimizer, Task
@@ -155,9 +157,8 @@ def test_every_command_is_one(tmp_path, monkeypatch, words):
     elif verb == "export":
         choose(Export, read_words({}, arguments.words))
     elif verb == "options":
-        groups = schema.groups(
-            Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task, launcher=Launcher
-        )
+        verbs = {"synthesize": Synthesis, "evaluate": Evaluation, "predict": Prediction, "chat": Chatting}
+        groups = schema.groups(Recipe, export=Export, **verbs, task=Task, launcher=Launcher)
         schema.choose(groups, arguments.section)
     elif verb == "evaluate":
         read(arguments.task.split(","), arguments.words)

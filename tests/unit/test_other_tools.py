@@ -28,6 +28,11 @@ def page_rows(name):
     return dict(cells)
 
 
+def page_reasons(name):
+    """Names and reasons of the table whose second cells are sentences."""
+    return dict(re.findall(r"^\| `([^|]+)` \| ([^`|]+) \|$", (GUIDE / name).read_text(encoding="utf-8"), re.MULTILINE))
+
+
 def tables():
     named = {f"{seam}={name}": ours for seam, known in other_tools.NAMES.items() for name, ours in known.items()}
     chosen = {f"{option}={name}": ours for option, known in other_tools.VALUES.items() for name, ours in known.items()}
@@ -37,6 +42,7 @@ def tables():
 
 def test_the_guide_has_every_word():
     assert page_rows("from-other-tools.md") == tables()
+    assert page_reasons("from-other-tools.md") == other_tools.NEEDLESS
 
 
 def test_what_is_suggested_is_there():
@@ -44,7 +50,7 @@ def test_what_is_suggested_is_there():
     known |= {"type", "launcher", *(word.rpartition(".")[0] for word in known)}
     for words in tables().values():
         for word in words.split(" ") if "{" not in words else [words]:
-            assert word.partition("=")[0] in known, word
+            assert word.partition("=")[0].replace(".0.", ".") in known, word
     for ours in [*other_tools.NAMES["adapter"].values(), *other_tools.NAMES["optimizer"].values()]:
         recipe(*ours.split())
     for known_values in other_tools.VALUES.values():
@@ -94,6 +100,38 @@ def test_a_value_of_another_tool_is_answered(word, said):
         recipe(word)
 
 
+def test_every_word_of_the_shown_llama_factory_file_is_answered():
+    page = (GUIDE / "from-other-tools.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"LLaMA-Factory:\n\n```text\n(.*?)```", page, re.DOTALL)
+    names = dict(line.split(": ") for line in shown.splitlines())
+    assert len(names) == 15
+    for name, value in names.items():
+        with pytest.raises(RecipeError, match=f"{name}: no such option. Did you mean '[a-z_.]+(=.*)?'"):
+            recipe(f"{name}={value}")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("quantization_bit=8", "'model.quantization=bnb_8bit'?"),
+        ("quantization_bit=4", "'model.quantization=bnb_4bit'?"),
+        ("dataset=answers", "'data.train'?"),
+        ("max_samples=100", "'data.train.0.num_samples'?"),
+        ("rope_scaling=linear", "'model.rope_scaling'?"),
+        ("stage=rm", "'objective=reward'?"),
+        ("parallel.stage=3", "'parallel.strategy=deepspeed parallel.zero_stage=3'?"),
+        ("objective=pt", "'objective=pretrain'?"),
+        ("train.packing=true", "It is not here: samples are packed into rows in any case"),
+        ("model.trust_remote_code=true", "It is not here: models are those that transformers itself has"),
+        ("lora_target=all", "'adapter.target_modules=all-linear'?"),
+        ("adapter.target_modules=all", "adapter.target_modules: all is the name of no layer (it was 'all'). Did you"),
+    ],
+)
+def test_what_a_tool_says_by_name_and_value_is_answered(word, said):
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        recipe(word)
+
+
 def test_launchers_are_answered():
     with pytest.raises(RecipeError, match="Did you mean 'launcher=torchrun'"):
         split(["launcher=accelerate"])
@@ -122,6 +160,8 @@ def test_an_export_without_its_option_is_answered(capsys):
 def test_dashes_before_a_word_are_answered(capsys):
     assert main(["predict", "run", "--out", "out", "--num-samples", "2"]) == 2
     assert "there is no option --num-samples. Did you mean 'num_samples=2'?" in capsys.readouterr().err
+    assert main(["chat", "run", "--top-p", "0.9"]) == 2
+    assert "there is no option --top-p. Did you mean 'top_p=0.9'?" in capsys.readouterr().err
     assert main(["evaluate", "run", "--task", "gsm8k", "--num-samples=2"]) == 2
     assert "Did you mean 'gsm8k.num_samples=2'?" in capsys.readouterr().err
 

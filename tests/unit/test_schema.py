@@ -13,9 +13,11 @@ from tunesmith.component import Section, all_of
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate import Evaluation
 from tunesmith.formats._tags import Tags
+from tunesmith.generate.asked import Chatting
 from tunesmith.generate.endpoint import Server
 from tunesmith.generate.engines import Vllm
 from tunesmith.launching import Launcher
+from tunesmith.prediction.options import Prediction
 from tunesmith.recipe import Eval, Model, Recipe, Reference, Teacher
 from tunesmith.recipe_data import Data, Loss, Source
 from tunesmith.recipe_parallel import Parallel
@@ -26,7 +28,8 @@ from tunesmith.synthesis.options import Synthesis
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
 SEAMS = (Adapter, Export, Format, Launcher, Objective, Optimizer, Quantization, Task, Template)
-GROUPS = schema.groups(Recipe, export=Export, synthesize=Synthesis, evaluate=Evaluation, task=Task, launcher=Launcher)
+VERBS = {"synthesize": Synthesis, "evaluate": Evaluation, "predict": Prediction, "chat": Chatting}
+GROUPS = schema.groups(Recipe, export=Export, **VERBS, task=Task, launcher=Launcher)
 OPTIONS = {option.path: option for group in GROUPS for option in group.options}
 
 
@@ -91,6 +94,7 @@ def test_every_declared_option_is_reached():
     components = [kind for seam in SEAMS for kind in all_of(seam).values()]
     inner = [*set(Recipe.model_fields) & {"model", "data", "reference", "teacher", "train", "parallel", "eval"}]
     inner += ["data.loss", "model.rope_scaling", "evaluate.rope_scaling", "evaluate.server", "evaluate.vllm"]
+    inner += ["predict.server", "predict.vllm", "chat.server"]
     sections = (
         Recipe,
         Model,
@@ -106,8 +110,10 @@ def test_every_declared_option_is_reached():
         Eval,
         Synthesis,
         Evaluation,
-        Server,
-        Vllm,
+        *[Server] * 3,
+        *[Vllm] * 2,
+        Prediction,
+        Chatting,
     )
     tagged = [kind for kind in components if "tags" in kind.model_fields]  # a section in each of them
     declared = sum(len(kind.model_fields) for kind in (*sections, *components, *[Tags] * len(tagged)))
@@ -143,6 +149,12 @@ def test_the_committed_list_has_every_option_with_its_reason():
         ("data", "data.train", "data.train[].path", "train.seed"),
         ("seed", "data.seed", "train.seed", "train.device"),
         ("export", "export", "export[merged].dtype", "model.dtype"),
+        ("predict", "predict.format", "predict.max_new_tokens", "data.train[].format"),
+        ("chat", "chat.max_new_tokens", "chat.device", "predict.format"),
+        ("json_schema", "predict.json_schema", "chat.json_schema", "predict.regex"),
+        ("gsm8k.num_shots", "task[gsm8k].num_shots", "task[gsm8k].num_shots", "task[mmlu].num_shots"),
+        ("server.timeout_seconds", "evaluate.server.timeout_seconds", "chat.server.timeout_seconds", "chat.seed"),
+        ("vllm.max_model_len", "evaluate.vllm.max_model_len", "predict.vllm.max_model_len", "chat.seed"),
         ("recipe", "name", "objective", "train.seed"),
     ],
 )
@@ -190,7 +202,7 @@ def test_the_json_schema_has_every_option_and_its_help():
     missing = [
         path
         for path, option in OPTIONS.items()
-        if not path.startswith(("export", "synthesize", "evaluate", "task", "launcher"))
+        if not path.startswith(("export", *VERBS, "task", "launcher"))
         and (path.rpartition(".")[2], option.help) not in described
     ]
     assert missing == []

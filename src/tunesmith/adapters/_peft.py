@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunesmith.component import Component, name_of
 from tunesmith.errors import RecipeError, near
@@ -42,6 +42,13 @@ class Beside(Adapter):
     classes or a reward is trained whole beside them."""
     modules_to_save: tuple[str, ...] = ()
     """Modules trained and saved whole beside the new weights."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if value == "all":
+            raise ValueError("all is the name of no layer")
+        return value
 
     def refuses(self, other: Component) -> str | None:
         """A frozen model that is held in what peft has no such adapter for."""

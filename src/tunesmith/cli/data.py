@@ -8,7 +8,9 @@ from pathlib import Path
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.usage = "tunesmith data convert INPUT OUTPUT [to=messages] [a=b ...] [--strict] [--force] [--json]"
-    parser.add_argument("action", choices=("convert",), help="write the rows of INPUT to the file OUTPUT")
+    parser.add_argument(
+        "action", choices=("convert",), metavar="convert", help="write the rows of INPUT to the file OUTPUT"
+    )
     parser.add_argument("input", metavar="INPUT", help="file, folder, glob, hub id, address or name in a registry")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="json, jsonl, csv, tsv, parquet, xlsx or txt file")
     words = "to=FORMAT (messages), format=FORMAT, columns.question=Question ...: see options data.train"

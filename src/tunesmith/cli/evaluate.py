@@ -11,8 +11,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     from tunesmith.seams import Task
 
     known = ", ".join(name for name in names(Task) if name != "lm_eval")
-    parser.add_argument("path", metavar="MODEL_OR_RUN", help="run, checkpoint, adapter or model folder, or hub id")
-    parser.add_argument("words", nargs="*", default=[], metavar="a=b", help="options: see tunesmith options task")
+    words = "gsm8k.num_samples=9, device=cpu ...: see options task, options evaluate"
+    parser.add_argument("path", metavar="MODEL_OR_RUN", help="run, checkpoint, adapter, model, hub id, http://HOST/v1")
+    parser.add_argument("words", nargs="*", default=[], metavar="a=b", help=words)
     parser.add_argument("--task", required=True, metavar="TASK,...", help=f"{known}; lm-eval:NAME; a file or module")
     parser.add_argument("--against", metavar="MODEL", help="another model beside it; base: the one a run began with")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write results, items and pictures there")

@@ -89,9 +89,13 @@ class Parser(argparse.ArgumentParser):
 def _as_word(verb: str, name: str, arguments: argparse.Namespace) -> str:
     """The option of this name that a verb takes as `option=value`; empty where there is none."""
     if verb == "predict":
-        from tunesmith.prediction.predict import Prediction
+        from tunesmith.prediction.options import Prediction
 
         return name if name in Prediction.model_fields else ""
+    if verb == "chat":
+        from tunesmith.generate.asked import Chatting
+
+        return name if name in Chatting.model_fields else ""
     if verb == "synthesize":
         from tunesmith.synthesis.options import Synthesis
 

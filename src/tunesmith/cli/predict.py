@@ -7,9 +7,11 @@ from pathlib import Path
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("path", metavar="MODEL_OR_RUN", help="run, checkpoint, adapter or model folder, or hub id")
+    parser.add_argument("path", metavar="MODEL_OR_RUN", help="run, checkpoint, adapter, model, hub id, http://HOST/v1")
     parser.add_argument("file", nargs="?", metavar="FILE", help="rows to answer; without it those a run held out")
-    parser.add_argument("words", nargs="*", default=[], metavar="a=b", help="as in max_new_tokens=64 format=alpaca")
+    parser.add_argument(
+        "words", nargs="*", default=[], metavar="a=b", help="max_new_tokens=64 ...: see options predict"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="write answers and results there")
     parser.add_argument("--against", metavar="MODEL", help="another model to answer the rows; base: the adapter's own")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object on stdout")
@@ -19,7 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Answer, measure, and print a table or JSON."""
     from tunesmith.parts import speaker
     from tunesmith.prediction import report
-    from tunesmith.prediction.predict import Prediction, predict
+    from tunesmith.prediction.options import Prediction
+    from tunesmith.prediction.predict import predict
     from tunesmith.recipe_text import read_words
 
     file, words = arguments.file, arguments.words

@@ -17,6 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=warmth, default=1.0, metavar="T", help="of its answers (1)")
     parser.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer (256)")
     parser.add_argument("--seed", type=natural, default=42, metavar="N", help="decides what is drawn (42)")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="a word of train.device (auto)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a row")
 
 
@@ -27,13 +28,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--sample and --model go together: say {missing} too")
     from tunesmith.generate import addressed, endpoint, judge
 
-    server = endpoint.server_of(arguments.words)
-    opened = judge.find(arguments.path, server)
+    opened = judge.find(arguments.path, server := endpoint.server_of(arguments.words), arguments.device)
     if arguments.sample is None:
         rows = judge.score(opened, arguments.file)
     else:
         options = {name: getattr(arguments, name) for name in ("temperature", "max_new_tokens", "seed")}
-        model = addressed.answering(arguments.model, server)
+        model = addressed.answering(arguments.model, server, arguments.device)
         rows = judge.sampled(opened, model, arguments.file, arguments.sample, **options)
     for row in judge.accounted(rows, lambda line: print(line, file=sys.stderr)):
         print(json.dumps(row, ensure_ascii=False) if arguments.json else "\n".join(judge.lines(row)))

@@ -28,7 +28,7 @@ class Perplexity(Task):
     """File, folder, glob or hub id of the texts: a txt is one of them, of others each row has one in `text`. None:
     stories and facts of this package's own corpus."""
     num_samples: Annotated[int, Field(gt=0)] | None = None
-    """Texts, the first ones. None: all of a file, or 64 made ones."""
+    """Texts, the first ones; a txt is one, however many lines it has. None: all of a file, or 64 made ones."""
     max_tokens: Annotated[int, Field(ge=2, le=10_000_000)] | None = None
     """Tokens of a window. None: what the model was made for, at most 2,048."""
     stride: Annotated[int, Field(gt=0)] | None = None

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunesmith.engine.model import load_tokenizer
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.endpoint import CHAT, TEXTS, Endpoint, Rejected, Server, choices, chosen, is_address, text_of
 from tunesmith.generate.engine import Generator, Prompt, Reply, fitted, without_oldest
 from tunesmith.generate.load import locate
 from tunesmith.generate.parse import Call, Said
-from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.speech import Speech
 from tunesmith.recipe import Model
 
@@ -219,9 +219,9 @@ class Addressed:
         return told
 
 
-def answering(path: str, how: Server) -> Generator | Addressed:
+def answering(path: str, how: Server, device: str = "auto") -> Generator | Addressed:
     """Who answers: the model of a run, folder, hub id or server. Raises RunError, ModelError, RecipeError."""
-    return Addressed.open(path, how) if is_address(path) else Generator.open(path)
+    return Addressed.open(path, how) if is_address(path) else Generator.open(path, device)
 
 
 def _fits(told: Sequence[Any], prompt: Sequence[int]) -> bool:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.errors import ModelError, RunError, near
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.ends import Written
-from tunesmith.generate.sampling import Drawing, Grammar, Sampling, Token, Unheld, draw
+from tunesmith.generate.sampling import Drawing, Grammar, Token, Unheld, draw
 from tunesmith.generate.text import Text
 
 if TYPE_CHECKING:

@@ -19,13 +19,14 @@ from tunesmith.engine.device import choose
 from tunesmith.engine.model import load_config, load_tokenizer
 from tunesmith.errors import ModelError
 from tunesmith.generate.adapters import more_than_lora
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.batch import Request, Stream
 from tunesmith.generate.constraint import Forms
 from tunesmith.generate.ends import ends_of
 from tunesmith.generate.engine import Prompt, Reply, fitted, whole
 from tunesmith.generate.engines import Vllm
 from tunesmith.generate.load import is_adapter, locate, named_base, positions_of, stored_head
-from tunesmith.generate.sampling import Sampling, Token
+from tunesmith.generate.sampling import Token
 from tunesmith.generate.text import Text
 from tunesmith.recipe import Dtype, Model
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import atomic
 from tunesmith.errors import RunError, TunesmithError, near
-from tunesmith.generate.sampling import Sampling
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.voice import Turn, Voice
 from tunesmith.recipe_text import parse_value, read_words
 
@@ -22,7 +22,7 @@ CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(cod
 BLOCK = '"""'
 HELP = """/system TEXT   set the system message; alone, show it
 /undo          take back the last message and its answer
-/regenerate    answer the last message again, with other draws
+/regenerate    answer the last message again: with other draws, where the temperature is above 0
 /params a=b    set options of the answers, as in temperature=0.7; alone, show them
 /tools FILE    let the model call the tools in a JSON file; alone, show them; none: take them away
 /result TEXT   what a tool that the model called gave
@@ -201,6 +201,8 @@ class Chat:
             return
         for voice in self.voices:
             voice.forget_answer()
+        if self.sampling.temperature == 0:
+            self.say("(nothing is drawn at temperature 0, the likeliest answer comes again: /params temperature=0.7)")
         self._again += 1
         self._answer()
 

@@ -19,7 +19,8 @@ from tunesmith import extras
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.generate import answer_format
 from tunesmith.generate.answer_format import SHORT_ID, AnswerFormat, AsJson, Calls, Tagged
-from tunesmith.generate.sampling import Sampling, Unheld
+from tunesmith.generate.asked import Sampling
+from tunesmith.generate.sampling import Unheld
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

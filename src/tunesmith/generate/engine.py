@@ -19,13 +19,13 @@ from tunesmith.engine.model import num_virtual_tokens
 from tunesmith.errors import ModelError
 from tunesmith.generate import adapters
 from tunesmith.generate.alone import Alone, answering, encodes
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.batch import Batch, Finish, Request, Stream
 from tunesmith.generate.choose import decoder_for
 from tunesmith.generate.constraint import Forms
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.ends import Written, ends_of
 from tunesmith.generate.load import load
-from tunesmith.generate.sampling import Sampling
 from tunesmith.recipe import Dtype
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from tunesmith.formats.auto import choose
 from tunesmith.formats.classes import Classes
 from tunesmith.formats.tagged import Tagged
 from tunesmith.generate.addressed_judge import AddressedJudge
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.endpoint import Server, is_address
 from tunesmith.generate.load import RECIPE, load
-from tunesmith.generate.sampling import Sampling
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.reward import Reward
 from tunesmith.objectives.token_classify import TokenClassify
@@ -141,9 +141,9 @@ def score(judge: Judge | AddressedJudge, path: str) -> Iterator[dict[str, Any]]:
     return scored(judge, rows) if isinstance(judge, Judge) else judge.scored(rows)
 
 
-def find(path: str, how: Server) -> Judge | AddressedJudge:
+def find(path: str, how: Server, device: str = "auto") -> Judge | AddressedJudge:
     """The judge of a run, folder, hub id or server. Raises RunError, ModelError, RecipeError."""
-    return AddressedJudge.open(path, how) if is_address(path) else Judge.open(path)
+    return AddressedJudge.open(path, how) if is_address(path) else Judge.open(path, device)
 
 
 def scored(judge: Judge, rows: Iterator[tuple[str, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tunesmith.generate import answer_format
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.parse import Parser, Said
-from tunesmith.generate.sampling import Sampling
 
 
 class Speech(Iterator[Said]):

@@ -21,10 +21,10 @@ from tunesmith.engine.model import base_of
 from tunesmith.engine.scores import Scorer
 from tunesmith.errors import ModelError
 from tunesmith.generate.alone import logits_of
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.batch import Request
 from tunesmith.generate.engine import Generator, Reply
 from tunesmith.generate.load import load
-from tunesmith.generate.sampling import Sampling
 from tunesmith.recipe import Dtype
 from tunesmith.recipe_rope import RopeScaling
 from tunesmith.types import Batch

@@ -9,9 +9,9 @@ import torch
 
 from tunesmith.errors import RecipeError
 from tunesmith.generate.addressed import Addressed
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.endpoint import Server
 from tunesmith.generate.engine import Reply
-from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.subject import Sequence_, Subject
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.by_vllm import ByVllm
 from tunesmith.generate.engine import Reply
 from tunesmith.generate.engines import Vllm
-from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.subject import Sequence_, Subject
 from tunesmith.recipe import Dtype
 

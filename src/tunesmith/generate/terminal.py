@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tunesmith.errors import RunError
 from tunesmith.generate.addressed import Addressed, answering
+from tunesmith.generate.asked import Chatting
 from tunesmith.generate.chat import Chat
-from tunesmith.generate.endpoint import Server
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.load import other_of
-from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.voice import Voice
 
 if TYPE_CHECKING:
@@ -22,17 +21,16 @@ if TYPE_CHECKING:
 def chat(
     path: str,
     system: str | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008  # it is frozen
+    how: Chatting = Chatting(),  # noqa: B008  # it is frozen
     against: str | None = None,
     tools: Sequence[Mapping[str, Any]] = (),
     console: "Console | None" = None,
     notes: "Console | None" = None,
     lines: TextIO | None = None,
-    server: Server = Server(),  # noqa: B008  # it is frozen
 ) -> bool:
     """Chat with what `path` names (see `Generator.open`) until the person leaves or the input ends.
 
-    It may be the address of a server too, which is asked as `server` says.
+    It may be the address of a server too, which is asked as `how.server` says.
 
     `against` is another model that answers the same messages, `base` that of an adapter. `console` shows the answers
     (None: stdout), `notes` the program's own words (None: stderr), and `lines` is read instead of stdin.
@@ -50,8 +48,8 @@ def chat(
     voices = []
     for name in names:
         with notes.status(f"loading {name}") if notes.is_terminal else contextlib.nullcontext():
-            voices.append(Voice(name, answering(name, server)))
-    session = Chat(voices, out, notes, system, sampling, tools)
+            voices.append(Voice(name, answering(name, how.server, how.device)))
+    session = Chat(voices, out, notes, system, how.sampling(), tools)
     for voice in voices:
         session.say(f"{voice.name}: {_described(voice.generator)}. /help lists the commands, Ctrl-D leaves.")
     person = source.isatty()

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.generate.addressed import Addressed
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.parse import Call, Said
-from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.speech import Own, Speech
 
 Turn = dict[str, Any]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from tunesmith.generate.addressed import Addressed
 from tunesmith.generate.alone import encodes, logits_of
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.by_vllm import ByVllm
 from tunesmith.generate.endpoint import Server, is_address
 from tunesmith.generate.engine import Generator, Reply
 from tunesmith.generate.engines import Vllm
-from tunesmith.generate.sampling import Sampling
 from tunesmith.prediction.rows import Asked
 from tunesmith.recipe import Dtype
 
@@ -36,6 +36,7 @@ class Answering(ABC):
     """A model that answers rows. Without a tokenizer, what rows know is compared as text alone."""
 
     tokenizer: "PreTrainedTokenizerBase | None"
+    name: str = ""  # what a server calls its model
     notes: Sequence[str] = ()  # what is to be said of how it computes
 
     @abstractmethod
@@ -68,7 +69,7 @@ class There(Answering):
     """A model behind an address: asked by tokens where its tokenizer is here, else by messages."""
 
     def __init__(self, addressed: Addressed) -> None:
-        self.addressed, self.tokenizer = addressed, addressed.tokenizer
+        self.addressed, self.tokenizer, self.name = addressed, addressed.tokenizer, addressed.name
 
     def some(self, jobs: Sequence[Job], token_accuracy: bool) -> Iterator[Answered]:
         """As `Answering` says it. Raises ModelError where the server lacks what is asked."""

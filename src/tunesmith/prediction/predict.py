@@ -4,64 +4,29 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from tunesmith import atomic, record
-from tunesmith.component import default, spell
+from tunesmith.component import spell
 from tunesmith.errors import RunError
-from tunesmith.generate.endpoint import Server, is_address
-from tunesmith.generate.engines import BESIDE, EngineName, Vllm, refuse_words, versions
+from tunesmith.generate.asked import Sampling
+from tunesmith.generate.endpoint import is_address
+from tunesmith.generate.engines import BESIDE, versions
 from tunesmith.generate.files import files_of
 from tunesmith.generate.load import locate, other_of
-from tunesmith.generate.sampling import Sampling
 from tunesmith.journal import Journal
 from tunesmith.prediction import answering, measures, report
 from tunesmith.prediction import rows as read
 from tunesmith.prediction.answering import Answering
+from tunesmith.prediction.options import Prediction
 from tunesmith.prediction.rows import Asked, Rows
-from tunesmith.recipe import Dtype
 from tunesmith.recipe_data import Source
-from tunesmith.recipe_train import DeviceName
-from tunesmith.seams import Format
 
 SETTINGS, OURS, THEIRS = "settings.json", "predictions.jsonl", "against.jsonl"
 CONTENT = "content of the rows"
 MODELS = ("model", "against")
 TOGETHER = 64  # rows that are in work at a time; more of them wait in the file
 GO_ON = "Make room, then run the same command again: it goes on"
-
-
-class Prediction(Sampling):
-    """How the rows of a data set are answered: the options of `Sampling`, and these."""
-
-    format: Format = default(Format)
-    """How a row of the file is read."""
-    num_samples: Annotated[int, Field(gt=0)] | None = None
-    """Answer so many rows, the first ones. None: all."""
-    token_accuracy: bool = True
-    """Whether also the share of the known answer's tokens is measured that are the likeliest behind those before
-    them, which reads each row once more."""
-    device: DeviceName = "auto"
-    """Device to answer on. auto: the first present of cuda, xpu, mps, cpu."""
-    dtype: Dtype | None = None
-    """Precision of the weights. None: as stored, or float32 on a device without bfloat16 arithmetic."""
-    server: Server = Server()
-    """How a model is asked that is named by a server's address, http://HOST:PORT/v1."""
-    engine: EngineName = "own"
-    """What answers with a model of this process: our own engine, or vLLM."""
-    vllm: Vllm = Vllm()
-    """How vLLM is started."""
-
-    @model_validator(mode="after")
-    def _engine(self) -> "Prediction":
-        refuse_words(self.engine, self.vllm, self.device)
-        return self
-
-    def sampling(self) -> Sampling:
-        """The options that are those of every answer."""
-        return Sampling(**{name: getattr(self, name) for name in Sampling.model_fields})
 
 
 def predict(
@@ -92,7 +57,7 @@ def predict(
         _begin(out, models | {"file": file} | told | {CONTENT: _content(path, file, how)})
         ours = _answered(path, file, out / OURS, how, say, of_run=path)
         theirs = None if others is None else _answered(others, file, out / THEIRS, how, say, of_run=path)
-        results = report.results(path, ours, others, theirs, say)
+        results = report.results(ours, theirs, say)
         atomic.write(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False).encode())
         atomic.write(out / "results.md", report.markdown(results).encode())
     return results
@@ -162,7 +127,7 @@ def _begin(out: Path, settings: Mapping[str, Any]) -> None:
 
 def _answered(
     path: str, file: str | None, out: Path, how: Prediction, say: Callable[[str], None], of_run: str
-) -> list[dict[str, Any]]:
+) -> report.Answers:
     """The rows answered by one model, in their order."""
     vllm = how.vllm if how.engine == "vllm" else None
     model = answering.find(path, how.device, how.dtype, how.server, vllm)
@@ -183,7 +148,7 @@ def _answered(
             journal.append(entry)
         say(f"{path}: {len(journal.entries):,} of {len(found.asked):,} answered")
     by_place = {entry["where"]: entry for entry in journal.entries}
-    return [by_place[one.where] for one in found.asked]
+    return report.Answers(path, model.name, [by_place[one.where] for one in found.asked])
 
 
 def _rows(path: str, file: str | None, model: Answering, how: Prediction, say: Callable[[str], None]) -> Rows:

@@ -1,6 +1,7 @@
 """What the answers to a data set came to: a table, and the rows that were answered worst."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,23 @@ LONGEST = 300  # characters of a text that are shown
 RANKED_BY = "rougeL"
 
 
-def results(
-    path: str,
-    ours: Sequence[Mapping[str, Any]],
-    others: str | None,
-    theirs: Sequence[Mapping[str, Any]] | None,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The rows that a model answered: where it is, what a server calls it (empty of one that is here), and the rows."""
+
+    model: str
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+
+    def named(self) -> dict[str, str]:
+        """Where it is and, of a server's, its name."""
+        return {"model": self.model} | ({"name": self.name} if self.name else {})
+
+
+def results(answers: Answers, others: Answers | None, say: Callable[[str], None]) -> dict[str, Any]:
     """The measures of all answers, of one model or of two, and the worst rows of the first."""
-    found: dict[str, Any] = {"model": path, "rows": len(ours), "measures": _measured(ours)}
+    ours = answers.rows
+    found: dict[str, Any] = {**answers.named(), "rows": len(ours), "measures": _measured(ours)}
     if "bleu" not in found["measures"]:
         say("BLEU is left out: pip install 'tunesmith[metrics]'")
     if note := measures.segmenter([row["label"] for row in ours]):
@@ -32,8 +41,9 @@ def results(
     if cut:
         say(f"{cut:,} of {len(ours):,} answers were cut at max_new_tokens")
     found["cut"] = cut
-    if theirs is not None:
-        found["against"] = {"model": others, "measures": _measured(theirs), "gained": measures.gained(ours, theirs)}
+    if others is not None:
+        gained = measures.gained(ours, others.rows)
+        found["against"] = {**others.named(), "measures": _measured(others.rows), "gained": gained}
     wrong = [row for row in ours if row["measures"]["exact_match"] < 1]
     worst = sorted(wrong, key=lambda row: row["measures"][RANKED_BY])[:WORST]
     found["worst"] = [{name: row[name] for name in ("where", "prompt", "prediction", "label")} for row in worst]
@@ -51,7 +61,7 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A row for each measure, the first one the names of the columns."""
     against = found.get("against")
-    lines = [("measure", _short(found["model"]), *((_short(against["model"]), "gained") if against else ()))]
+    lines = [("measure", _short(found), *((_short(against), "gained") if against else ()))]
     for name, value in found["measures"].items():
         line = [name, _number(value)]
         if against:
@@ -63,8 +73,8 @@ def table(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return lines
 
 
-def _short(model: str) -> str:
-    return Path(model).name or model
+def _short(found: Mapping[str, Any]) -> str:
+    return str(found.get("name") or Path(found["model"]).name or found["model"])
 
 
 def _number(value: Mapping[str, float], signed: bool = False) -> str:

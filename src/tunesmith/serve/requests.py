@@ -24,7 +24,7 @@ from pydantic import (
 from tunesmith.component import Section
 from tunesmith.errors import near
 from tunesmith.explain import OF_FIELD, explain, wrong
-from tunesmith.generate.sampling import Sampling
+from tunesmith.generate.asked import Sampling
 from tunesmith.serve.problem import Problem
 
 MOST_ANSWERS, MOST_STOPS, MOST_INPUTS, MOST_BIASES, MOST_FIELDS = 128, 16, 2048, 1024, 256

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,18 @@ def subject(tmp_path_factory):
 def rows(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
     return str(tmp_path / "rows.jsonl")
+
+
+def test_a_txt_is_one_text_whatever_the_number_of_samples(tmp_path):
+    from tunesmith import schema
+
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS))
+    assert _texts.some(str(tmp_path / "lines.txt"), 1) == _texts.some(str(tmp_path / "lines.txt"), 3)
+    assert _texts.some(str(tmp_path / "lines.txt"), 1) == ["\n".join(TEXTS)]
+    (told,) = (one.help for one in schema.options(Perplexity) if one.path == "num_samples")
+    assert "a txt is one, however many lines it has" in told
+    page = Path(__file__).parents[3] / "docs" / "guide" / "evaluate.md"
+    assert "`perplexity` reads a `.txt` as one text" in page.read_text(encoding="utf-8")
 
 
 @torch.no_grad()

@@ -207,6 +207,7 @@ def test_a_scaling_said_here_is_the_models(folder):
         (["neddle"], [], r"there is no task 'neddle'. Did you mean 'needle'"),
         (["needle"], ["needle.lenghts=3"], r"lenghts.*lengths"),
         (["needle"], ["ppl_by_length.lengths=[64]"], r"is not asked for: say --task needle,ppl_by_length"),
+        (["needle"], ["evaluate.device=cpu"], r"typed by its own name, as in device=\.\.\."),
         (["needle"], ["dtyp=float32"], r"dtyp is neither a task here nor an option of loading. Did you mean 'dtype'"),
         (["multiple_choice"], [], r"multiple_choice.data is required: multiple_choice.data=FOLDER; see tunesmith opt"),
         (

@@ -26,6 +26,11 @@ def test_each_line_is_a_sentence_of_what_was_compared():
         "largest difference of a logit 0.01 (allowed 0.02), mean divergence of the next token 0.0012 nats",
         "a note",
     )
+    one = Report(None, False, 3, 0.01, 0.02, (0.03,)), Report(None, False, 3, 0.01, 0.02, (0.05,))
+    assert [report.lines()[0].partition(": ")[2] for report in one] == [
+        "other greedy tokens at 1 tie than the run",
+        "other greedy tokens at 1 place than the run",
+    ]
     said = Report(None, True, 2, 0.01, 0.02, compared="values").lines()
     assert said == (
         "verified on 2 prompts: the same values as the run",

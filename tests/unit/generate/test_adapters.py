@@ -11,11 +11,11 @@ import torch
 import fixtures_models
 from tunesmith.errors import ModelError
 from tunesmith.generate.alone import Alone, logits_of
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.batch import Request
 from tunesmith.generate.choose import followed
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.load import load
-from tunesmith.generate.sampling import Sampling
 
 OPTIONS = {
     "plain.v1": {},

@@ -20,11 +20,12 @@ from tunesmith.errors import ModelError, RecipeError
 from tunesmith.evaluate import evaluate, read
 from tunesmith.generate import judge
 from tunesmith.generate.addressed import Addressed, as_openai
+from tunesmith.generate.asked import Chatting, Sampling
 from tunesmith.generate.endpoint import MOST_BYTES, Server, server_of
 from tunesmith.generate.load import locate
-from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.terminal import chat
-from tunesmith.prediction.predict import Prediction, predict
+from tunesmith.prediction.options import Prediction
+from tunesmith.prediction.predict import predict
 
 ROWS = [{"instruction": f"What is {i} and two?", "output": f"It is {i + 2}."} for i in range(6)]
 QUESTIONS = [{"question": f"{i} + 1?", "A": str(i), "B": str(i + 1), "C": "no", "answer": "B"} for i in range(6)]
@@ -83,6 +84,12 @@ def predictions(place, file, out, **options):
     how = Prediction(**{"max_new_tokens": 8, "device": "cpu", "dtype": "float32", **options})
     predict(str(place), str(file), out, how, None, lambda _: None)
     return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_a_table_of_predictions_is_headed_by_the_name_of_the_servers_model(address, rows, tmp_path):
+    predictions(address, rows, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["name"] == "tiny"
+    assert (tmp_path / "out" / "results.md").read_text().splitlines()[2] == "| measure | tiny |"
 
 
 @pytest.mark.parametrize("drawn", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 3}, {"stop": ["e"], "logprobs": 0}])
@@ -175,9 +182,9 @@ def test_a_text_as_long_as_the_context_that_a_server_refuses_is_told_as_too_long
 
 def talk(place, lines, **options):
     out, notes = io.StringIO(), io.StringIO()
-    sampling = Sampling(max_new_tokens=8, **options)
+    how = Chatting(max_new_tokens=8, **options)
     consoles = Console(file=out, force_terminal=False, width=300), Console(file=notes, force_terminal=False, width=300)
-    chat(str(place), "Be brief.", sampling, None, (), *consoles, lines=io.StringIO(lines))
+    chat(str(place), "Be brief.", how, None, (), *consoles, lines=io.StringIO(lines))
     return out.getvalue(), notes.getvalue()
 
 

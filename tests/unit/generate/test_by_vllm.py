@@ -17,10 +17,10 @@ from tunesmith.cli import main as cli
 from tunesmith.errors import MissingExtra, ModelError, RecipeError
 from tunesmith.evaluate import Asked, Evaluation
 from tunesmith.evaluation.perplexity import Perplexity
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.by_vllm import ByVllm, drawn_as, layers_of, rank_of, started
 from tunesmith.generate.engines import Vllm, versions
-from tunesmith.generate.sampling import Sampling
-from tunesmith.prediction.predict import Prediction
+from tunesmith.prediction.options import Prediction
 
 END = fixtures_models.SPECIAL.index("<|im_end|>")
 

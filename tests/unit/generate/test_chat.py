@@ -14,9 +14,9 @@ from rich.console import Console
 
 import fixtures_models
 from tunesmith.errors import RunError
+from tunesmith.generate.asked import Chatting, Sampling
 from tunesmith.generate.chat import Chat, save
 from tunesmith.generate.engine import Generator
-from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.terminal import chat
 from tunesmith.generate.voice import Voice
 
@@ -71,7 +71,7 @@ def piped(folder, raw):
     out, notes = io.StringIO(), io.StringIO()
     lines = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8")
     consoles = {"console": Console(file=out), "notes": Console(file=notes, width=300)}
-    done = chat(str(folder), sampling=Sampling(max_new_tokens=8), lines=lines, **consoles)
+    done = chat(str(folder), how=Chatting(max_new_tokens=8), lines=lines, **consoles)
     return out.getvalue(), notes.getvalue(), done
 
 
@@ -127,7 +127,7 @@ def test_chat_reads_lines_until_quit(folder):
     lines = io.StringIO("/system Be kind.\nHello?\n/quit\nnot read\n")
     chat(
         str(folder),
-        sampling=Sampling(max_new_tokens=6),
+        how=Chatting(max_new_tokens=6),
         console=Console(file=out),
         notes=Console(file=notes),
         lines=lines,
@@ -251,7 +251,7 @@ def test_undo_and_regenerate(session, monkeypatch):
     session.take("B?")
     session.take("/regenerate")
     assert [turn["content"] for turn in session.turns] == ["A?", "one", "B?", "three"]
-    assert seen[1][0] == seen[2][0] and seen[1][1]["seed"] != seen[2][1]["seed"]
+    assert seen[1][0] == seen[2][0] and seen[1][1]["seed"] != seen[2][1]["seed"] and "drawn" not in said(session)
     session.take("/undo")
     assert [turn["content"] for turn in session.turns] == ["A?", "one"]
 
@@ -322,8 +322,8 @@ def test_tools_are_called_and_thoughts_are_apart(session, monkeypatch, tmp_path)
 def test_two_models_answer_the_same(folder):
     out, notes = io.StringIO(), io.StringIO()
     lines = io.StringIO("Hello?\n")
-    sampling = Sampling(max_new_tokens=6)
-    chat(str(folder), None, sampling, str(folder), console=Console(file=out), notes=Console(file=notes), lines=lines)
+    how = Chatting(max_new_tokens=6)
+    chat(str(folder), None, how, str(folder), console=Console(file=out), notes=Console(file=notes), lines=lines)
     one = Generator.open(str(folder)).complete([{"role": "user", "content": "Hello?"}], max_new_tokens=6)
     assert out.getvalue() == f"{one}\n{one}\n" and notes.getvalue().count(f"{folder}:") >= 4
 

@@ -13,12 +13,12 @@ from golden.chats import TOOLS, conversation
 from golden.test_families import GOLDEN, Shape, tokenizer_of
 from tunesmith.errors import ModelError, RecipeError, RunError, TemplateError
 from tunesmith.generate.answer_format import Tagged
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.batch import Batch, Request
 from tunesmith.generate.choose import decoder_for
 from tunesmith.generate.constraint import Forms, Held, json_rule, regex_rule
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.parse import parse
-from tunesmith.generate.sampling import Sampling
 from tunesmith.templates.family import Family, facts, names
 
 pytest.importorskip("llguidance", reason="answers are held to a form by llguidance, which is not installed")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tunesmith.errors import RecipeError
-from tunesmith.generate.sampling import Drawing, Sampling, draw
+from tunesmith.generate.asked import Sampling
+from tunesmith.generate.sampling import Drawing, draw
 
 LOGITS = torch.log(torch.tensor([0.5, 0.1, 0.3, 0.1]))
 

@@ -9,11 +9,11 @@ import fixtures_models
 from tunesmith.errors import ModelError
 from tunesmith.generate import choose
 from tunesmith.generate.alone import Alone
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.batch import Batch, Request
 from tunesmith.generate.choose import decoder_for
 from tunesmith.generate.engine import Generator
 from tunesmith.generate.pages import PAGE, Pages
-from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.together import Together
 
 SIZES = (70, 3, 33, 16, 1, 48)  # tokens of prompts, one beyond gemma2's window of 64

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 import pytest
 
 import fixtures_models
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.by_vllm import ByVllm
 from tunesmith.generate.engine import Generator, greedy_ids
 from tunesmith.generate.engines import Vllm
-from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.subject import Subject
 from tunesmith.generate.subject_by_vllm import InVllm
 

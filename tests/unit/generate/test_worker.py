@@ -7,8 +7,8 @@ import pytest
 
 import fixtures_models
 from tunesmith.generate.alone import Alone
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.engine import Generator
-from tunesmith.generate.sampling import Sampling
 from tunesmith.generate.worker import FAILURES, Failed, Refused, Worker
 
 HELLO = [{"role": "user", "content": "Hello, how are you today?"}]

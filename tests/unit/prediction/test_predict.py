@@ -12,7 +12,8 @@ from tunesmith.formats.messages import Messages
 from tunesmith.generate.alone import logits_of
 from tunesmith.generate.engine import Generator
 from tunesmith.prediction import predict as module
-from tunesmith.prediction.predict import Prediction, predict
+from tunesmith.prediction.options import Prediction
+from tunesmith.prediction.predict import predict
 from tunesmith.prediction.rows import asked
 
 ROWS = [{"instruction": f"What is {i} and two?", "output": f"It is {i + 2}."} for i in range(6)]

@@ -13,8 +13,8 @@ import fixtures_models
 import fixtures_server
 from fixtures_values import tiny_values
 from tunesmith.generate import judge
+from tunesmith.generate.asked import Sampling
 from tunesmith.generate.readings import CHUNK_TOKENS
-from tunesmith.generate.sampling import Sampling
 
 TEXTS = ["The river runs to the sea.", "Hello", "你好 🙂"]
 
