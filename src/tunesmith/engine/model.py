@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin:"
 GGUF = ".gguf"
+SAFE: dict[str, Any] = {"trust_remote_code": False}  # unsaid, transformers asks on the terminal, and a pipe may say yes
 
 
 def resolve_path(path: str) -> str:
@@ -61,9 +62,17 @@ def _named(place: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """
     if not place.endswith(GGUF):
         cached = not Path(place).exists() and hub.unreachable(place) is not None
-        return place, {"revision": revision} | ({"local_files_only": True} if cached else {})
+        return place, SAFE | {"revision": revision} | ({"local_files_only": True} if cached else {})
     extras.need(f"{place}", "gguf")
-    return str(Path(place).parent), {"gguf_file": Path(place).name}
+    return str(Path(place).parent), SAFE | {"gguf_file": Path(place).name}
+
+
+def read_config(place: str | Path, **options: Any) -> Any:
+    """The config of a folder or hub id as transformers reads it. Raises ModelError."""
+    from transformers import AutoConfig
+
+    with _explained(str(place)):
+        return AutoConfig.from_pretrained(place, **SAFE | options)
 
 
 def _way_to_one(folder: Path) -> str:
@@ -126,12 +135,9 @@ def load_config(model: Model, positions: Any | None = None) -> Any:
         ModelError: it cannot be had, or the model has no rotary positions to stretch.
         RecipeError: the scaling does not go with the model.
     """
-    from transformers import AutoConfig
-
     place = resolve_path(model.path)
-    with _explained(place):
-        name, options = _named(place, model.revision)
-        config = AutoConfig.from_pretrained(name, **options)
+    name, options = _named(place, model.revision)
+    config = read_config(name, **options)
     rope.scale(config, model.rope_scaling)
     if positions is not None:
         rope.take(config, positions)
@@ -346,6 +352,11 @@ def _explained(place: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, SafetensorError) as error:
         first = next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())
+        if next(iter(SAFE)) in str(error):
+            raise ModelError(
+                f"{place} comes with code of its own, which is not run here: name a model that transformers has a "
+                "class for"
+            ) from error
         if Path(place).exists():
             raise ModelError(f"{place} cannot be loaded: {first}") from error
         lost = hub.unreachable(place)

@@ -16,7 +16,7 @@ import torch
 
 from tunesmith.engine import quantised, rope, stacked
 from tunesmith.engine.compat import peft_warnings
-from tunesmith.engine.model import load_tokenizer, num_rows
+from tunesmith.engine.model import load_tokenizer, num_rows, read_config
 from tunesmith.errors import ModelError
 from tunesmith.generate.ends import Written, ends_of
 from tunesmith.recipe import Model
@@ -135,9 +135,7 @@ def more_than_lora(place: Path, config: Any = None) -> str | None:
 
 def _refuse_positions(name: str, place: Path, of_base: Any) -> None:
     """Raise ModelError for an adapter whose rotary positions were stretched in training, and here are not, or so."""
-    from transformers import AutoConfig
-
-    if (place / CONFIG).is_file() and rope.differ(AutoConfig.from_pretrained(place), of_base):
+    if (place / CONFIG).is_file() and rope.differ(read_config(place), of_base):
         raise _refusal(name, place, "was trained at rotary positions that are stretched otherwise than the base's")
 
 

@@ -300,11 +300,10 @@ def _refused(path: str) -> Iterator[None]:
 
 def _stops(place: str, base: Model, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     """The tokens that end an answer: those that the folder, or else the base, says, and the tokenizer's end."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     for one in dict.fromkeys((place, base.path)):
         with contextlib.suppress(OSError):  # it has none
             found = GenerationConfig.from_pretrained(one, revision=(one == base.path and base.revision) or "main")
             return ends_of(found, tokenizer.eos_token_id)
-    config = AutoConfig.from_pretrained(base.path, revision=base.revision)
-    return ends_of(config, tokenizer.eos_token_id)
+    return ends_of(load_config(base), tokenizer.eos_token_id)

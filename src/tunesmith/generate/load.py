@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.engine import checkpoint, flat_parts, new_tokens, quantised, rope, shares, stacked
 from tunesmith.engine.device import choose
-from tunesmith.engine.model import keep_heads_exact, load_model, load_tokenizer, resolve_path, widened_model
+from tunesmith.engine.model import (
+    keep_heads_exact,
+    load_model,
+    load_tokenizer,
+    read_config,
+    resolve_path,
+    widened_model,
+)
 from tunesmith.errors import ModelError, RunError, near
 from tunesmith.generate.endpoint import is_address
 from tunesmith.recipe import Dtype, Model, Recipe
@@ -90,14 +97,9 @@ def stored_head(place: str) -> Head | None:
     Raises:
         ModelError: its config cannot be read.
     """
-    from transformers import AutoConfig
-
     if is_adapter(place) and not (Path(place) / MODEL).is_file():
         return None
-    try:
-        config = AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
+    config = read_config(place)
     kinds = config.architectures or ()
     tokens = any(kind.endswith("ForTokenClassification") for kind in kinds)
     if not tokens and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
@@ -163,9 +165,7 @@ def named_base(adapter: str) -> Model:
 
 def positions_of(adapter: Path, base: Model) -> Any | None:
     """The config whose stretched rotary positions an adapter was trained with; None where they are its base model's."""
-    from transformers import AutoConfig
-
-    stored = AutoConfig.from_pretrained(adapter) if (adapter / MODEL).is_file() else None
+    stored = read_config(adapter) if (adapter / MODEL).is_file() else None
     kept = stored is not None and base.rope_scaling.rope_type is None and rope.is_scaled(stored)
     return stored if kept else None
 

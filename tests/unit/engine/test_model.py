@@ -1,5 +1,7 @@
 """Where a model and its tokenizer come from, and what is said when they cannot be had."""
 
+import io
+import json
 import shutil
 
 import huggingface_hub
@@ -10,7 +12,12 @@ import fixtures_models
 from tunesmith.engine import hub
 from tunesmith.engine.model import base_of, is_adapted, load_config, load_model, load_tokenizer, with_padding
 from tunesmith.errors import ModelError
+from tunesmith.generate.engine import Generator
 from tunesmith.recipe import Model
+
+
+def opened(model):
+    return Generator.open(model.path, "cpu")
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def test_a_revision_is_of_the_models_repository_alone(folder, monkeypatch):
     asked = []
     own = transformers.AutoTokenizer.from_pretrained
 
-    def from_pretrained(place, revision):
+    def from_pretrained(place, revision, trust_remote_code):
         asked.append(revision)
         return own(place)
 
@@ -44,6 +51,22 @@ def test_a_revision_is_of_the_models_repository_alone(folder, monkeypatch):
     load_tokenizer(Model(path=str(folder), revision="v2"))
     load_tokenizer(Model(path="some/model", revision="v2", tokenizer=str(folder)))
     assert asked == ["v2", None]
+
+
+@pytest.mark.parametrize("load", [load_config, load_tokenizer, lambda model: load_model(model, "cpu"), opened])
+def test_code_that_comes_with_a_model_is_never_run(folder, tmp_path, monkeypatch, load):
+    """Whatever a pipe says: transformers would ask for leave on the terminal."""
+    places = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": ["own.Own", "own.Own"]}
+    for name in ("config.json", "tokenizer_config.json"):
+        said = json.loads((folder / name).read_text())
+        (folder / name).write_text(
+            json.dumps(said | {"auto_map": places, "model_type": "own", "tokenizer_class": "Own"})
+        )
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(ModelError, match="model comes with code of its own, which is not run here"):
+        load(Model(path=str(folder)))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_hub_id_that_cannot_be_had_may_have_been_meant_as_a_folder(tmp_path, monkeypatch):

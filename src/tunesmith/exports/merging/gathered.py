@@ -17,6 +17,7 @@ import torch
 from tunesmith import atomic, record
 from tunesmith.engine import checkpoint, flat_parts, shares
 from tunesmith.engine.conversions import Conversions
+from tunesmith.engine.model import read_config
 from tunesmith.errors import RunError
 from tunesmith.exports.checks.compare import refuse_taken
 from tunesmith.exports.merging import stream, tensors
@@ -71,7 +72,7 @@ class _Gathering:
         import transformers
 
         parts: Any = shares if shares.there(folder) else flat_parts
-        config = transformers.AutoConfig.from_pretrained(folder / parts.FOLDER / parts.MODEL)
+        config = read_config(folder / parts.FOLDER / parts.MODEL)
         with torch.device("meta"):
             model = getattr(transformers, config.architectures[0])(config)
         stored, seen = parts.stored(folder), set[int]()
