@@ -108,7 +108,7 @@ NEEDLESS = {  # the last part of an option's name elsewhere that nothing here st
     "assistant_only_loss": _ANSWERS,
     "completion_only_loss": _ANSWERS,
     "overwrite_output_dir": "a run is written to a new or empty folder, and over nothing: say another train.output_dir",
-    "trust_remote_code": "models are those that transformers itself has a class for; code that comes with one is never run",
+    "trust_remote_code": "models are those that transformers has a class for; code that comes with one is never run",
 }
 _WAITS = "it waits for a metric, so that training would depend on how often it is evaluated"
 REASONS = {  # why a name is not here
