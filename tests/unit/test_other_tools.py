@@ -122,7 +122,7 @@ def test_every_word_of_the_shown_llama_factory_file_is_answered():
         ("parallel.stage=3", "'parallel.strategy=deepspeed parallel.zero_stage=3'?"),
         ("objective=pt", "'objective=pretrain'?"),
         ("train.packing=true", "It is not here: samples are packed into rows in any case"),
-        ("model.trust_remote_code=true", "It is not here: models are those that transformers itself has"),
+        ("model.trust_remote_code=true", "It is not here: models are those that transformers has"),
         ("lora_target=all", "'adapter.target_modules=all-linear'?"),
         ("adapter.target_modules=all", "adapter.target_modules: all is the name of no layer (it was 'all'). Did you"),
     ],
