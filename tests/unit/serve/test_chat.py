@@ -214,7 +214,7 @@ def test_a_failing_decoder_is_told_and_the_server_goes_on(server, monkeypatch):
 
 
 def test_a_client_that_goes_frees_its_place(server, monkeypatch):
-    many = "the moon " * 3000
+    many = "the moon " * 30_000  # half a minute of it, whatever else the machine does
     fixtures_server.scripted(monkeypatch, server, many)
     monkeypatch.setitem(vars(server.served), "context", None)
     worker = server.served.worker
@@ -232,7 +232,7 @@ def test_a_client_that_goes_frees_its_place(server, monkeypatch):
         fixtures_server.until(lambda: worker.num_running == worker.num_waiting == 0)
         fixtures_server.until(lambda before=before: len(server.lines) > before)
         assert server.lines[-1]["status"] == (200 if stream else 499)
-        assert server.lines[-1]["completion_tokens"] < 6000
+        assert server.lines[-1]["completion_tokens"] < 60_000
 
 
 def test_a_line_is_written_of_each_request_without_its_text(server):
