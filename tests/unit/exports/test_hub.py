@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import fixtures_models
+from tunesmith.cli.main import main
 from tunesmith.errors import RunError
 from tunesmith.exports.adapter import PlainAdapter
 from tunesmith.exports.checks import signature
@@ -75,6 +77,22 @@ def test_a_dry_run_writes_the_card_and_sends_nothing(run, hub, tmp_path):
     assert "On 1 prompts against the trained weights: the same greedy tokens" in body
     assert str(tmp_path) not in body and "/srv/me" not in body and '"path": "base"' in body
     assert Merged().check(run, out).passed  # the card is no damage
+
+
+def test_rows_held_out_of_those_of_training_are_in_the_card(hub, tmp_path):
+    """A run as people make it: their own counts are those of the samples alone."""
+    rows = [{"instruction": f"What is {i} and two?", "output": f"It is {i + 2}."} for i in range(6)]
+    fixtures_models.save_model(tmp_path / "base", fixtures_models.tiny_model())
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {{path: {tmp_path}/base, dtype: float32}}\ndata: {{train: {tmp_path}/rows.json, eval: 2}}\n"
+        f"train: {{output_dir: {tmp_path}/run, max_steps: 1, row_tokens: 128, device: cpu}}\neval: {{prompts: [Hi]}}\n"
+    )
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    Merged().write(tmp_path / "run", tmp_path / "out")
+    Hub(repo="me/tuned").write(tmp_path / "run", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| train | 6 | 6 | 0 | 6 |" in card and "| eval |  |  |  | 2 |  |  |" in card
 
 
 def test_a_card_that_was_edited_is_kept(run, hub, tmp_path):

@@ -68,11 +68,13 @@ def hidden(text: str) -> str:
 
 
 def _rows(ledger: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A table of counts; what was held out of the rows of another split was counted there."""
     yield f"| | {' | '.join(name.replace('_', ' ') for name in COUNTS)} |\n|---|{'---:|' * len(COUNTS)}"
     for split, counts in ledger.items():
-        yield f"| {split} | {' | '.join(f'{counts[name]:,}' for name in COUNTS)} |"
+        told = (f"{counts[name]:,}" if name in counts else "" for name in COUNTS)
+        yield f"| {split} | {' | '.join(told)} |"
     for split, counts in ledger.items():
-        for reason, entry in counts["dropped"].items():
+        for reason, entry in counts.get("dropped", {}).items():
             yield f"\n{split}: {entry['count']:,} dropped: {hidden(reason)}"
     yield ""
 
