@@ -1,5 +1,6 @@
 """What DeepSpeed keeps in files on a disk, on two processes (gloo), equals one process with all of it in memory."""
 
+import contextlib
 import json
 import threading
 from contextlib import contextmanager
@@ -70,7 +71,8 @@ def watched(folder):
 
     def watch():
         while not over.wait(0.02):
-            seen.update(path.name for path in folder.glob(".tunesmith-*.swap/zero_stage_3/optimizer/rank*/*"))
+            with contextlib.suppress(FileNotFoundError):  # a folder that goes while it is looked at
+                seen.update(path.name for path in folder.glob(".tunesmith-*.swap/zero_stage_3/optimizer/rank*/*"))
 
     watching = threading.Thread(target=watch)
     watching.start()
