@@ -50,8 +50,10 @@ class Running:
 
 def scripted(monkeypatch, running, text):
     """Make the model of a server say this text, and then end its turn."""
+    worker = running.served.worker  # an answer of before is none of this decoder's
+    until(lambda: worker.num_running == worker.num_waiting == 0)
     fixtures_models.scripted(monkeypatch, running.served.generator.tokenizer(text, verbose=False)["input_ids"])
-    monkeypatch.setattr(running.served.worker.batch, "decoder", Generator.decoder)
+    monkeypatch.setattr(worker.batch, "decoder", Generator.decoder)
 
 
 @contextlib.contextmanager
