@@ -224,7 +224,7 @@ def test_a_client_that_goes_frees_its_place(server, monkeypatch):
         with httpx.Client(timeout=0.5) as client:
             if stream:
                 with client.stream("POST", f"{server.address}/v1/chat/completions", json=body) as answer:
-                    pieces = answer.iter_bytes()  # a name for it: without one it is closed, and the client gone, at once
+                    pieces = answer.iter_bytes()  # one without a name is closed at once, and the client gone
                     next(pieces)
                     fixtures_server.until(lambda: worker.num_running == 1)
             else:
