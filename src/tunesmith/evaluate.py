@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import model_validator
 
 from tunesmith import atomic
-from tunesmith.component import Section, names
+from tunesmith.component import names
 from tunesmith.errors import RecipeError, RunError, near
 from tunesmith.evaluation import _against, _kept, _report
+from tunesmith.explain import Explained
 from tunesmith.generate.endpoint import Server, is_address
 from tunesmith.generate.engines import BESIDE, EngineName, Vllm, refuse_words, versions
 from tunesmith.recipe import Dtype
@@ -26,7 +27,7 @@ LOWER = "lower_is_better"
 RESULTS, PAGE = "results.json", "results.md"
 
 
-class Evaluation(Section):
+class Evaluation(Explained):
     """How a model is loaded to be evaluated; typed by these names alone, as in device=cpu."""
 
     device: DeviceName = "auto"
@@ -53,16 +54,6 @@ class Evaluation(Section):
                 "engine=vllm out"
             )
         return self
-
-    def __init__(self, **options: Any) -> None:
-        from pydantic import ValidationError
-
-        from tunesmith.explain import explain
-
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise RecipeError(explain(error, Evaluation)) from None
 
 
 def read(tasks: Sequence[str], words: Sequence[str]) -> tuple[dict[str, Task], Evaluation]:

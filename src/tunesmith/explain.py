@@ -62,6 +62,16 @@ LONGEST_VALUE = 80  # characters of a value that are repeated in a message
 MOST_TOLD = 10  # problems of which each has its line
 
 
+class Explained(Section):
+    """Options that are made of words: what is wrong with them is said in a line each, as RecipeError."""
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise RecipeError(explain(error, type(self))) from None
+
+
 @dataclass(frozen=True, slots=True)
 class _Problem:
     where: tuple[str, ...]

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tunesmith.component import Section, default, name_of, refusal
 from tunesmith.errors import RecipeError
+from tunesmith.explain import Explained
 from tunesmith.recipe_data import Data
 from tunesmith.recipe_parallel import Parallel, problem
 from tunesmith.recipe_rope import RopeScaling
@@ -132,7 +133,7 @@ class Teacher(Section):
     objective.top_k. step: in every step. auto: once with top_k, but in a stream."""
 
 
-class Recipe(Section):
+class Recipe(Explained):
     """Everything a run is made from. Only `model` and `data` are required."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
@@ -296,16 +297,6 @@ class Recipe(Section):
         if data.near_duplicates is not None:
             raise ValueError("data.near_duplicates looks at all samples, and data.streaming never holds them all")
         return self
-
-    def __init__(self, **options: Any) -> None:
-        from pydantic import ValidationError
-
-        from tunesmith.explain import explain
-
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise RecipeError(explain(error, Recipe)) from None
 
     @classmethod
     def load(cls, path: str, words: Sequence[str] = ()) -> "Recipe":

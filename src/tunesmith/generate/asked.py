@@ -2,15 +2,14 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tunesmith.component import Section
-from tunesmith.errors import RecipeError
+from tunesmith.explain import Explained
 from tunesmith.generate.endpoint import Server
 from tunesmith.recipe_train import DeviceName
 
 
-class Sampling(Section):
+class Sampling(Explained):
     """How an answer is drawn, by the names that servers and libraries use."""
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
@@ -48,14 +47,6 @@ class Sampling(Section):
         if self.json_schema is not None and self.regex is not None:
             raise ValueError("json_schema and regex both say what an answer must be: say one")
         return self
-
-    def __init__(self, **options: Any) -> None:
-        from tunesmith.explain import explain
-
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise RecipeError(explain(error, type(self))) from None
 
     def sampling(self) -> "Sampling":
         """The options that are those of every answer."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from threading import Event
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tunesmith.component import Section
 from tunesmith.errors import ModelError, RecipeError, near
+from tunesmith.explain import Explained
 
 FOR_NOW = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # HTTP codes that another try may not get
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
@@ -29,7 +29,7 @@ SCHEMES = ("http://", "https://")
 Told = TypeVar("Told")
 
 
-class Server(Section):
+class Server(Explained):
     """How a model is asked that is behind an address: http://HOST:PORT/v1, or http://HOST:PORT/v1#MODEL."""
 
     key_variable: str | None = None
@@ -55,14 +55,6 @@ class Server(Section):
         if self.key_variable is not None and self.key_file is not None:
             raise ValueError("key_variable and key_file both say where the key is: say one")
         return self
-
-    def __init__(self, **options: Any) -> None:
-        from tunesmith.explain import explain
-
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise RecipeError(explain(error, Server)) from None
 
     @property
     def key(self) -> str | None:
